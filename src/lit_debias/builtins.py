@@ -1,0 +1,20 @@
+"""The classes that come with the core, registered through the same hooks as anybody's."""
+
+from __future__ import annotations
+
+from lit_debias.plugins import hookimpl
+from lit_debias.rewards.aggregators import GDPO, Aggregator, WeightedSum
+from lit_debias.rollout.base import RolloutEngine
+from lit_debias.rollout.local import LocalEngine
+
+
+@hookimpl
+def lit_debias_aggregators() -> list[type[Aggregator]]:
+    """Return the aggregators of the core."""
+    return [WeightedSum, GDPO]
+
+
+@hookimpl
+def lit_debias_engines() -> list[type[RolloutEngine]]:
+    """Return the engines of the core."""
+    return [LocalEngine]

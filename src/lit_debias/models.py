@@ -1,0 +1,115 @@
+"""Where models come from: a local folder, a hub id, or a file inside an installed Python package.
+
+``pkg://PACKAGE/PATH`` names a file or folder inside an installed package. A GGUF file is converted once
+to safetensors in the cache (``LIT_DEBIAS_CACHE``, by default ``~/.cache/lit-debias``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lit_debias.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGE_SCHEME = "pkg://"
+
+
+def cache_dir() -> Path:
+    """Return the folder that holds converted models."""
+    return Path(os.environ.get("LIT_DEBIAS_CACHE", Path.home() / ".cache" / "lit-debias"))
+
+
+def check_model(source: str) -> None:
+    """Raise :class:`UserError` where ``source`` clearly names nothing; loads no weights and asks no network."""
+    locate(source)
+
+
+def locate(source: str) -> str:
+    """Return a local path, or ``source`` itself where it can only be a hub id.
+
+    Raises:
+        UserError: the package is not installed, the file is not in it, or a local path does not exist.
+    """
+    if source.startswith(PACKAGE_SCHEME):
+        return str(_locate_in_package(source))
+    if Path(source).expanduser().is_dir():
+        return str(Path(source).expanduser())
+    if Path(source).suffix == ".gguf" and Path(source).expanduser().is_file():
+        return str(Path(source).expanduser())
+    if source.count("/") > 1 or source.startswith((".", "~", "/")) or not source:
+        raise UserError(
+            f"model '{source}': no such folder; write a folder that exists, a hub id like "
+            "'Qwen/Qwen2.5-1.5B-Instruct', or pkg://PACKAGE/PATH"
+        )
+    return source
+
+
+def _locate_in_package(source: str) -> Path:
+    package, _, path = source.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"model '{source}': the Python package '{package}' is not installed; pip install it first")
+    found = Path(spec.submodule_search_locations[0]) / path
+    if not found.exists():
+        raise UserError(f"model '{source}': the package '{package}' holds no '{path}'")
+    return found
+
+
+def resolve(source: str) -> str:
+    """Return what ``from_pretrained`` takes: a folder with safetensors, or a hub id.
+
+    Converts a GGUF file on its first use; safe against a second process doing the same.
+    """
+    located = locate(source)
+    return str(_convert_gguf(Path(located))) if located.endswith(".gguf") else located
+
+
+def _convert_gguf(path: Path) -> Path:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    stat = path.stat()
+    target = cache_dir() / f"{path.stem}-{stat.st_size}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
+    try:
+        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        AutoTokenizer.from_pretrained(**where).save_pretrained(work)
+        dequantize = GgufConfig(dequantize=True, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=dequantize, dtype=torch.bfloat16)
+        model.save_pretrained(work)
+        os.replace(work, target)
+    except OSError:
+        if not target.is_dir():  # otherwise another process was faster
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that pads; the end-of-sequence token stands in for a missing pad token."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(source))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode; further arguments go to ``from_pretrained``."""
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(resolve(source), dtype=dtype, **kwargs)
+    return model

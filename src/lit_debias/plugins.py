@@ -1,0 +1,166 @@
+"""How rewards, aggregators and engines of any distribution are found: hook specifications and the manager.
+
+A plugin is a module, named by an entry point of the group ``lit_debias``, with functions marked
+:data:`hookimpl`. Importing its classes is what makes their short names known to the command line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint, distributions
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from lit_debias.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_debias.rewards.aggregators import Aggregator
+    from lit_debias.rewards.base import Reward
+    from lit_debias.rollout.base import RolloutEngine
+    from lit_debias.types import Rollout, Scores
+
+PROJECT = "lit_debias"
+DISABLE_VARIABLE = "LIT_DEBIAS_DISABLED_PLUGINS"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class HookSpecs:
+    """The hooks that a plugin may implement."""
+
+    @hookspec
+    def lit_debias_rewards(self) -> list[type[Reward]]:
+        """Return the reward classes that this plugin offers."""
+        raise NotImplementedError
+
+    @hookspec
+    def lit_debias_aggregators(self) -> list[type[Aggregator]]:
+        """Return the aggregator classes that this plugin offers."""
+        raise NotImplementedError
+
+    @hookspec
+    def lit_debias_engines(self) -> list[type[RolloutEngine]]:
+        """Return the rollout engine classes that this plugin offers."""
+        raise NotImplementedError
+
+    @hookspec
+    def lit_debias_scored(self, rollout: Rollout, scores: Scores) -> None:
+        """Look at a training rollout right after it was scored; must not change it."""
+
+
+KINDS = {"reward": "lit_debias_rewards", "aggregator": "lit_debias_aggregators", "engine": "lit_debias_engines"}
+
+
+@dataclass(frozen=True)
+class Component:
+    """One class that a plugin offers."""
+
+    kind: str
+    """``reward``, ``aggregator`` or ``engine``."""
+    cls: type[Any]
+    distribution: str
+    """Name of the distribution that brought it."""
+    version: str
+
+    @property
+    def name(self) -> str:
+        """The short name that YAML uses."""
+        return self.cls.__name__
+
+    @property
+    def summary(self) -> str:
+        """First line of the class's docstring."""
+        return next(iter((self.cls.__doc__ or "").strip().splitlines()), "")
+
+
+def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] | None = None) -> pluggy.PluginManager:
+    """Return a new manager with every installed plugin that is not disabled.
+
+    Args:
+        entry_points: What to load; by default the entry points of all installed distributions.
+
+    Raises:
+        UserError: a plugin does not import, implements an unknown hook, or repeats the class name of another.
+    """
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(HookSpecs)
+    disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
+    for entry_point, distribution in installed_plugins() if entry_points is None else entry_points:
+        if entry_point.name not in disabled:
+            _register(manager, entry_point, distribution)
+    components(manager)  # duplicates are found here, not at the first look-up
+    return manager
+
+
+def installed_plugins() -> Iterator[tuple[EntryPoint, Distribution]]:
+    """Yield the entry points of the group ``lit_debias`` with their distributions, each distribution once."""
+    seen = set()
+    for distribution in distributions():
+        name = distribution.metadata["Name"]
+        if name in seen:
+            continue
+        seen.add(name)
+        for entry_point in distribution.entry_points:
+            if entry_point.group == PROJECT:
+                yield entry_point, distribution
+
+
+def components(manager: pluggy.PluginManager) -> list[Component]:
+    """Return all classes that the registered plugins offer, in order of kind and name.
+
+    Raises:
+        UserError: two classes of one kind share a name, or a hook returns something else than classes.
+    """
+    found: dict[tuple[str, str], Component] = {}
+    for kind, hook in KINDS.items():
+        for implementation in getattr(manager.hook, hook).get_hookimpls():
+            distribution, version = _origin(manager, implementation.plugin)
+            for cls in implementation.function():
+                component = Component(kind, cls, distribution, version)
+                if not isinstance(cls, type):
+                    raise UserError(f"plugin of {distribution}: {hook}() must return classes, got {cls!r}")
+                other = found.setdefault((kind, cls.__name__), component)
+                if other.cls is not cls:
+                    raise UserError(
+                        f"two {kind}s are called {cls.__name__}: {other.cls.__module__} of {other.distribution} and "
+                        f"{cls.__module__} of {distribution}; uninstall one or name its entry point in {DISABLE_VARIABLE}"
+                    )
+    return [found[key] for key in sorted(found)]
+
+
+def _register(manager: pluggy.PluginManager, entry_point: EntryPoint, distribution: Distribution) -> None:
+    who = f"plugin '{entry_point.name}' of {distribution.metadata['Name']} {distribution.version}"
+    try:
+        plugin = entry_point.load()
+        manager.register(_WithOrigin(plugin, distribution), name=entry_point.name)
+        manager.check_pending()
+    except Exception as error:  # a plugin may raise anything while it is imported
+        cause = " ".join(str(error).split())
+        raise UserError(
+            f"{who} does not load: {type(error).__name__}: {cause}; mend or uninstall it, "
+            f"or set {DISABLE_VARIABLE}={entry_point.name}"
+        ) from error
+
+
+class _WithOrigin:
+    """A plugin module together with the distribution that brought it."""
+
+    def __init__(self, plugin: Any, distribution: Distribution) -> None:
+        self._plugin = plugin
+        self.distribution = distribution
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plugin, name)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._plugin)
+
+
+def _origin(manager: pluggy.PluginManager, plugin: Any) -> tuple[str, str]:
+    if isinstance(plugin, _WithOrigin):
+        return plugin.distribution.metadata["Name"], plugin.distribution.version
+    return manager.get_name(plugin) or "unknown", "unknown"

@@ -1,0 +1,1 @@
+"""Rewards, the suite that runs them, and the aggregators that turn scores into advantages."""

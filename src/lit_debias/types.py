@@ -1,0 +1,89 @@
+"""The records that travel through one GRPO step.
+
+Shapes: P prompts x G completions each x T completion tokens; S prompt tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """P prompts as they come from the data, before the chat template and the tokenizer."""
+
+    texts: list[str]
+    """[P] the user's words."""
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)
+    """Further columns of the data by name (``reference``, ``group``, ...), each [P]."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """G sampled completions for each of P prompts. Tensors of one rollout share a device."""
+
+    prompts: PromptBatch
+    """P prompts."""
+    prompt_ids: Tensor
+    """[P, S] int64, left-padded, chat template applied."""
+    prompt_mask: Tensor
+    """[P, S] bool, True on real tokens."""
+    completion_ids: Tensor
+    """[P, G, T] int64, right-padded."""
+    completion_mask: Tensor
+    """[P, G, T] bool, True up to and including the first end-of-sequence token."""
+    logprobs: Tensor
+    """[P, G, T] float32, log-probabilities under the distribution that was sampled from; 0 where masked."""
+    truncated: Tensor
+    """[P, G] bool, True where the length limit ended the completion."""
+    texts: list[list[str]]
+    """[P][G] decoded completions without special tokens."""
+    reference_logprobs: Tensor | None = None
+    """[P, G, T] float32, log-probabilities under the frozen reference at temperature 1, where a reward needs them."""
+
+    @property
+    def group_size(self) -> int:
+        """G, the number of completions for each prompt."""
+        return self.completion_ids.shape[1]
+
+    @property
+    def lengths(self) -> Tensor:
+        """[P, G] int64, tokens of each completion, end-of-sequence token included."""
+        return self.completion_mask.sum(-1)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the named rewards said about one rollout."""
+
+    values: dict[str, Tensor]
+    """Reward name -> [P, G] float32; 0 where the reward had no opinion."""
+    valid: dict[str, Tensor]
+    """Reward name -> [P, G] bool, False where the reward had no opinion."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Reward name -> wall-clock seconds spent."""
+
+
+@dataclass
+class Experience:
+    """A scored rollout on its way through the inner epochs of the update."""
+
+    rollout: Rollout
+    scores: Scores
+    advantages: Tensor
+    """[P, G] float32."""
+    loss_mask: Tensor
+    """[P, G, T] bool, the tokens that count in the loss."""
+    reference_logprobs: Tensor | None = None
+    """[P, G, T] float32 at the sampling temperature; None where the KL coefficient is 0."""
+    old_logprobs: Tensor | None = None
+    """[P, G, T] float32, the policy before the first inner epoch; None until that epoch has run."""
+    epochs_done: int = 0
+    """Inner epochs that have ended with an optimiser step."""
