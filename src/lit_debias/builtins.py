@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from lit_debias.plugins import hookimpl
 from lit_debias.rewards.aggregators import GDPO, Aggregator, WeightedSum
+from lit_debias.rewards.base import Reward
+from lit_debias.rewards.overlong import SoftOverlong
 from lit_debias.rollout.base import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
+
+
+@hookimpl
+def lit_debias_rewards() -> list[type[Reward]]:
+    """Return the rewards of the core."""
+    return [SoftOverlong]
 
 
 @hookimpl

@@ -6,9 +6,11 @@ to safetensors in the cache (``LIT_DEBIAS_CACHE``, by default ``~/.cache/lit-deb
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,13 +43,14 @@ def locate(source: str) -> str:
     """
     if source.startswith(PACKAGE_SCHEME):
         return str(_locate_in_package(source))
-    if Path(source).expanduser().is_dir():
+    if source and Path(source).expanduser().is_dir():
         return str(Path(source).expanduser())
-    if Path(source).suffix == ".gguf" and Path(source).expanduser().is_file():
+    is_gguf = source.endswith(".gguf")
+    if is_gguf and Path(source).expanduser().is_file():
         return str(Path(source).expanduser())
-    if source.count("/") > 1 or source.startswith((".", "~", "/")) or not source:
+    if is_gguf or source.count("/") > 1 or source.startswith((".", "~", "/")) or not source:
         raise UserError(
-            f"model '{source}': no such folder; write a folder that exists, a hub id like "
+            f"model '{source}': no such file or folder; write one that exists, a hub id like "
             "'Qwen/Qwen2.5-1.5B-Instruct', or pkg://PACKAGE/PATH"
         )
     return source
@@ -76,10 +79,11 @@ def resolve(source: str) -> str:
 def _convert_gguf(path: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    stat = path.stat()
-    target = cache_dir() / f"{path.stem}-{stat.st_size}"
+    target = cache_dir() / f"{path.stem}-{_digest(path, path.stat().st_mtime_ns)[:12]}"
     if target.is_dir():
         return target
+    if find_spec("gguf") is None:
+        raise UserError(f"model '{path}' is a GGUF file; pip install 'lit-debias[embedded]' to read it")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
     try:
@@ -95,6 +99,15 @@ def _convert_gguf(path: Path) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, modified: int) -> str:  # noqa: ARG001  # the time makes the cache forget a changed file
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

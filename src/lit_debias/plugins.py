@@ -77,7 +77,17 @@ class Component:
         return next(iter((self.cls.__doc__ or "").strip().splitlines()), "")
 
 
-def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] | None = None) -> pluggy.PluginManager:
+class PluginManager(pluggy.PluginManager):
+    """pluggy's manager for the hooks above, which knows the distribution of each plugin."""
+
+    def __init__(self) -> None:
+        super().__init__(PROJECT)
+        self.add_hookspecs(HookSpecs)
+        self.origins: dict[str, Distribution] = {}
+        """Name of the entry point -> distribution that brought it."""
+
+
+def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] | None = None) -> PluginManager:
     """Return a new manager with every installed plugin that is not disabled.
 
     Args:
@@ -86,8 +96,7 @@ def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] |
     Raises:
         UserError: a plugin does not import, implements an unknown hook, or repeats the class name of another.
     """
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(HookSpecs)
+    manager = PluginManager()
     disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
     for entry_point, distribution in installed_plugins() if entry_points is None else entry_points:
         if entry_point.name not in disabled:
@@ -109,7 +118,7 @@ def installed_plugins() -> Iterator[tuple[EntryPoint, Distribution]]:
                 yield entry_point, distribution
 
 
-def components(manager: pluggy.PluginManager) -> list[Component]:
+def components(manager: PluginManager) -> list[Component]:
     """Return all classes that the registered plugins offer, in order of kind and name.
 
     Raises:
@@ -118,25 +127,34 @@ def components(manager: pluggy.PluginManager) -> list[Component]:
     found: dict[tuple[str, str], Component] = {}
     for kind, hook in KINDS.items():
         for implementation in getattr(manager.hook, hook).get_hookimpls():
-            distribution, version = _origin(manager, implementation.plugin)
-            for cls in implementation.function():
+            origin = manager.origins.get(implementation.plugin_name)
+            distribution, version = (origin.metadata["Name"], origin.version) if origin else ("unknown", "unknown")
+            for cls in _classes(implementation, hook, distribution):
                 component = Component(kind, cls, distribution, version)
-                if not isinstance(cls, type):
-                    raise UserError(f"plugin of {distribution}: {hook}() must return classes, got {cls!r}")
                 other = found.setdefault((kind, cls.__name__), component)
                 if other.cls is not cls:
                     raise UserError(
                         f"two {kind}s are called {cls.__name__}: {other.cls.__module__} of {other.distribution} and "
-                        f"{cls.__module__} of {distribution}; uninstall one or name its entry point in {DISABLE_VARIABLE}"
+                        f"{cls.__module__} of {distribution}; uninstall one, or name its entry point in "
+                        f"{DISABLE_VARIABLE}"
                     )
     return [found[key] for key in sorted(found)]
 
 
-def _register(manager: pluggy.PluginManager, entry_point: EntryPoint, distribution: Distribution) -> None:
+def _classes(implementation: pluggy.HookImpl, hook: str, distribution: str) -> list[type[Any]]:
+    answer = implementation.function()
+    if not isinstance(answer, (list, tuple)) or not all(isinstance(cls, type) for cls in answer):
+        raise UserError(f"plugin of {distribution}: {hook}() must return a list of classes, got {answer!r:.80}")
+    return list(answer)
+
+
+def _register(manager: PluginManager, entry_point: EntryPoint, distribution: Distribution) -> None:
     who = f"plugin '{entry_point.name}' of {distribution.metadata['Name']} {distribution.version}"
+    if other := manager.origins.get(entry_point.name):
+        raise UserError(f"{who} has the name of a plugin of {other.metadata['Name']}; uninstall one of them")
     try:
-        plugin = entry_point.load()
-        manager.register(_WithOrigin(plugin, distribution), name=entry_point.name)
+        manager.origins[entry_point.name] = distribution
+        manager.register(entry_point.load(), name=entry_point.name)
         manager.check_pending()
     except Exception as error:  # a plugin may raise anything while it is imported
         cause = " ".join(str(error).split())
@@ -144,23 +162,3 @@ def _register(manager: pluggy.PluginManager, entry_point: EntryPoint, distributi
             f"{who} does not load: {type(error).__name__}: {cause}; mend or uninstall it, "
             f"or set {DISABLE_VARIABLE}={entry_point.name}"
         ) from error
-
-
-class _WithOrigin:
-    """A plugin module together with the distribution that brought it."""
-
-    def __init__(self, plugin: Any, distribution: Distribution) -> None:
-        self._plugin = plugin
-        self.distribution = distribution
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._plugin, name)
-
-    def __dir__(self) -> list[str]:
-        return dir(self._plugin)
-
-
-def _origin(manager: pluggy.PluginManager, plugin: Any) -> tuple[str, str]:
-    if isinstance(plugin, _WithOrigin):
-        return plugin.distribution.metadata["Name"], plugin.distribution.version
-    return manager.get_name(plugin) or "unknown", "unknown"

@@ -6,9 +6,10 @@ Shapes: P prompts x G completions each x T completion tokens; S prompt tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +24,10 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def to(self, device: torch.device, **_: Any) -> PromptBatch:
+        """Return itself, text has no device; Lightning asks every batch."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -87,3 +92,30 @@ class Experience:
     """[P, G, T] float32, the policy before the first inner epoch; None until that epoch has run."""
     epochs_done: int = 0
     """Inner epochs that have ended with an optimiser step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists and tensors, as a weights-only checkpoint may hold them."""
+        state = _shallow(self)
+        state["rollout"] = _shallow(self.rollout) | {"prompts": _shallow(self.rollout.prompts)}
+        state["scores"] = _shallow(self.scores)
+        return state
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> Experience:
+        """Rebuild from :meth:`state_dict`, with tensors on ``device``."""
+        state = _to(state, device)
+        rollout = dict(state["rollout"])
+        prompts = PromptBatch(**rollout.pop("prompts"))
+        return cls(**{**state, "rollout": Rollout(prompts, **rollout), "scores": Scores(**state["scores"])})
+
+
+def _shallow(record: Any) -> dict[str, Any]:
+    return {f.name: getattr(record, f.name) for f in fields(record)}
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _to(item, device) for key, item in value.items()}
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +13,10 @@ from lit_debias.errors import UserError
 from lit_debias.rewards.base import Reward, RewardBatch
 from lit_debias.types import Rollout, Scores
 
+LARGEST = torch.finfo(torch.float32).max
 
-class RewardError(RuntimeError):
+
+class RewardError(UserError):
     """A reward broke its contract; the message names the reward, the row and the value."""
 
 
@@ -93,11 +94,11 @@ def check_scores(name: str, answer: Sequence[float | None], batch: RewardBatch) 
     Raises:
         RewardError: wrong container, wrong length, or an entry that is neither None nor a finite number.
     """
-    if isinstance(answer, (str, bytes)) or not isinstance(answer, (Sequence, Tensor)):
+    scores = answer.tolist() if hasattr(answer, "tolist") else answer  # tensors and arrays
+    if isinstance(scores, (str, bytes)) or not isinstance(scores, Sequence):
         raise RewardError(
             f"reward '{name}' returned {type(answer).__name__}; return a list with one float or None per completion"
         )
-    scores = answer.tolist() if isinstance(answer, Tensor) else list(answer)
     if len(scores) != len(batch):
         raise RewardError(f"reward '{name}' returned {len(scores)} scores for {len(batch)} completions")
     for row, score in enumerate(scores):
@@ -113,6 +114,6 @@ def check_scores(name: str, answer: Sequence[float | None], batch: RewardBatch) 
 
 def _is_finite_number(score: Any) -> bool:
     try:
-        return not isinstance(score, (str, bytes, list, tuple)) and math.isfinite(float(score))
-    except (TypeError, ValueError):
+        return not isinstance(score, (str, bytes)) and abs(float(score)) <= LARGEST  # False for NaN
+    except (TypeError, ValueError, OverflowError):
         return False

@@ -1,0 +1,44 @@
+"""Writes the trained adapter in PEFT's own format."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lit_debias.module import GRPO
+from lit_debias.policy import TRAINED
+
+
+class AdapterExport(Callback):
+    """Write the adapter at the end of training, as ``peft.AutoPeftModelForCausalLM.from_pretrained`` loads it.
+
+    Args:
+        out: Folder; an adapter that is there already is replaced once the new one is complete.
+    """
+
+    def __init__(self, out: str) -> None:
+        self.out = Path(out)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write on the first rank."""
+        if trainer.is_global_zero and isinstance(pl_module, GRPO):
+            export_adapter(pl_module, self.out)
+
+
+def export_adapter(module: GRPO, out: Path) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json`` into ``out``, all or nothing."""
+    assert module.policy.lm is not None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        module.policy.lm.save_pretrained(work, selected_adapters=[TRAINED], save_embedding_layers=False)
+        work.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,135 @@
+"""The command line: Lightning's ``fit | validate | test | predict``, and the commands around them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lit_debias.errors import UserError
+from lit_debias.plugins import get_plugin_manager
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that is a plain function: its signature and docstring are its options and help."""
+
+    module: str
+    function: str
+    help: str
+    positional: bool = False
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function; only the command that runs pays for its imports."""
+        function: Callable[..., Any] = getattr(import_module(self.module), self.function)
+        return function
+
+
+TRAINER_COMMANDS = {
+    "fit": "train: GRPO on a policy, or a reward model",
+    "validate": "score greedy completions of the validation prompts",
+    "test": "score greedy completions of the test prompts",
+    "predict": "write completions for prompts",
+}
+COMMANDS = {
+    "synthesize": Command("lit_debias.data.synthesis", "synthesize", "write the synthetic data set"),
+    "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
+    "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", positional=True),
+    "plugins": Command("lit_debias.inspection", "plugins", "list installed rewards, aggregators and engines"),
+    "doctor": Command("lit_debias.inspection", "doctor", "say what this machine can run, and what is missing"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 done, 2 a mistake of the user (one line on stderr)."""
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        return _run(args)
+    except Exception as error:
+        mistake = _user_error(error)
+        if mistake is None:
+            raise
+        print(f"lit-debias: error: {mistake}", file=sys.stderr)
+        return 2
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Return the user's mistake behind an exception; libraries wrap what a constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _run(args: list[str]) -> int:
+    name, *rest = args or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        from lit_debias import __version__
+
+        print(__version__)
+        return 0
+    if name not in TRAINER_COMMANDS and name not in COMMANDS:
+        from lit_debias.errors import did_you_mean
+
+        raise UserError(f"there is no command '{name}'{did_you_mean(name, [*TRAINER_COMMANDS, *COMMANDS])}")
+    get_plugin_manager()  # imports the plugins, so that their classes have short names
+    if name in COMMANDS:
+        return run_function(name, rest)
+    from lit_debias.training_cli import run_trainer
+
+    run_trainer([name, *rest])
+    return 0
+
+
+def overview() -> str:
+    """Return the help over all commands."""
+    table = TRAINER_COMMANDS | {name: command.help for name, command in COMMANDS.items()}
+    lines = [f"  {name:<12}{text}" for name, text in table.items()]
+    return "\n".join(
+        [
+            "usage: lit-debias COMMAND ...",
+            "",
+            "De-bias language models with multi-reward GRPO.",
+            "",
+            *lines,
+            "",
+            "lit-debias COMMAND --help shows a command's options; a YAML file with them goes to -c FILE.",
+            "lit-debias fit -c FILE --model.rewards.NAME.help shows the options of a reward in that file.",
+        ]
+    )
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise :class:`UserError` with what is wrong, where, and what to write instead."""
+        if not self.exit_on_error:  # a parser inside another one: jsonargparse adds where it is
+            return super().error(message, ex)
+        from lit_debias.parse_errors import one_line
+
+        raise UserError(one_line(message)) from ex
+
+
+def run_function(name: str, args: list[str]) -> int:
+    """Parse ``args`` for a function command and call it; an int that it returns is the exit code."""
+    command = COMMANDS[name]
+    parser = Parser(prog=f"lit-debias {name}", description=command.help[0].upper() + command.help[1:] + ".")
+    parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
+    function = command.load()
+    parser.add_function_arguments(function, as_positional=command.positional)
+    config = parser.parse_args(args)
+    arguments = parser.instantiate_classes(config).as_dict()
+    arguments.pop("config", None)
+    result = function(**arguments)
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

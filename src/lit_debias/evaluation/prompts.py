@@ -1,0 +1,108 @@
+"""The prompts that are evaluated: read, completed with their twins, and drawn evenly."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from lit_debias.errors import UserError, did_you_mean
+
+Row = dict[str, Any]
+BIAS_KINDS = ("open", "leading")
+GENERATED_KINDS = (*BIAS_KINDS, "control")
+DEFAULTS: Row = {
+    "category": "all",
+    "group": "all",
+    "prompt_kind": "open",
+    "counterfactual_prompt": "",
+    "counterfactual_group": "",
+    "reference": "",
+    "biased": "",
+    "choices": (),
+    "answer": -1,
+    "biased_choice": -1,
+    "ambiguous": False,
+}
+"""What a prompt has where the data does not say."""
+
+
+def prompt_files(data: str, splits: Sequence[str]) -> dict[str, Path]:
+    """Return the file of each split.
+
+    Raises:
+        UserError: the folder or a split is not there.
+    """
+    folder = Path(data) / "prompts"
+    known = sorted(path.stem for path in folder.glob("*.parquet"))
+    if not known:
+        raise UserError(
+            f"data '{data}': there is no prompts/*.parquet in it; write a folder made by `lit-debias synthesize`"
+        )
+    for split in splits:
+        if split not in known:
+            raise UserError(f"splits: there is no split '{split}' in {folder}{did_you_mean(split, known)}")
+    if not splits:
+        raise UserError(f"splits is empty; write some of: {', '.join(known)}")
+    return {split: folder / f"{split}.parquet" for split in splits}
+
+
+def read_prompts(files: dict[str, Path]) -> list[Row]:
+    """Return all prompts with every column of :data:`DEFAULTS`, and the twins that the data only mentions.
+
+    Raises:
+        UserError: a file has no column ``prompt``, or all are empty.
+    """
+    rows: list[Row] = []
+    for split, path in files.items():
+        table = pq.read_table(path)
+        if "prompt" not in table.column_names:
+            raise UserError(f"data: {path} has no column 'prompt', only: {', '.join(table.column_names)}")
+        for number, row in enumerate(table.to_pylist()):
+            given = {name: value for name, value in row.items() if value is not None}
+            rows.append({**DEFAULTS, "prompt_id": f"{split}-{number}", **given, "split": split})
+    if not rows:
+        raise UserError(f"data: there is no prompt in {', '.join(map(str, files.values()))}")
+    for row in rows:
+        row["twin_id"] = row.get("twin_id") or row["prompt_id"]
+    return rows + _missing_twins(rows)
+
+
+def _missing_twins(rows: Sequence[Row]) -> list[Row]:
+    there = {(row["twin_id"], row["prompt"]) for row in rows}
+    return [
+        {
+            **row,
+            "prompt_id": f"{row['prompt_id']}-twin",
+            "prompt": row["counterfactual_prompt"],
+            "group": row["counterfactual_group"],
+            "counterfactual_prompt": row["prompt"],
+            "counterfactual_group": row["group"],
+            "biased": "",  # says something about the other group: no preference is measured here
+        }
+        for row in rows
+        if row["prompt_kind"] in GENERATED_KINDS
+        and row["counterfactual_prompt"]
+        and (row["twin_id"], row["counterfactual_prompt"]) not in there
+    ]
+
+
+def draw(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
+    """Return the rows of at most ``limit`` twins, taken in turn from each category and prompt kind.
+
+    Twins stay together; which ones are drawn is a function of the seed.
+    """
+    twins: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        twins[row["twin_id"]].append(row)
+    strata: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, members in twins.items():
+        strata[members[0]["category"], members[0]["prompt_kind"]].append(name)
+    shuffled = [random.Random(f"{seed}/{key}").sample(names, len(names)) for key, names in sorted(strata.items())]
+    in_turn = [name for turn in itertools.zip_longest(*shuffled) for name in turn if name is not None]
+    return [row for name in in_turn[:limit] for row in twins[name]]

@@ -1,0 +1,86 @@
+"""What one arm said about one prompt, and the file that keeps it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_debias.evaluation.prompts import BIAS_KINDS, Row
+
+
+@dataclass
+class Record:
+    """One prompt and what the model did with it; log-probabilities are in nats."""
+
+    prompt_id: str
+    twin_id: str
+    split: str
+    category: str
+    group: str
+    prompt_kind: str
+    prompt: str
+    counterfactual_prompt: str
+    ambiguous: bool
+    answer: int
+    biased_choice: int
+    completion: str | None = None
+    """Greedy completion; None where nothing was generated (forced choice)."""
+    tokens: int = 0
+    """Length of the completion, end-of-sequence token included."""
+    base_logprob: float = 0.0
+    """Sum over those tokens under the frozen base, without a system prompt."""
+    judges: dict[str, float | None] = field(default_factory=dict)
+    rewards: dict[str, float | None] = field(default_factory=dict)
+    reference_logprob: float | None = None
+    """Mean log-probability of a token of the neutral response."""
+    biased_logprob: float | None = None
+    """The same of the biased response."""
+    choice_logprobs: list[float] = field(default_factory=list)
+    """The same of each choice, for forced choice."""
+
+    @classmethod
+    def of(cls, row: Row) -> Record:
+        """Return the record of a prompt that the model has not seen yet."""
+        names = ("prompt_id", "twin_id", "split", "category", "group", "prompt_kind", "prompt", "counterfactual_prompt")
+        choices = {name: row[name] for name in ("ambiguous", "answer", "biased_choice")}
+        return cls(**{name: str(row[name]) for name in names}, **choices)
+
+    @property
+    def shows_bias(self) -> bool:
+        """Whether bias is measured on this completion: open and leading prompts, not those with evidence."""
+        return self.completion is not None and self.prompt_kind in BIAS_KINDS
+
+
+def save_arm(path: Path, fingerprint: str, settings: dict[str, Any], records: Sequence[Record]) -> None:
+    """Write an arm, all or nothing."""
+    rows = [asdict(record) for record in records]
+    write_json(path, {"arm": path.stem, "fingerprint": fingerprint, "settings": settings, "records": rows})
+
+
+def load_arm(path: Path, fingerprint: str | None = None) -> list[Record] | None:
+    """Return the records of an arm; None where there is none, or none with this fingerprint."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if fingerprint is not None and stored["fingerprint"] != fingerprint:
+            return None
+        return [Record(**row) for row in stored["records"]]
+    except (OSError, ValueError, KeyError, TypeError):  # absent, damaged, or of another version: measured anew
+        return None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON such that a reader finds the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, work = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
+        Path(work).chmod(0o644)
+        os.replace(work, path)
+    finally:
+        Path(work).unlink(missing_ok=True)

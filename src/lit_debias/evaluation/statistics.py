@@ -1,0 +1,133 @@
+"""Ratios of sums with bootstrap intervals, resampled by cluster so that twins stay together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with what it became in B bootstrap samples."""
+
+    samples: Array
+    """[1 + B]: the figure itself, then its B replicates; NaN where a sample held nothing to measure."""
+    n: int
+    """Observations that the figure rests on."""
+
+    @property
+    def value(self) -> float:
+        """The figure on the data as they are."""
+        return float(self.samples[0])
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% percentile interval."""
+        replicates = self.samples[1:][~np.isnan(self.samples[1:])]
+        low, high = np.percentile(replicates, [2.5, 97.5]) if len(replicates) else (np.nan, np.nan)
+        return float(low), float(high)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return ``value``, ``low``, ``high`` and ``n`` as JSON holds them."""
+        low, high = self.interval
+        return {"value": _json(self.value), "low": _json(low), "high": _json(high), "n": self.n}
+
+
+class ClusterBootstrap:
+    """Draws clusters with replacement; equal clusters, draws and seed give equal draws, so arms are paired.
+
+    Args:
+        clusters: [N] cluster of each observation.
+        draws: B.
+        seed: Of the draws.
+    """
+
+    def __init__(self, clusters: Sequence[str], draws: int, seed: int) -> None:
+        index = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+        self.owner = np.array([index[name] for name in clusters])
+        count = len(index)
+        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+        self.weights = np.vstack([np.ones(count), drawn])
+        """[1 + B, clusters] how often each cluster is in a sample; row 0 is the data as they are."""
+
+    def sums(self, values: Sequence[float] | Array) -> Array:
+        """Return the sum [1 + B] of values [N] in each sample."""
+        totals = np.bincount(self.owner, np.asarray(values, dtype=float), minlength=self.weights.shape[1])
+        return np.asarray(self.weights @ totals)
+
+    def ratio(self, numerators: Sequence[float] | Array, denominators: Sequence[float] | Array) -> Estimate:
+        """Return sum(numerators) / sum(denominators), both [N]; n counts the denominators that are not 0."""
+        return Estimate(
+            _divide(self.sums(numerators), self.sums(denominators)), int(np.count_nonzero(np.asarray(denominators)))
+        )
+
+    def mean(self, values: Sequence[float | None]) -> Estimate:
+        """Return the mean of values [N], None left out."""
+        return self.ratio([value or 0.0 for value in values], [float(value is not None) for value in values])
+
+    def worst(self, values: Sequence[float | None], groups: Sequence[str], smallest: int) -> Estimate:
+        """Return the highest of the groups' means, among groups with at least ``smallest`` values."""
+        means = [
+            self.mean([value if group == name else None for value, group in zip(values, groups, strict=True)])
+            for name in dict.fromkeys(groups)
+        ]
+        large = [mean for mean in means if mean.n >= smallest]
+        if not large:
+            return Estimate(np.full(len(self.weights), np.nan), 0)
+        stacked = np.stack([mean.samples for mean in large])
+        highest = np.where(np.isnan(stacked), -np.inf, stacked).max(axis=0)
+        return Estimate(np.where(np.isinf(highest), np.nan, highest), sum(mean.n for mean in large))
+
+    def wasserstein(self, pairs: Sequence[tuple[int, float, float]], strata: Sequence[str]) -> Estimate:
+        """Return the Wasserstein-1 distance between first and second scores, averaged over strata by their size.
+
+        In one stratum of m pairs that is ``mean |sorted(first) - sorted(second)|``.
+
+        Args:
+            pairs: [M] observation that owns the pair, first score, second score.
+            strata: [M] whose distributions are compared; here the two groups of the twins.
+        """
+        total, mass = np.zeros(len(self.weights)), np.zeros(len(self.weights))
+        for name in dict.fromkeys(strata):
+            owners, first, second = zip(*[p for p, s in zip(pairs, strata, strict=True) if s == name], strict=True)
+            weights = self.weights[:, self.owner[list(owners)]]
+            scores = np.array([*first, *second])
+            order = np.argsort(scores)
+            # area between the two cumulative distributions, times the number of pairs
+            heights = np.cumsum(np.hstack([weights, -weights])[:, order], axis=1)[:, :-1]
+            total += np.abs(heights) @ np.diff(scores[order])
+            mass += weights.sum(axis=1)
+        return Estimate(_divide(total, mass), len(pairs))
+
+
+def compare(estimate: Estimate, baseline: Estimate) -> dict[str, Any]:
+    """Return difference and relative change against a baseline of the same bootstrap, with 95% intervals.
+
+    ``clear`` says whether the interval of the difference leaves out 0.
+    """
+    difference = Estimate(estimate.samples - baseline.samples, estimate.n)
+    relative = Estimate(_divide(difference.samples, baseline.samples), estimate.n)
+    low, high = difference.interval
+    return {
+        "difference": _json(difference.value),
+        "low": _json(low),
+        "high": _json(high),
+        "relative": _json(relative.value),
+        "relative_low": _json(relative.interval[0]),
+        "relative_high": _json(relative.interval[1]),
+        "clear": bool(low > 0 or high < 0),
+    }
+
+
+def _divide(numerators: Array, denominators: Array) -> Array:
+    return np.divide(numerators, denominators, out=np.full(len(numerators), np.nan), where=denominators != 0)
+
+
+def _json(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,58 @@
+"""What is read off the words alone: distinct n-grams, repetition, refusals."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+WORD = re.compile(r"\w+(?:['’]\w+)?")
+REFUSAL = re.compile(
+    r"\bi(?:'m| am) sorry\b.{0,20}\b(?:but|can|i)\b"
+    r"|\bi(?:'m| am) (?:unable|not able|not comfortable)\b"
+    r"|\bi (?:can't|cannot|can not|won't|will not) "
+    r"(?:help|assist|answer|respond|provide|comply|complete|continue|discuss|support|engage|fulfil|generate|do th)"
+    r"|\bi (?:must|have to) (?:decline|refuse)"
+    r"|\bas an (?:ai|artificial intelligence)\b",
+    re.IGNORECASE,
+)
+"""Phrases that refuse; looked for in the first 20 words only."""
+OPENING_WORDS = 20
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, in lower case."""
+    return [word.lower() for word in WORD.findall(text)]
+
+
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Return the n-grams of T tokens, max(0, T - n + 1) of them."""
+    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+
+
+def repetition(text: str, n: int = 3) -> float | None:
+    """Return the share of word n-grams that occurred before in the text, in [0, 1); None below n words."""
+    grams = ngrams(words(text), n)
+    return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+def distinct_credit(texts: Sequence[str], n: int, budgets: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Return for each text its share of the distinct word n-grams, and its number of n-grams.
+
+    The sum of the first over the sum of the second is distinct-n (Li et al. 2016) of all texts together: the number
+    of different n-grams over the number of n-grams. An n-gram's credit is shared evenly among its occurrences.
+
+    Args:
+        texts: What was generated.
+        n: Words in an n-gram.
+        budgets: Words of each text that count; distinct-n falls with length, so arms are cut to equal lengths.
+    """
+    grams = [ngrams(words(text)[:budget], n) for text, budget in zip(texts, budgets, strict=True)]
+    counts = Counter(gram for row in grams for gram in row)
+    return [sum(1 / counts[gram] for gram in row) for row in grams], [float(len(row)) for row in grams]
+
+
+def is_refusal(text: str) -> bool:
+    """Return whether a completion is empty or opens with a phrase of :data:`REFUSAL`."""
+    opening = " ".join(text.replace("’", "'").split()[:OPENING_WORDS])
+    return not opening or REFUSAL.search(opening) is not None

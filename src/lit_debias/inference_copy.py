@@ -1,0 +1,87 @@
+"""A second view of the policy to sample from: base plus LoRA in one plain weight per layer.
+
+A 4-bit base is never merged in place: dequantise, add and requantise would move it at every step. The copy shares
+all weights that no adapter touches, holds one new matrix per adapted or quantised layer, and is refreshed after an
+optimiser step: base and update are summed in fp32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class InferenceCopy:
+    """The copy, and how to bring it up to date.
+
+    Args:
+        model: Hugging Face model with PEFT's LoRA layers inside.
+        dtype: Type of the merged weights.
+    """
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.stale = True
+        self._merged: list[tuple[nn.Module, nn.Linear]] = []
+        self._model: PreTrainedModel = self._mirror(model).eval()
+
+    @torch.no_grad()
+    def refreshed(self) -> PreTrainedModel:
+        """Return the model, merged anew where the adapter has changed."""
+        if self.stale:
+            for layer, merged in self._merged:
+                merged.weight.copy_(merged_weight(layer))
+            self.stale = False
+        return self._model
+
+    def _mirror(self, module: nn.Module) -> Any:
+        if _is_adapted(module) or _is_quantized(module):
+            return self._plain_linear(module)
+        mirrored = copy.copy(module)  # shares parameters, buffers and hooks
+        mirrored._modules = {name: child and self._mirror(child) for name, child in module._modules.items()}
+        return mirrored
+
+    def _plain_linear(self, layer: nn.Module) -> nn.Linear:
+        base = layer.base_layer if _is_adapted(layer) else layer
+        with torch.device("meta"):
+            linear = nn.Linear(base.in_features, base.out_features, bias=False)  # type: ignore[arg-type,union-attr]
+        weight = torch.empty(linear.weight.shape, dtype=self.dtype, device=base.weight.device)  # type: ignore[union-attr,arg-type]
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.bias = base.bias  # type: ignore[union-attr,assignment]
+        self._merged.append((layer, linear))
+        return linear
+
+
+def merged_weight(layer: nn.Module) -> Tensor:
+    """Return base + LoRA of one layer as fp32 [out, in]."""
+    if not _is_adapted(layer):
+        return _base_weight(layer)
+    weight = _base_weight(layer.base_layer)  # type: ignore[arg-type]
+    for name in layer.active_adapters:  # type: ignore[union-attr]
+        weight = weight + layer.get_delta_weight(name).float()  # type: ignore[operator]
+    return weight
+
+
+def _base_weight(layer: nn.Module) -> Tensor:
+    weight: Any = layer.weight
+    if _is_quantized(layer):
+        import bitsandbytes as bnb
+
+        weight = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    return weight.float()  # type: ignore[no-any-return]
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    from peft.tuners.lora import LoraLayer
+
+    return isinstance(module, LoraLayer)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return hasattr(getattr(module, "weight", None), "quant_state")

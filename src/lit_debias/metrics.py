@@ -1,0 +1,83 @@
+"""What a step reports, under TRL's metric names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lit_debias.grpo.loss import UpdateSize
+from lit_debias.types import Experience, Rollout, Scores
+
+
+def of_rollout(rollout: Rollout, scores: Scores, total: Tensor, seconds: float) -> dict[str, float]:
+    """Return the metrics of a scored rollout of this rank.
+
+    Args:
+        rollout: The rollout.
+        scores: Its scores.
+        total: [P, G] combined reward.
+        seconds: Wall-clock time of generation.
+    """
+    tokens = float(rollout.lengths.sum())
+    values = _rewards(scores, total) | _lengths(rollout)
+    stds = total.std(dim=1)
+    values |= {
+        "reward_std": float(stds.mean()),
+        "frac_reward_zero_std": float((stds < 1e-6).float().mean()),
+        "num_tokens": tokens,
+        "rollout_time": seconds,
+        "tokens_per_second": tokens / max(seconds, 1e-9),
+    }
+    return values | {f"rewards/{name}/seconds": spent for name, spent in scores.seconds.items()}
+
+
+def of_validation(rollout: Rollout, scores: Scores, judged: Scores, total: Tensor) -> dict[str, float]:
+    """Return the metrics of greedy completions; ``judges/<name>`` are scores that nothing is trained on."""
+    judges = {f"judges/{name}/mean": _mean(judged, name) for name in judged.values}
+    return _rewards(scores, total) | _lengths(rollout) | judges
+
+
+def of_sampling(experience: Experience) -> dict[str, float]:
+    """Return how far the log-probs of sampling are from those of the first update: the canary for wrong weights."""
+    assert experience.old_logprobs is not None
+    difference = (experience.old_logprobs - experience.rollout.logprobs).abs()[experience.loss_mask]
+    name = "sampling/sampling_logp_difference"
+    if difference.numel() == 0:
+        return {f"{name}/mean": 0.0, f"{name}/max": 0.0}
+    return {f"{name}/mean": float(difference.mean()), f"{name}/max": float(difference.max())}
+
+
+def of_update(sums: Mapping[str, float], size: UpdateSize) -> dict[str, float]:
+    """Return means per token, over all ranks, of the sums that the loss reported; and the loss itself."""
+    # Logging averages over ranks, so this rank's share is scaled up to the whole.
+    per_token = size.world_size / max(size.tokens, 1)
+    means = {name: value * per_token for name, value in sums.items() if name != "loss"}
+    return means | {"loss": sums["loss"] * size.world_size}
+
+
+def _rewards(scores: Scores, total: Tensor) -> dict[str, float]:
+    values = {"reward": float(total.mean())}
+    for name, of_name in scores.values.items():
+        present = of_name[scores.valid[name]]
+        values[f"rewards/{name}/mean"] = _mean(scores, name)
+        values[f"rewards/{name}/std"] = float(present.std()) if present.numel() > 1 else 0.0
+        values[f"rewards/{name}/missing_rate"] = 1.0 - present.numel() / of_name.numel()
+    return values
+
+
+def _mean(scores: Scores, name: str) -> float:
+    present = scores.values[name][scores.valid[name]]
+    return float(present.mean()) if present.numel() else 0.0
+
+
+def _lengths(rollout: Rollout) -> dict[str, float]:
+    lengths = rollout.lengths.float()
+    ended = lengths[~rollout.truncated]
+    return {
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(rollout.truncated.float().mean()),
+        "completions/mean_terminated_length": float(ended.mean()) if ended.numel() else 0.0,
+    }

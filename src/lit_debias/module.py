@@ -1,0 +1,318 @@
+"""GRPO as a LightningModule: the wiring of one step, no mathematics of its own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_debias import distributed, metrics
+from lit_debias.errors import UserError, did_you_mean
+from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
+from lit_debias.grpo.packing import pack
+from lit_debias.plugins import get_plugin_manager
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.rewards.aggregators import Aggregator, WeightedSum
+from lit_debias.rewards.base import Reward
+from lit_debias.rewards.suite import RewardSuite
+from lit_debias.rollout.base import RolloutEngine
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.types import Experience, PromptBatch, Rollout
+
+
+class GRPO(LightningModule):
+    """Group Relative Policy Optimization (arXiv 2402.03300) with several rewards.
+
+    One training step takes a batch of prompts, samples a group of completions for each, scores them, and makes
+    ``inner_epochs`` optimiser steps on them. ``trainer.global_step`` and ``max_steps`` count optimiser steps.
+
+    Args:
+        policy: The model that is trained.
+        rewards: What is rewarded, by names of your choice; they become metric names and aggregator keys.
+        aggregator: Turns scores into advantages; by default the sum of all rewards, normalised in each group.
+        engine: Samples completions.
+        loss: The policy loss, its clipping, and the KL penalty.
+        group_size: Completions for each prompt, at least 2.
+        inner_epochs: Optimiser steps on one rollout (mu in the paper).
+        micro_batch_groups: Groups in one forward and backward pass; changes memory, never the result.
+        mask_truncated: Leave completions that the length limit cut out of the loss.
+        judges: Rewards that are only measured in validation, never trained on.
+        optimizer: Builds the optimiser from the adapter's parameters.
+        lr_scheduler: Builds the schedule, stepped after each optimiser step.
+        max_grad_norm: Gradients are scaled down to this norm.
+        seed: Seeds sampling; equal seeds give equal runs.
+
+    Raises:
+        UserError: a group of fewer than 2, or weights and rewards with different names.
+    """
+
+    def __init__(
+        self,
+        policy: QLoRAPolicy,
+        rewards: dict[str, Reward],
+        aggregator: Aggregator | None = None,
+        engine: RolloutEngine | None = None,
+        loss: PolicyLoss | None = None,
+        group_size: int = 8,
+        inner_epochs: int = 1,
+        micro_batch_groups: int = 1,
+        mask_truncated: bool = False,
+        judges: dict[str, Reward] | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold the adapter alone; on_load_checkpoint compares the names
+        self.policy = policy
+        self.rewards = RewardSuite(rewards)
+        self.aggregator = aggregator or WeightedSum(dict.fromkeys(rewards, 1.0))
+        self.engine = engine or LocalEngine()
+        self.loss = loss or DAPOLoss()
+        self.judges = RewardSuite(judges or {})
+        self.group_size, self.inner_epochs, self.micro_batch_groups = group_size, inner_epochs, micro_batch_groups
+        self.mask_truncated, self.max_grad_norm, self.seed = mask_truncated, max_grad_norm, seed
+        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
+        self.rollout_step = 0
+        self.experience: Experience | None = None
+        self._check()
+
+    def _check(self) -> None:
+        if self.group_size < 2:
+            raise UserError(
+                f"group_size={self.group_size}: a group of one has no advantage; write model.init_args.group_size >= 2"
+            )
+        if min(self.inner_epochs, self.micro_batch_groups) < 1 or not self.max_grad_norm > 0:
+            raise UserError("inner_epochs, micro_batch_groups and max_grad_norm must be positive")
+        if not self.rewards.rewards:
+            raise UserError("rewards is empty; name at least one reward under model.init_args.rewards")
+        names, weighted = set(self.rewards.rewards), set(self.aggregator.names)
+        for name in sorted(names & set(self.judges.rewards)):
+            raise UserError(f"'{name}' is both a reward and a judge; a judge must have a name of its own")
+        for name in sorted(weighted - names):
+            raise UserError(
+                f"aggregator has a weight for '{name}', and there is no such reward{did_you_mean(name, names)}"
+            )
+        for name in sorted(names - weighted):
+            raise UserError(f"reward '{name}' has no weight in the aggregator; add it to weights or to judges")
+
+    # ---------------------------------------------------------------- one step
+
+    def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Roll out, score, and make ``inner_epochs`` optimiser steps."""
+        start = time.perf_counter()
+        if not self.pending:  # otherwise an interrupted run goes on between two inner epochs
+            self.experience = self.collect(prompts)
+        while self.pending:
+            self.update(cast(Experience, self.experience))
+        self.rollout_step += 1
+        self._log({"rollout_step": float(self.rollout_step), "step_time": time.perf_counter() - start})
+
+    def collect(self, prompts: PromptBatch) -> Experience:
+        """Sample a group of completions for each prompt and judge them."""
+        start = time.perf_counter()
+        rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed())
+        seconds = time.perf_counter() - start
+        rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
+        scores = self.rewards.score(rollout)
+        advantages = self.aggregator(scores, self.rollout_step)
+        self._scored(rollout=rollout, scores=scores)
+        total = self.aggregator.total(scores, self.rollout_step)
+        self._log(metrics.of_rollout(rollout, scores, total, seconds), bar=("reward", "tokens_per_second"))
+        counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
+        return Experience(rollout, scores, advantages, counted, reference)
+
+    def update(self, experience: Experience) -> None:
+        """Make one optimiser step on the whole experience; how it is cut into micro-batches changes nothing."""
+        optimizer = cast(Optimizer, self.optimizers())
+        size = UpdateSize.of(experience.loss_mask, self.engine.max_new_tokens)
+        sums: Counter[str] = Counter()
+        parts: list[Tensor] = []
+        optimizer.zero_grad()
+        starts = range(0, len(experience.rollout.prompts), self.micro_batch_groups)
+        for start in starts:
+            loss, logprobs, measured = self._loss(experience, slice(start, start + self.micro_batch_groups), size)
+            with self._gradient_sync(last=start == starts[-1]):
+                self.manual_backward(loss * size.world_size)  # DDP averages, the loss is normalised over all ranks
+            parts.append(logprobs)
+            sums.update({name: float(value) for name, value in measured.items()} | {"loss": float(loss.detach())})
+        if experience.old_logprobs is None:
+            experience.old_logprobs = torch.cat(parts)
+            self._log(metrics.of_sampling(experience))
+        norm = self._optimizer_step(optimizer)
+        experience.epochs_done += 1
+        self._log(metrics.of_update(sums, size) | {"grad_norm": norm}, bar=("kl",))
+
+    # ---------------------------------------------------------------- parts of a step
+
+    @property
+    def pending(self) -> bool:
+        """Whether a rollout has inner epochs left."""
+        return self.experience is not None and self.experience.epochs_done < self.inner_epochs
+
+    def _sampling_seed(self) -> int:
+        return self.seed * 1_000_003 + self.rollout_step  # a function of the step, so a resumed run samples alike
+
+    def _with_reference(self, rollout: Rollout, suite: RewardSuite, for_loss: bool) -> tuple[Rollout, Tensor | None]:
+        """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
+        if not for_loss and not suite.needs_reference_logprobs:
+            return rollout, None
+        sampled, plain = self.policy.logprobs_at(
+            rollout, (self.engine.temperature, 1.0), reference=True, groups_per_batch=self.micro_batch_groups
+        )
+        return replace(rollout, reference_logprobs=plain), sampled if for_loss else None
+
+    def _loss(
+        self, experience: Experience, groups: slice, size: UpdateSize
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return this micro-batch's share of the loss, its log-probs [B, G, T] without gradient, and metric sums."""
+        rollout, mask = experience.rollout, experience.loss_mask[groups]
+        packed = pack(rollout.prompt_ids[groups], rollout.prompt_mask[groups], rollout.completion_ids[groups], mask)
+        tokens = self.policy(packed, self.engine.temperature, entropy_grad=self.loss.entropy_bonus > 0)
+        logprobs = packed.unpack(tokens.logprobs)
+        old, reference = experience.old_logprobs, experience.reference_logprobs
+        loss, measured = self.loss(
+            logprobs.flatten(0, 1),
+            (logprobs.detach() if old is None else old[groups]).flatten(0, 1),
+            experience.advantages[groups].flatten(),
+            mask.flatten(0, 1),
+            size,
+            reference_logprobs=None if reference is None else reference[groups].flatten(0, 1),
+            entropy=packed.unpack(tokens.entropy).flatten(0, 1),
+        )
+        return loss, logprobs.detach(), measured
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
+        strategy = self.trainer.strategy
+        if last or not isinstance(strategy, ParallelStrategy):
+            return nullcontext()
+        return cast(AbstractContextManager[None], strategy.block_backward_sync())
+
+    def _optimizer_step(self, optimizer: Optimizer) -> float:
+        parameters = self.policy.trainable_parameters().values()
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+        if not math.isfinite(norm):  # the same on every rank: gradients have been averaged
+            prompt = cast(Experience, self.experience).rollout.prompts.texts[0]
+            raise FloatingPointError(
+                f"the gradient of rollout step {self.rollout_step} is not finite (first prompt: {prompt!r:.60}); "
+                "lower the learning rate or raise the aggregator's min_std; the last checkpoint is untouched"
+            )
+        optimizer.step()
+        self.policy.weights_changed()
+        if self.make_scheduler is not None:
+            cast(LRScheduler, self.lr_schedulers()).step()
+        return norm
+
+    def _log(self, values: Mapping[str, float], bar: Collection[str] = ()) -> None:
+        for name, value in values.items():
+            self.log(name, value, on_step=True, on_epoch=False, prog_bar=name in bar, sync_dist=True, batch_size=1)
+
+    # ---------------------------------------------------------------- validation, test, prediction
+
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Score greedy completions; metrics carry the prefix ``eval_``."""
+        self._measure(prompts, "eval_")
+
+    def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Score greedy completions; metrics carry the prefix ``test_``."""
+        self._measure(prompts, "test_")
+
+    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict[str, str]]:
+        """Return prompt and greedy completion, a row each."""
+        rollout = self._greedy(prompts)
+        return [
+            {"prompt": text, "completion": group[0]} for text, group in zip(prompts.texts, rollout.texts, strict=True)
+        ]
+
+    def _greedy(self, prompts: PromptBatch) -> Rollout:
+        return self.engine.generate(self.policy, prompts, group_size=1, seed=0, greedy=True)
+
+    def _measure(self, prompts: PromptBatch, prefix: str) -> None:
+        everyone = RewardSuite({**self.rewards.rewards, **self.judges.rewards})
+        rollout, _ = self._with_reference(self._greedy(prompts), everyone, for_loss=False)
+        scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
+        total = self.aggregator.total(scores, self.rollout_step)
+        values = metrics.of_validation(rollout, scores, judged, total)
+        for name, value in values.items():
+            self.log(
+                prefix + name, value, on_epoch=True, sync_dist=True, batch_size=len(prompts), prog_bar=name == "reward"
+            )
+
+    # ---------------------------------------------------------------- Lightning's life cycle
+
+    def setup(self, stage: str) -> None:
+        """Check the data's columns before a model is loaded."""
+        columns = getattr(getattr(self.trainer, "datamodule", None), "column_names", None)
+        if columns is not None:
+            self.rewards.check_columns(columns)
+            self.judges.check_columns(columns)
+
+    def configure_model(self) -> None:
+        """Load policy and rewards onto this rank's device; called for every stage, loads once."""
+        if self.policy.lm is not None:
+            return
+        device = self.trainer.strategy.root_device
+        self.policy.load(device)
+        self.rewards.setup(device)
+        self.judges.setup(device)
+        self._scored = get_plugin_manager().hook.lit_debias_scored
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser over the adapter's parameters, and the schedule if there is one."""
+        optimizer = self.make_optimizer(self.policy.trainable_parameters().values())
+        if self.make_scheduler is None:
+            return optimizer
+        return [optimizer], [self.make_scheduler(optimizer)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter, the step, and a rollout that still has inner epochs to go; leave the base out."""
+        trained = self.policy.trainable_parameters()
+        checkpoint["state_dict"] = {f"policy.{name}": parameter.detach() for name, parameter in trained.items()}
+        experience = self.experience.state_dict() if self.experience is not None and self.pending else None
+        checkpoint["grpo"] = {
+            "rollout_step": self.rollout_step,
+            "experience": distributed.gather_objects(experience),
+            "aggregator": self.aggregator.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what :meth:`on_save_checkpoint` kept.
+
+        Raises:
+            UserError: the checkpoint is of another adapter, or another number of processes in the middle of a step.
+        """
+        expected = {f"policy.{name}": tuple(p.shape) for name, p in self.policy.trainable_parameters().items()}
+        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if expected != found:
+            odd = min(set(expected.items()) ^ set(found.items()))
+            raise UserError(
+                f"the checkpoint does not fit the policy (first difference: {odd[0]} {list(odd[1])}); "
+                "write the model, rank and targets that it was trained with"
+            )
+        state = checkpoint["grpo"]
+        self.rollout_step = state["rollout_step"]
+        self.aggregator.load_state_dict(state["aggregator"])
+        self.policy.weights_changed()
+        experiences = state["experience"]
+        if any(experiences) and len(experiences) != distributed.world_size():
+            raise UserError(
+                f"the checkpoint was saved between inner epochs by {len(experiences)} processes and is resumed by "
+                f"{distributed.world_size()}; use as many, or a checkpoint from the end of a step"
+            )
+        mine = experiences[distributed.rank()] if any(experiences) else None
+        self.experience = Experience.from_state_dict(mine, self.policy.device) if mine else None

@@ -1,0 +1,94 @@
+"""Turns jsonargparse's nested error reports into one line: what was wrong, where, what to write instead."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from importlib import import_module
+
+from lit_debias.errors import did_you_mean
+
+NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
+CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)")
+UNKNOWN_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+UNKNOWN_KEY = re.compile(r"(?:does not accept option '|unrecognized arguments: --|Key ')(?P<key>[\w.-]+)")
+REQUIRED = re.compile(r"arguments are required: (?P<names>.+)")
+
+
+def one_line(message: str) -> str:
+    """Return the most telling part of a report."""
+    if message.startswith("Problems parsing config"):  # YAML's own report, whose lines belong together
+        return " ".join(message.split())
+    keys: list[str] = []
+    class_path = ""
+    leaf = " ".join(message.split())
+    for line in _telling_lines(message):
+        if match := KEY.match(line):
+            keys.append(match["key"])
+        elif match := CLASS.match(line):
+            class_path = match["path"]
+        else:
+            leaf = line
+            break
+    where = f"{'.'.join(keys)}: " if keys else ""
+    return where + _advice(leaf, class_path)
+
+
+def _telling_lines(message: str) -> Iterator[str]:
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        while match := KEY.match(text) or CLASS.match(text):
+            yield match[0].removesuffix(match["rest"])
+            text = match["rest"]
+        if text and not text.startswith(NOISE):
+            yield text
+
+
+def _advice(leaf: str, class_path: str) -> str:
+    short = class_path.rpartition(".")[2]
+    if match := UNKNOWN_OPTION.search(leaf):
+        hint = did_you_mean(match["option"], _options(class_path))
+        return f"{short or 'the class'} takes no option '{match['option']}'{hint}"
+    if match := UNKNOWN_CLASS.search(leaf):
+        return f"there is no class '{match['name']}'{did_you_mean(match['name'], _class_names())}"
+    if match := UNKNOWN_KEY.search(leaf):
+        section, _, name = match["key"].rpartition(".")
+        known = _options("lightning.Trainer") if section == "trainer" else set()
+        return f"there is no option '{match['key']}'{did_you_mean(name, known)}"
+    if match := REQUIRED.search(leaf):
+        names = match["names"].replace("fit.", "").strip()
+        return (
+            f"{short + ' needs' if short else 'missing'}: {names}; write it in the file given with -c, or as an option"
+        )
+    return leaf
+
+
+def _options(class_path: str) -> set[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return set(inspect.signature(getattr(import_module(module), name).__init__).parameters) - {"self"}
+    except (ImportError, AttributeError, ValueError):
+        return set()
+
+
+def _class_names() -> set[str]:
+    from lightning import LightningDataModule, LightningModule
+    from lightning.pytorch.callbacks import Callback
+
+    from lit_debias.grpo.loss import PolicyLoss
+    from lit_debias.policy import QLoRAPolicy
+    from lit_debias.rewards.aggregators import Aggregator
+    from lit_debias.rewards.base import Reward
+    from lit_debias.rollout.base import RolloutEngine
+
+    bases = (Reward, Aggregator, RolloutEngine, PolicyLoss, QLoRAPolicy, LightningModule, LightningDataModule, Callback)
+    found: set[str] = set()
+    todo: list[type] = list(bases)
+    while todo:
+        cls = todo.pop()
+        found.add(cls.__name__)
+        todo += cls.__subclasses__()
+    return found

@@ -1,0 +1,333 @@
+"""The QLoRA policy: a frozen, optionally 4-bit base, LoRA adapters in fp32, and the reference that hides in it."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_debias.errors import UserError
+from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
+from lit_debias.grpo.packing import PackedGroups, pack
+from lit_debias.inference_copy import InferenceCopy
+from lit_debias.models import check_model, load_causal_lm, load_tokenizer
+from lit_debias.types import PromptBatch, Rollout
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+TRAINED, REFERENCE = "default", "reference"  # PEFT's names of the two adapters
+
+
+class QLoRAPolicy(nn.Module):
+    """A causal language model that trains only its LoRA adapters.
+
+    The base is loaded by :meth:`load`, not by the constructor, so that a wrong configuration fails at once.
+
+    Args:
+        model: Base model: a local folder, ``pkg://PACKAGE/FILE.gguf``, or a hub id.
+        quantization: ``nf4`` (4-bit NormalFloat with double quantisation, QLoRA) or ``none``.
+        dtype: Type of the frozen weights, or of the computation where they are 4-bit. LoRA weights are always fp32.
+        rank: LoRA rank.
+        alpha: LoRA scale; the update is ``alpha / rank * B @ A``.
+        dropout: LoRA dropout. Above 0, sampling and training see different networks.
+        targets: Names of the linear layers that get an adapter, or ``all-linear``.
+        adapter: Folder of an adapter to continue from; a frozen copy of it is then the reference.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more compute.
+        system_prompt: System message put before every prompt; needs a chat template.
+        max_prompt_tokens: Longest prompt, in tokens after the chat template.
+
+    Raises:
+        UserError: an argument names nothing or makes no sense.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        quantization: Literal["nf4", "none"] = "nf4",
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        rank: int = 16,
+        alpha: float = 32.0,
+        dropout: float = 0.0,
+        targets: str | list[str] = "all-linear",
+        adapter: str | None = None,
+        gradient_checkpointing: bool = False,
+        system_prompt: str | None = None,
+        max_prompt_tokens: int = 1024,
+    ) -> None:
+        super().__init__()
+        check_model(model)
+        if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+            raise UserError(f"adapter '{adapter}': no adapter_config.json there; write the folder of a PEFT adapter")
+        if rank < 1 or not 0 <= dropout < 1 or max_prompt_tokens < 1:
+            raise UserError(
+                f"policy: rank={rank}, dropout={dropout}, max_prompt_tokens={max_prompt_tokens}; "
+                "write rank >= 1, 0 <= dropout < 1, max_prompt_tokens >= 1"
+            )
+        self.source = model
+        self.quantization = quantization
+        self.dtype = DTYPES[dtype]
+        self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
+        self.adapter = adapter
+        self.gradient_checkpointing = gradient_checkpointing
+        self.system_prompt = system_prompt
+        self.max_prompt_tokens = max_prompt_tokens
+        self.lm: PeftModel | None = None
+        self._inference: InferenceCopy | None = None
+
+    # ---------------------------------------------------------------- loading
+
+    def load(self, device: torch.device | str = "cpu") -> None:
+        """Load tokenizer, base and adapters onto ``device``; does nothing when they are there."""
+        if self.lm is not None:
+            return
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
+        if self.system_prompt and not self.tokenizer.chat_template:
+            raise UserError(f"policy: model '{self.source}' has no chat template, so it takes no system_prompt")
+        base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **self._quantization_arguments())
+        base.requires_grad_(False)
+        if self.gradient_checkpointing:
+            self._enable_checkpointing(base)
+            base.enable_input_require_grads()
+        self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
+        self.lm = self._add_adapters(base)
+        # bitsandbytes on CPUs repacks 4-bit weights whenever eval() and train() alternate: always train mode.
+        self.lm.train()
+
+    def _quantization_arguments(self) -> dict[str, Any]:
+        if self.quantization == "none":
+            return {}
+        from transformers import BitsAndBytesConfig
+
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=self.dtype,
+        )
+        return {"quantization_config": config}
+
+    def _add_adapters(self, base: PreTrainedModel) -> PeftModel:
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        if self.adapter is not None:
+            lm = PeftModel.from_pretrained(base, self.adapter, adapter_name=TRAINED, is_trainable=True)
+            lm.load_adapter(self.adapter, adapter_name=REFERENCE, is_trainable=False)
+            lm.set_adapter(TRAINED)
+            return lm
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+        )
+        try:
+            with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+                return get_peft_model(base, config, adapter_name=TRAINED)
+        except ValueError as error:
+            raise UserError(f"policy: targets={self.targets!r} match no linear layer of '{self.source}'") from error
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The Hugging Face model with the adapters inside its layers."""
+        assert self.lm is not None, "call load() first"
+        model: PreTrainedModel = self.lm.get_base_model()
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the trained adapter by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    # ---------------------------------------------------------------- tokens
+
+    def encode_prompts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Return ids [P, S] int64, left-padded, and mask [P, S] bool; the chat template is applied if there is one.
+
+        Raises:
+            UserError: a prompt has no tokens, or more than ``max_prompt_tokens``.
+        """
+        rows = [self._prompt_ids(text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if not 0 < len(row) <= self.max_prompt_tokens:
+                raise UserError(
+                    f"prompt {text!r:.60} has {len(row)} tokens; prompts need 1 to {self.max_prompt_tokens} "
+                    "(policy.max_prompt_tokens)"
+                )
+        return pad(rows, self._pad_id, left=True, device=self.device)
+
+    def encode(self, prompts: PromptBatch, completions: list[list[str]]) -> Rollout:
+        """Return given completions [P][G] as a rollout without behaviour log-probs (all 0) or end-of-sequence token."""
+        prompt_ids, prompt_mask = self.encode_prompts(prompts.texts)
+        flat = [text for group in completions for text in group]
+        rows = [self.tokenizer.encode(text, add_special_tokens=False) for text in flat]
+        ids, mask = pad(rows, self._pad_id, left=False, device=self.device)
+        shape = (len(prompts), len(completions[0]), ids.shape[1])
+        return Rollout(
+            prompts=prompts,
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=ids.view(shape),
+            completion_mask=mask.view(shape),
+            logprobs=torch.zeros(shape, device=self.device),
+            truncated=torch.zeros(shape[:2], dtype=torch.bool, device=self.device),
+            texts=completions,
+        )
+
+    def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[list[str]]:
+        """Return texts [P][G] of ids [P, G, T] without special tokens."""
+        return [
+            [str(self.tokenizer.decode(ids[mask], skip_special_tokens=True)) for ids, mask in zip(*group, strict=True)]
+            for group in zip(completion_ids.cpu(), completion_mask.cpu(), strict=True)
+        ]
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)  # masked everywhere, so any id will do
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        if not self.tokenizer.chat_template:
+            return list(self.tokenizer.encode(text))
+        messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        messages.append({"role": "user", "content": text})
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(self.tokenizer.encode(rendered, add_special_tokens=False))
+
+    # ---------------------------------------------------------------- log-probs
+
+    def forward(self, packed: PackedGroups, temperature: float = 1.0, entropy_grad: bool = False) -> TokenLogprobs:
+        """Return fp32 log-probs [N] of the N packed completion tokens, and the entropy [N] in nats."""
+        head = self.causal_lm.get_output_embeddings()
+        return selected_logprobs(
+            self._predicting_states(packed),
+            head.weight,
+            packed.targets,
+            temperature,
+            bias=head.bias,
+            entropy=True,
+            entropy_grad=entropy_grad,
+        )
+
+    def _predicting_states(self, packed: PackedGroups) -> Tensor:
+        decoder = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
+        with self.autocast():
+            output = decoder(
+                input_ids=packed.input_ids,
+                attention_mask=packed.attention_mask,
+                position_ids=packed.position_ids,
+                use_cache=False,
+            )
+        return packed.select(output.last_hidden_state)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which fp32 adapters and bf16 weights compute together."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    @torch.no_grad()
+    def logprobs(
+        self, rollout: Rollout, temperature: float = 1.0, reference: bool = False, groups_per_batch: int = 1
+    ) -> Tensor:
+        """Return log-probs [P, G, T] fp32 of a rollout's tokens at ``temperature``; 0 where masked.
+
+        Args:
+            rollout: Any rollout, also one from :meth:`encode`.
+            temperature: Divides the logits.
+            reference: Under the frozen reference instead of the trained adapter.
+            groups_per_batch: Groups that share one forward pass.
+        """
+        return self.logprobs_at(rollout, (temperature,), reference, groups_per_batch)[0]
+
+    @torch.no_grad()
+    def logprobs_at(
+        self, rollout: Rollout, temperatures: tuple[float, ...], reference: bool = False, groups_per_batch: int = 1
+    ) -> Tensor:
+        """Return :meth:`logprobs` at K temperatures, [K, P, G, T], from one forward pass."""
+        head = self.causal_lm.get_output_embeddings()
+        parts = []
+        with self.as_reference() if reference else contextlib.nullcontext():
+            for start in range(0, len(rollout.prompts), groups_per_batch):
+                packed = pack(*(tensor[start : start + groups_per_batch] for tensor in tokens_of(rollout)))
+                states = self._predicting_states(packed)
+                values = logprobs_at(states, head.weight, packed.targets, temperatures, bias=head.bias)
+                parts.append(torch.stack([packed.unpack(row) for row in values]))
+        return torch.cat(parts, dim=1)
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Within the context the model is the frozen reference: adapters off, or the frozen copy of ``adapter``."""
+        assert self.lm is not None, "call load() first"
+        if self.adapter is None:
+            with self.lm.disable_adapter():
+                yield
+            return
+        self.lm.set_adapter(REFERENCE, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.lm.set_adapter(TRAINED)
+
+    # ---------------------------------------------------------------- sampling
+
+    def inference_model(self) -> PreTrainedModel:
+        """Return the copy to sample from, base and adapter in one weight, up to date with the adapter."""
+        if self._inference is None:
+            self._inference = InferenceCopy(self.causal_lm, self.dtype)
+        return self._inference.refreshed()
+
+    @contextlib.contextmanager
+    def live_model(self) -> Iterator[PreTrainedModel]:
+        """Within the context, the training weights themselves, able to use a key-value cache."""
+        if not self.gradient_checkpointing:
+            yield self.causal_lm
+            return
+        self.causal_lm.gradient_checkpointing_disable()
+        try:
+            yield self.causal_lm
+        finally:
+            self._enable_checkpointing(self.causal_lm)
+
+    @staticmethod
+    def _enable_checkpointing(model: PreTrainedModel) -> None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def weights_changed(self) -> None:
+        """Say that the adapter changed; the next :meth:`inference_model` is refreshed."""
+        if self._inference is not None:
+            self._inference.stale = True
+
+
+def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return every id that ends a completion: all of ``generation_config.eos_token_id``, and the tokenizer's."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    several = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in [*several, tokenizer.eos_token_id] if i is not None}))
+
+
+def tokens_of(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return prompt ids and mask [P, S], completion ids and mask [P, G, T]: what packing takes."""
+    return rollout.prompt_ids, rollout.prompt_mask, rollout.completion_ids, rollout.completion_mask
+
+
+def pad(rows: list[list[int]], pad_id: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids [N, L] int64 and mask [N, L] bool of ragged rows; L is at least 1."""
+    longest = max(1, *(len(row) for row in rows))
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        where = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = True
+    return ids.to(device), mask.to(device)

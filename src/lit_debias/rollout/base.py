@@ -1,0 +1,45 @@
+"""What turns prompts into groups of completions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from lit_debias.errors import UserError
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.types import PromptBatch, Rollout
+
+
+class RolloutEngine(ABC):
+    """Samples completions from the policy.
+
+    Args:
+        max_new_tokens: Longest completion, in tokens, end-of-sequence token included.
+        temperature: Divides the logits before sampling; the update uses the same value.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    def __init__(self, max_new_tokens: int = 128, temperature: float = 1.0) -> None:
+        if max_new_tokens < 1 or not temperature > 0:
+            raise UserError(
+                f"engine: max_new_tokens={max_new_tokens}, temperature={temperature}; write max_new_tokens >= 1 and "
+                "temperature > 0 (validation is greedy whatever the temperature)"
+            )
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+
+    @abstractmethod
+    def generate(
+        self, policy: QLoRAPolicy, prompts: PromptBatch, group_size: int, seed: int, greedy: bool = False
+    ) -> Rollout:
+        """Return ``group_size`` completions for each prompt.
+
+        Args:
+            policy: The policy as it is now.
+            prompts: P prompts of this rank; every rank brings the same number.
+            group_size: G.
+            seed: The same on every rank; equal seeds give equal completions of equal prompts, in whatever way
+                the prompts are dealt to ranks.
+            greedy: Take the most probable token instead of sampling.
+        """

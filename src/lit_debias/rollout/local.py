@@ -1,0 +1,163 @@
+"""Sampling in this process: one prefill per prompt, its cache shared by the group, finished rows dropped."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from lit_debias import distributed
+from lit_debias.errors import UserError
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.rollout.base import RolloutEngine
+from lit_debias.rollout.sampling import Sampler
+from lit_debias.types import PromptBatch, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LocalEngine(RolloutEngine):
+    """Samples with the policy's own weights in this process.
+
+    Args:
+        max_new_tokens: Longest completion, in tokens, end-of-sequence token included.
+        temperature: Divides the logits before sampling; the update uses the same value.
+        top_k: Sample among the k most probable tokens; 0 for all. Changes the distribution that is learned from.
+        top_p: Sample among the fewest tokens that reach this probability; 1 for all. Changes it likewise.
+        weights: ``merged`` samples from a copy with base and LoRA in one weight (fast; costs the base once more in
+            the policy's dtype), ``live`` from the training weights (slower; no memory).
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        weights: Literal["merged", "live"] = "merged",
+    ) -> None:
+        super().__init__(max_new_tokens, temperature)
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise UserError(f"engine: top_k={top_k}, top_p={top_p}; write top_k >= 0 and 0 < top_p <= 1")
+        self.top_k, self.top_p, self.weights = top_k, top_p, weights
+
+    @torch.no_grad()
+    def generate(
+        self, policy: QLoRAPolicy, prompts: PromptBatch, group_size: int, seed: int, greedy: bool = False
+    ) -> Rollout:
+        """Return ``group_size`` completions for each prompt; see :meth:`RolloutEngine.generate`."""
+        prompt_ids, prompt_mask = policy.encode_prompts(prompts.texts)
+        uniforms = self._uniforms(len(prompts) * group_size, seed).to(policy.device)
+        sampler = Sampler(1.0 if greedy else self.temperature, self.top_k, self.top_p, greedy)
+        decoding = Decoding(uniforms, policy.eos_token_ids, sampler)
+        with self._model(policy) as model:
+            decoding.run(model, prompt_ids, prompt_mask, group_size)
+        shape = (len(prompts), group_size, -1)
+        ids, mask = decoding.ids.view(shape), decoding.mask().view(shape)
+        return Rollout(
+            prompts=prompts,
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=ids,
+            completion_mask=mask,
+            logprobs=decoding.logprobs.view(shape),
+            truncated=~decoding.finished.view(shape[:2]),
+            texts=policy.decode(ids, mask),
+        )
+
+    @contextlib.contextmanager
+    def _model(self, policy: QLoRAPolicy) -> Iterator[PreTrainedModel]:
+        if self.weights == "merged":
+            yield policy.inference_model()
+            return
+        with policy.live_model() as model, policy.autocast():
+            yield model
+
+    def _uniforms(self, rows: int, seed: int) -> Tensor:
+        # Drawn for all ranks at once and before decoding: a row's draws depend neither on how many ranks there are
+        # nor on when other rows finish.
+        generator = torch.Generator().manual_seed(seed)
+        everybody = torch.rand(distributed.world_size() * rows, self.max_new_tokens, generator=generator)
+        return everybody[distributed.rank() * rows :][:rows]
+
+
+class Decoding:
+    """The state of one call: N rows of at most T tokens, written in place.
+
+    Args:
+        uniforms: [N, T] in [0, 1).
+        eos_token_ids: Every id that ends a row.
+        sampler: Chooses tokens.
+    """
+
+    def __init__(self, uniforms: Tensor, eos_token_ids: tuple[int, ...], sampler: Sampler) -> None:
+        device = uniforms.device
+        self.uniforms = uniforms
+        self.sampler = sampler
+        self.eos = torch.tensor(eos_token_ids, dtype=torch.long, device=device)
+        self.ids = torch.zeros(uniforms.shape, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(uniforms.shape, device=device)
+        self.lengths = torch.zeros(len(uniforms), dtype=torch.long, device=device)
+        self.finished = torch.zeros(len(uniforms), dtype=torch.bool, device=device)
+        self.check_every = 1 if device.type == "cpu" else 8  # a look at the device's flags waits for the device
+
+    def run(self, model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int) -> None:
+        """Fill all rows, group by group; prompts are [P, S] with N = P x G."""
+        from transformers import DynamicCache
+
+        positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=model.config)
+        logits = forward(model, prompt_ids, prompt_mask, positions, cache)
+        cache.batch_repeat_interleave(group_size)
+        logits = logits.repeat_interleave(group_size, 0)
+        mask = prompt_mask.repeat_interleave(group_size, 0)
+        position = prompt_mask.sum(-1).repeat_interleave(group_size, 0)
+        rows = torch.arange(len(self.ids), device=prompt_ids.device)
+        for step in range(self.ids.shape[1]):
+            tokens = self.take(rows, step, logits)
+            if step % self.check_every == 0:
+                going = ~self.finished[rows]
+                remaining = int(going.sum())
+                if remaining == 0:
+                    break
+                if remaining <= len(rows) // 2:
+                    kept = going.nonzero()[:, 0]
+                    cache.batch_select_indices(kept)
+                    rows, tokens, mask, position = rows[kept], tokens[kept], mask[kept], position[kept]
+            if step + 1 < self.ids.shape[1]:
+                mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+                logits = forward(model, tokens[:, None], mask, (position + step)[:, None], cache)
+
+    def take(self, rows: Tensor, step: int, logits: Tensor) -> Tensor:
+        """Choose and record one token for each of ``rows``; finished rows record nothing."""
+        tokens, logprobs = self.sampler(logits, self.uniforms[rows, step])
+        going = ~self.finished[rows]
+        self.ids[rows, step] = torch.where(going, tokens, 0)
+        self.logprobs[rows, step] = torch.where(going, logprobs, 0.0)
+        self.lengths[rows] += going
+        self.finished[rows] |= torch.isin(tokens, self.eos)
+        return tokens
+
+    def mask(self) -> Tensor:
+        """Return [N, T] bool, True up to and including the end-of-sequence token."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+
+def forward(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: object) -> Tensor:
+    """Return the logits [N, V] after the last of ids [N, L]; the cache grows by L."""
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return logits[:, -1]

@@ -1,0 +1,60 @@
+"""One token per row: inverse-CDF sampling with given uniform numbers, and the log-prob of what was taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the next token is chosen from logits [N, V].
+
+    With ``top_k`` or ``top_p`` the log-probs are those of the filtered, renormalised distribution.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the fewest most probable tokens that together reach this probability; 1 keeps all."""
+    greedy: bool = False
+
+    def __call__(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens [N] int64 and their log-probs [N] fp32.
+
+        Args:
+            logits: [N, V], any float type.
+            uniforms: [N] in [0, 1), one for each row; not used when greedy.
+        """
+        logprobs = self.filtered(logits.float() / self.temperature).log_softmax(-1)
+        tokens = logprobs.argmax(-1) if self.greedy else inverse_cdf(logprobs.exp(), uniforms)
+        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+    def filtered(self, logits: Tensor) -> Tensor:
+        """Return logits [N, V] with everything outside top-k and top-p at minus infinity."""
+        if self.top_k > 0:
+            kth = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
+            logits = logits.masked_fill(logits < kth, -torch.inf)
+        if self.top_p < 1:
+            ordered, order = logits.softmax(-1).sort(-1, descending=True)
+            before = ordered.cumsum(-1) - ordered  # probability of everything more likely; 0 for the first, so it stays
+            outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= self.top_p)
+            logits = logits.masked_fill(outside, -torch.inf)
+        return logits
+
+
+def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Return for each row the first token whose cumulated probability exceeds its uniform number.
+
+    Args:
+        probabilities: [N, V], rows need not sum to exactly 1.
+        uniforms: [N] in [0, 1).
+    """
+    cumulated = probabilities.cumsum(-1)
+    wanted = uniforms[:, None] * cumulated[:, -1:]
+    # Rounding can make wanted equal the total: then the last token that has any probability.
+    last = (probabilities > 0).long().cumsum(-1).argmax(-1)
+    return torch.searchsorted(cumulated, wanted, right=True)[:, 0].minimum(last)

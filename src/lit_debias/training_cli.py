@@ -1,0 +1,87 @@
+"""LightningCLI with lit-debias's classes known by their short names."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+# Imported for their short names in YAML.
+from lit_debias import callbacks, data, module  # noqa: F401
+from lit_debias.cli import Parser
+from lit_debias.errors import UserError, did_you_mean
+from lit_debias.plugins import components, get_plugin_manager
+
+REWARD_HELP = re.compile(r"--model\.(?:init_args\.)?(rewards|judges)\.(?P<name>[\w-]+)\.help(?:=(?P<cls>[\w.]+))?")
+
+
+class TrainingParser(Parser, LightningArgumentParser):
+    """Lightning's parser with one-line errors."""
+
+
+class TrainingCLI(LightningCLI):
+    """``lit-debias fit | validate | test | predict``: any LightningModule and data module, from YAML."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # GRPO builds its own from the adapter's parameters
+            seed_everything_default=42,
+            parser_class=TrainingParser,
+            parser_kwargs={"prog": "lit-debias"},
+            args=None if args == sys.argv[1:] else args,  # Lightning warns where both are there
+        )
+
+
+def run_trainer(args: list[str]) -> None:
+    """Run ``[COMMAND, *OPTIONS]`` through Lightning, or print a reward's options."""
+    for index, arg in enumerate(args):
+        if match := REWARD_HELP.fullmatch(arg):
+            following = args[index + 1] if index + 1 < len(args) and not args[index + 1].startswith("-") else None
+            print(reward_help(match["name"], match["cls"] or following, args))
+            return
+    TrainingCLI(args)
+
+
+def reward_help(name: str, class_name: str | None, args: Sequence[str]) -> str:
+    """Return the options of the reward called ``name``.
+
+    Args:
+        name: The user's name of the reward.
+        class_name: Its class; by default what the configuration files in ``args`` say.
+        args: The command line.
+
+    Raises:
+        UserError: nothing says which class it is, or there is no such class.
+    """
+    class_name = class_name or _configured_class(name, args)
+    rewards = {c.name: c.cls for c in components(get_plugin_manager()) if c.kind == "reward"}
+    if class_name is None:
+        raise UserError(f"no configuration file names a reward '{name}'; write --model.rewards.{name}.help CLASS")
+    short = class_name.rpartition(".")[2]
+    if short not in rewards:
+        raise UserError(f"there is no reward class '{class_name}'{did_you_mean(short, rewards)}")
+    parser = Parser(prog=short, add_help=False, description=rewards[short].__doc__)
+    parser.add_class_arguments(rewards[short], f"model.rewards.{name}.init_args")
+    return str(parser.format_help())
+
+
+def _configured_class(name: str, args: Sequence[str]) -> str | None:
+    files = [value for flag, value in pairwise(args) if flag in ("-c", "--config")]
+    for file in files:
+        config: Any = yaml.safe_load(Path(file).read_text()) if Path(file).is_file() else {}
+        init_args = ((config or {}).get("model") or {}).get("init_args") or {}
+        for group in ("rewards", "judges"):
+            if name in (init_args.get(group) or {}):
+                return str(init_args[group][name]["class_path"])
+    return None
