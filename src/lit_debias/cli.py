@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -124,8 +125,9 @@ def run_function(name: str, args: list[str]) -> int:
     parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
     function = command.load()
     parser.add_function_arguments(function, as_positional=command.positional)
-    config = parser.parse_args(args)
-    arguments = parser.instantiate_classes(config).as_dict()
+    flags = {f"--{p.name}" for p in signature(function).parameters.values() if p.default is False}
+    config = parser.parse_args([f"{arg}=true" if arg in flags else arg for arg in args])
+    arguments = parser.instantiate(config).as_dict()
     arguments.pop("config", None)
     result = function(**arguments)
     return result if isinstance(result, int) else 0

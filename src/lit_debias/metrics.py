@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from lit_debias.grpo.loss import UpdateSize
@@ -21,7 +22,7 @@ def of_rollout(rollout: Rollout, scores: Scores, total: Tensor, seconds: float) 
     """
     tokens = float(rollout.lengths.sum())
     values = _rewards(scores, total) | _lengths(rollout)
-    stds = total.std(dim=1)
+    stds = torch.stack([_std(row) for row in total])
     values |= {
         "reward_std": float(stds.mean()),
         "frac_reward_zero_std": float((stds < 1e-6).float().mean()),
@@ -57,13 +58,19 @@ def of_update(sums: Mapping[str, float], size: UpdateSize) -> dict[str, float]:
 
 
 def _rewards(scores: Scores, total: Tensor) -> dict[str, float]:
-    values = {"reward": float(total.mean())}
+    values = {"reward": float(total.nanmean()) if total.isfinite().any() else 0.0}
     for name, of_name in scores.values.items():
         present = of_name[scores.valid[name]]
         values[f"rewards/{name}/mean"] = _mean(scores, name)
-        values[f"rewards/{name}/std"] = float(present.std()) if present.numel() > 1 else 0.0
+        values[f"rewards/{name}/std"] = float(_std(present))
         values[f"rewards/{name}/missing_rate"] = 1.0 - present.numel() / of_name.numel()
     return values
+
+
+def _std(values: Tensor) -> Tensor:
+    """Return the standard deviation of what is there; a completion that nothing scored has a total of NaN."""
+    present = values[values.isfinite()]
+    return present.std() if present.numel() > 1 else present.new_zeros(())
 
 
 def _mean(scores: Scores, name: str) -> float:

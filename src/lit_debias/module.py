@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -77,6 +78,8 @@ class GRPO(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not rewards:
+            raise UserError("rewards is empty; name at least one reward under model.init_args.rewards")
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the adapter alone; on_load_checkpoint compares the names
         self.policy = policy
@@ -99,8 +102,6 @@ class GRPO(LightningModule):
             )
         if min(self.inner_epochs, self.micro_batch_groups) < 1 or not self.max_grad_norm > 0:
             raise UserError("inner_epochs, micro_batch_groups and max_grad_norm must be positive")
-        if not self.rewards.rewards:
-            raise UserError("rewards is empty; name at least one reward under model.init_args.rewards")
         names, weighted = set(self.rewards.rewards), set(self.aggregator.names)
         for name in sorted(names & set(self.judges.rewards)):
             raise UserError(f"'{name}' is both a reward and a judge; a judge must have a name of its own")
@@ -257,6 +258,8 @@ class GRPO(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the data's columns before a model is loaded."""
+        # The state after the optimiser step, which Lightning warns of, is the one to resume from.
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         columns = getattr(getattr(self.trainer, "datamodule", None), "column_names", None)
         if columns is not None:
             self.rewards.check_columns(columns)

@@ -94,10 +94,12 @@ class QLoRAPolicy(nn.Module):
         base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **self._quantization_arguments())
         base.requires_grad_(False)
         if self.gradient_checkpointing:
-            self._enable_checkpointing(base)
+            set_checkpointing(base, True)
             base.enable_input_require_grads()
         self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
-        self.lm = self._add_adapters(base)
+        with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            self.lm = self._add_adapters(base)
         # bitsandbytes on CPUs repacks 4-bit weights whenever eval() and train() alternate: always train mode.
         self.lm.train()
 
@@ -130,9 +132,7 @@ class QLoRAPolicy(nn.Module):
             target_modules=self.targets,
         )
         try:
-            with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
-                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-                return get_peft_model(base, config, adapter_name=TRAINED)
+            return get_peft_model(base, config, adapter_name=TRAINED)
         except ValueError as error:
             raise UserError(f"policy: targets={self.targets!r} match no linear layer of '{self.source}'") from error
 
@@ -293,20 +293,24 @@ class QLoRAPolicy(nn.Module):
         if not self.gradient_checkpointing:
             yield self.causal_lm
             return
-        self.causal_lm.gradient_checkpointing_disable()
+        set_checkpointing(self.causal_lm, False)
         try:
             yield self.causal_lm
         finally:
-            self._enable_checkpointing(self.causal_lm)
-
-    @staticmethod
-    def _enable_checkpointing(model: PreTrainedModel) -> None:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            set_checkpointing(self.causal_lm, True)
 
     def weights_changed(self) -> None:
         """Say that the adapter changed; the next :meth:`inference_model` is refreshed."""
         if self._inference is not None:
             self._inference.stale = True
+
+
+def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
+    """Switch the recomputation of activations, under the name that this version of transformers has for it."""
+    verb = "enable" if on else "disable"
+    name = f"activation_checkpointing_{verb}"
+    switch = getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{verb}")
+    switch()
 
 
 def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

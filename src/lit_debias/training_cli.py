@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 
 import yaml
 from lightning import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Imported for their short names in YAML.
 from lit_debias import callbacks, data, module  # noqa: F401
 from lit_debias.cli import Parser
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.plugins import components, get_plugin_manager
+
+# Lightning calls jsonargparse by names that are to go; nobody who runs lit-debias can mend that.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 REWARD_HELP = re.compile(r"--model\.(?:init_args\.)?(rewards|judges)\.(?P<name>[\w-]+)\.help(?:=(?P<cls>[\w.]+))?")
 
@@ -39,8 +43,14 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=42,
             parser_class=TrainingParser,
             parser_kwargs={"prog": "lit-debias"},
-            args=None if args == sys.argv[1:] else args,  # Lightning warns where both are there
+            args=args,
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse ``args``, which come from ``sys.argv`` themselves; Lightning warns that both are there."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
 
 
 def run_trainer(args: list[str]) -> None:

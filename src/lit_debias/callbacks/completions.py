@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -83,7 +83,7 @@ def as_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     return table
 
 
-class PredictionFile(BasePredictionWriter):
+class PredictionFile(Callback):
     """Write what ``lit-debias predict`` generates as JSON lines.
 
     Args:
@@ -91,7 +91,6 @@ class PredictionFile(BasePredictionWriter):
     """
 
     def __init__(self, out: str) -> None:
-        super().__init__(write_interval="batch")
         self.out = Path(out)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,16 +98,15 @@ class PredictionFile(BasePredictionWriter):
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.write_text("")
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: list[dict[str, str]],
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Append one batch."""
         with self.out.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prediction)
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs)

@@ -1,0 +1,7 @@
+"""Data: a taxonomy in YAML, synthesis, and the data modules that feed training."""
+
+from lit_debias.data.prompt_data import PromptDataModule
+from lit_debias.data.response_data import ResponseDataModule
+from lit_debias.data.tables import LABELS
+
+__all__ = ["LABELS", "PromptDataModule", "ResponseDataModule"]

@@ -1,0 +1,5 @@
+"""Measures of bias and utility, before against after."""
+
+from lit_debias.evaluation.run import evaluate
+
+__all__ = ["evaluate"]

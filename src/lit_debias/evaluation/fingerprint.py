@@ -59,7 +59,7 @@ def describe(value: Any, depth: int = 6) -> Any:
 
 def _exists(path: Path) -> bool:
     try:
-        return path.name not in ("", ".", "..") and path.exists()
+        return len(path.parts) > 1 and path.exists()  # a bare word is hardly a path
     except (OSError, ValueError):  # longer than a file name may be, or not one at all
         return False
 

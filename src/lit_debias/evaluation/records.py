@@ -47,8 +47,8 @@ class Record:
     def of(cls, row: Row) -> Record:
         """Return the record of a prompt that the model has not seen yet."""
         names = ("prompt_id", "twin_id", "split", "category", "group", "prompt_kind", "prompt", "counterfactual_prompt")
-        choices = {name: row[name] for name in ("ambiguous", "answer", "biased_choice")}
-        return cls(**{name: str(row[name]) for name in names}, **choices)
+        values: dict[str, Any] = {name: str(row[name]) for name in names}
+        return cls(**values, **{name: row[name] for name in ("ambiguous", "answer", "biased_choice")})
 
     @property
     def shows_bias(self) -> bool:

@@ -126,7 +126,8 @@ def compare(estimate: Estimate, baseline: Estimate) -> dict[str, Any]:
 
 
 def _divide(numerators: Array, denominators: Array) -> Array:
-    return np.divide(numerators, denominators, out=np.full(len(numerators), np.nan), where=denominators != 0)
+    empty = np.full(len(numerators), np.nan)
+    return np.asarray(np.divide(numerators, denominators, out=empty, where=denominators != 0))
 
 
 def _json(value: float) -> float | None:

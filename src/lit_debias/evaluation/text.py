@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-WORD = re.compile(r"\w+(?:['’]\w+)?")
+APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
+WORD = re.compile(rf"\w+(?:['{APOSTROPHE}]\w+)?")
 REFUSAL = re.compile(
     r"\bi(?:'m| am) sorry\b.{0,20}\b(?:but|can|i)\b"
     r"|\bi(?:'m| am) (?:unable|not able|not comfortable)\b"
@@ -54,5 +55,5 @@ def distinct_credit(texts: Sequence[str], n: int, budgets: Sequence[int]) -> tup
 
 def is_refusal(text: str) -> bool:
     """Return whether a completion is empty or opens with a phrase of :data:`REFUSAL`."""
-    opening = " ".join(text.replace("’", "'").split()[:OPENING_WORDS])
+    opening = " ".join(text.replace(APOSTROPHE, "'").split()[:OPENING_WORDS])
     return not opening or REFUSAL.search(opening) is not None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_debias.distributed import all_sum, world_size
 from lit_debias.errors import UserError
-from lit_debias.grpo.kl import Estimator, kl_estimate, log_ratio
+from lit_debias.grpo.kl import Estimator, kl_estimate, kl_penalty, log_ratio
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,28 @@ class PolicyLoss(ABC):
 
     Args:
         beta: Weight of the KL divergence from the reference; 0 needs no reference.
-        kl: Estimator of that divergence: k2 or k3 (k1 only to measure it).
+        kl: Estimator of that divergence, k1, k2 or k3.
+        unbiased_kl: Weight the estimate with the importance ratio and take the true gradient of the divergence,
+            whatever the estimator (TRL's ``use_bias_correction_kl``). False is the GRPO of the first papers.
         entropy_bonus: Weight of the mean token entropy, which is subtracted from the loss.
 
     Raises:
         UserError: an option makes no sense.
     """
 
-    def __init__(self, beta: float = 0.0, kl: Estimator = "k3", entropy_bonus: float = 0.0) -> None:
+    def __init__(
+        self, beta: float = 0.0, kl: Estimator = "k3", unbiased_kl: bool = True, entropy_bonus: float = 0.0
+    ) -> None:
         require(beta >= 0, f"beta is {beta}; write 0, or a small number such as 0.04")
         require(entropy_bonus >= 0, f"entropy_bonus is {entropy_bonus}; write 0, or a small number such as 0.001")
         require(kl in get_args(Estimator), f"kl is '{kl}'; write one of {', '.join(get_args(Estimator))}")
-        require(kl != "k1" or not beta, "kl is 'k1', whose gradient has mean zero, with beta > 0; write k2 or k3")
+        require(
+            kl != "k1" or unbiased_kl or not beta,
+            "kl is 'k1', whose own gradient has mean zero; write k2 or k3, or unbiased_kl: true",
+        )
         self.beta = beta
         self.kl: Estimator = kl
+        self.unbiased_kl = unbiased_kl
         self.entropy_bonus = entropy_bonus
 
     @abstractmethod
@@ -136,14 +144,19 @@ class PolicyLoss(ABC):
             ValueError: ``beta`` or ``entropy_bonus`` is positive and its input is missing.
         """
         logprobs = logprobs.masked_fill(~mask, 0.0)
-        tokens = self.surrogate(logprobs, log_ratio(logprobs, old_logprobs, mask), advantages[:, None], mask)
+        ratio = log_ratio(logprobs, old_logprobs, mask)
+        tokens = self.surrogate(logprobs, ratio, advantages[:, None], mask)
         normaliser = self.normaliser(mask, size)
         loss = (tokens.loss * mask / normaliser).sum()
         metrics = tokens.metrics(mask)
         if self.beta and reference_logprobs is None:
             raise ValueError(f"{type(self).__name__}: beta is {self.beta}, but there are no reference log-probs")
         if reference_logprobs is not None:
-            kl = kl_estimate(logprobs, reference_logprobs, mask, self.kl)
+            kl = (
+                kl_penalty(logprobs, reference_logprobs, ratio, mask, self.kl)
+                if self.unbiased_kl
+                else kl_estimate(logprobs, reference_logprobs, mask, self.kl)
+            )
             metrics["kl"] = kl.detach().sum()
             loss = loss + self.beta * (kl / normaliser).sum()
         if self.entropy_bonus and entropy is None:

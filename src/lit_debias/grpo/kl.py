@@ -29,8 +29,8 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, esti
 
     - ``k1 = -d``: unbiased, high variance. As a loss it pulls nowhere: its gradient has mean zero.
     - ``k2 = d^2 / 2``: biased, low variance. As a loss, on-policy, its gradient is that of the KL.
-    - ``k3 = exp(d) - 1 - d``: unbiased, low variance, never negative. The loss of GRPO and TRL, though its
-      gradient is that of the opposite divergence, KL(reference || policy).
+    - ``k3 = exp(d) - 1 - d``: unbiased, low variance, never negative. As a loss, as in GRPO, its gradient is
+      that of the opposite divergence, KL(reference || policy); :func:`kl_penalty` mends that.
 
     Args:
         logprobs: Log-probabilities of the sampled tokens under the policy.
@@ -44,3 +44,25 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, esti
     if estimator == "k2":
         return difference.square() / 2
     return (difference.expm1() - difference).clamp(-MAX_K3, MAX_K3)
+
+
+def kl_penalty(
+    logprobs: Tensor, reference_logprobs: Tensor, log_ratio_to_old: Tensor, mask: Tensor, estimator: Estimator
+) -> Tensor:
+    """Return the estimate times the importance ratio r, with the unbiased gradient of KL(policy || reference).
+
+    For tokens that an older policy sampled. The gradient of ``r k3`` is ``r k1 grad log policy``, and so is, in the
+    mean, that of ``r k1``: DeepSeek-V3.2, arXiv 2512.02556, and TRL's ``use_bias_correction_kl``. It is taken in
+    this form for every estimator, since in that of k3 exponentials cancel, and clamping would turn its sign.
+
+    Args:
+        logprobs: Log-probabilities of the sampled tokens under the policy.
+        reference_logprobs: The same under the reference.
+        log_ratio_to_old: ``logprobs`` minus those of the policy that sampled, as :func:`log_ratio` returns it.
+        mask: bool, True on tokens that count.
+        estimator: ``k1``, ``k2`` or ``k3``; gives the value, not the gradient.
+    """
+    ratio = log_ratio_to_old.detach().exp()
+    pull = ratio * log_ratio(logprobs, reference_logprobs, mask).square() / 2
+    value = ratio * kl_estimate(logprobs, reference_logprobs, mask, estimator)
+    return pull + (value - pull).detach()

@@ -53,9 +53,10 @@ def selected_logprobs(
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("selected_logprobs needs a frozen output layer; freeze the head or keep LoRA off it")
-    result: tuple[Tensor, Tensor] = _SelectedLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, temperature, bias, chunk, entropy or entropy_grad, entropy_grad
-    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        result: tuple[Tensor, Tensor] = _SelectedLogprobs.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, targets, temperature, bias, chunk, entropy or entropy_grad, entropy_grad
+        )
     return TokenLogprobs(*result)
 
 
@@ -73,9 +74,10 @@ def logprobs_at(
     The arguments are those of :func:`selected_logprobs`.
     """
     columns = []
-    for rows, logits in _logits(hidden, weight, bias, chunk):
-        chosen = logits.gather(1, targets[rows, None]).squeeze(1)
-        columns.append(torch.stack([chosen / t - torch.logsumexp(logits / t, 1) for t in temperatures]))
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows, logits in _logits(hidden, weight, bias, chunk):
+            chosen = logits.gather(1, targets[rows, None]).squeeze(1)
+            columns.append(torch.stack([chosen / t - torch.logsumexp(logits / t, 1) for t in temperatures]))
     return torch.cat(columns, 1) if columns else _empty(weight, (len(temperatures), 0))
 
 
@@ -99,19 +101,19 @@ class _SelectedLogprobs(torch.autograd.Function):
         entropy_gradient = torch.empty_like(hidden) if needs_grad and entropy_grad else None
         for rows, logits in _logits(hidden, weight, bias, chunk):
             target = targets[rows, None]
-            logp = (logits / temperature).log_softmax(1)
+            logp = logits.div_(temperature).log_softmax(1)
             logprobs[rows] = logp.gather(1, target).squeeze(1)
             if gradient is None and not entropy:
                 continue
-            probabilities = logp.exp()
+            probabilities = torch.exp(logp, out=logits)
             if entropy:
                 entropies[rows] = -torch.linalg.vecdot(probabilities, logp)
             if entropy_gradient is not None:  # dH/dlogit = -p (log p + H)
-                slope = (logp + entropies[rows, None]).mul_(probabilities).div_(-temperature)
-                entropy_gradient[rows] = (slope.to(weight.dtype) @ weight).to(hidden.dtype)
+                slope = logp.add_(entropies[rows, None]).mul_(probabilities)
+                entropy_gradient[rows] = (slope.to(weight.dtype) @ weight) / -temperature
             if gradient is not None:  # dlogp/dlogit = onehot - p, rounded only after the subtraction
-                slope = probabilities.neg_().scatter_add_(1, target, torch.ones_like(logprobs[rows, None]))
-                gradient[rows] = (slope.div_(temperature).to(weight.dtype) @ weight).to(hidden.dtype)
+                slope = probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
+                gradient[rows] = (slope.to(weight.dtype) @ weight) / -temperature
         ctx.save_for_backward(gradient, entropy_gradient)
         if entropy_gradient is None:
             ctx.mark_non_differentiable(entropies)
@@ -129,11 +131,10 @@ class _SelectedLogprobs(torch.autograd.Function):
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of rows with their logits, [chunk, V] in float32 (float64 for float64 weights)."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
-            logits = hidden[rows].to(weight.dtype) @ weight.T
-            yield rows, _wide(logits) if bias is None else _wide(logits) + bias
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
+        logits = _wide(hidden[rows].to(weight.dtype) @ weight.T)
+        yield rows, logits if bias is None else logits + bias
 
 
 def _wide(values: Tensor) -> Tensor:

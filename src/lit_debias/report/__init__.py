@@ -1,0 +1,5 @@
+"""One self-contained HTML page about a run."""
+
+from lit_debias.report.page import report
+
+__all__ = ["report"]

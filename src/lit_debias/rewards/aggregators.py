@@ -117,7 +117,7 @@ class WeightedSum(_Weighted):
     """
 
     def __init__(
-        self, weights: dict[str, float | LinearSchedule], scale: Scale = "group", min_std: float = 1e-4
+        self, weights: Mapping[str, float | LinearSchedule], scale: Scale = "group", min_std: float = 1e-4
     ) -> None:
         super().__init__(weights)
         self.scale = scale
@@ -145,9 +145,11 @@ class GDPO(_Weighted):
         UserError: a weight is negative, NaN or infinite, all are 0, or ``min_std`` names an unknown reward.
     """
 
-    def __init__(self, weights: dict[str, float | LinearSchedule], min_std: float | dict[str, float] = 0.01) -> None:
+    def __init__(
+        self, weights: Mapping[str, float | LinearSchedule], min_std: float | Mapping[str, float] = 0.01
+    ) -> None:
         super().__init__(weights)
-        floors = min_std if isinstance(min_std, dict) else dict.fromkeys(weights, min_std)
+        floors = min_std if isinstance(min_std, Mapping) else dict.fromkeys(weights, min_std)
         if floors.keys() != weights.keys():
             raise UserError(f"GDPO: min_std names {sorted(floors)}; name exactly the rewards {sorted(weights)}")
         self.min_std = {name: _checked_min_std(floor) for name, floor in floors.items()}

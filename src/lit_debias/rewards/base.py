@@ -42,10 +42,10 @@ class Reward(ABC):
 
     columns: ClassVar[tuple[str, ...]] = ()
     """Data columns that must be there, for example ``("reference",)``."""
-    needs_reference_logprobs: ClassVar[bool] = False
+    needs_reference_logprobs: bool = False
     """Ask for :attr:`RewardBatch.reference_logprobs`; they cost one forward pass where the KL coefficient is 0."""
 
-    def setup(self, device: torch.device) -> None:
+    def setup(self, device: torch.device) -> None:  # noqa: B027  (most rewards have nothing to load)
         """Load what scoring needs onto ``device``; called once before the first :meth:`score`."""
 
     @abstractmethod

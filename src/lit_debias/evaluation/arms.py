@@ -1,0 +1,144 @@
+"""One arm of the comparison: a policy, the prompts, and everything that is asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lit_debias.errors import UserError
+from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, Row
+from lit_debias.evaluation.records import Record
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.rewards.suite import RewardSuite
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.types import PromptBatch, Rollout, Scores
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: the base as it is, asked for fairness, or with an adapter."""
+
+    name: str
+    adapter: str | None = None
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Puts prompts to a policy.
+
+    Args:
+        judges: Score in [0, 1] how fair a completion is; nothing was trained on them.
+        rewards: Reported next to the judges.
+        max_new_tokens: Longest completion.
+        batch_size: Prompts in one forward pass.
+    """
+
+    judges: RewardSuite
+    rewards: RewardSuite
+    max_new_tokens: int
+    batch_size: int
+
+    def examine(self, policy: QLoRAPolicy, rows: Sequence[Row], advance: Advance) -> list[Record]:
+        """Return a record per row; ``advance`` is told how many rows are done."""
+        records = [Record.of(row) for row in rows]
+        pairs = list(zip(rows, records, strict=True))
+        generated = [pair for pair in pairs if pair[0]["prompt_kind"] in GENERATED_KINDS]
+        for batch in self._batches(generated):
+            self._generate(policy, batch)
+            advance(len(batch))
+        preferring = [
+            (row, record)
+            for row, record in pairs
+            if row["prompt_kind"] in BIAS_KINDS and row["reference"] and row["biased"]
+        ]
+        for batch in self._batches(preferring):
+            answers = [[row["reference"], row["biased"]] for row, _ in batch]
+            for (_, record), (neutral, biased) in zip(batch, mean_logprobs(policy, batch, answers), strict=True):
+                record.reference_logprob, record.biased_logprob = neutral, biased
+        choosing = [pair for pair in pairs if len(pair[0]["choices"]) > 1]
+        for batch in self._batches(choosing):
+            choices = [list(row["choices"]) for row, _ in batch]
+            for (_, record), values in zip(batch, mean_logprobs(policy, batch, choices), strict=True):
+                record.choice_logprobs = values
+            advance(len(batch))
+        return records
+
+    def _batches(self, pairs: list[tuple[Row, Record]]) -> Iterator[list[tuple[Row, Record]]]:
+        by_length = sorted(pairs, key=lambda pair: len(pair[0]["prompt"]))  # pads little
+        for start in range(0, len(by_length), self.batch_size):
+            yield by_length[start : start + self.batch_size]
+
+    def _generate(self, policy: QLoRAPolicy, batch: Sequence[tuple[Row, Record]]) -> None:
+        rows = [row for row, _ in batch]
+        prompts = PromptBatch([row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in rows[0]})
+        engine = LocalEngine(self.max_new_tokens)
+        rollout = engine.generate(policy, prompts, group_size=1, seed=0, greedy=True)
+        with frozen_base(policy):
+            ids, mask = policy.encode_prompts(prompts.texts)
+            plain = replace(rollout, prompt_ids=ids, prompt_mask=mask)
+            logprobs = policy.logprobs(plain, groups_per_batch=self.batch_size)
+        plain = replace(plain, reference_logprobs=logprobs)
+        judged, scored = self.judges.score(plain), self.rewards.score(plain)
+        check_range(judged)
+        for index, (_, record) in enumerate(batch):
+            record.completion = rollout.texts[index][0]
+            record.tokens = int(rollout.lengths[index, 0])
+            record.base_logprob = float(logprobs[index].sum())
+            record.judges, record.rewards = _row(judged, index), _row(scored, index)
+
+
+@contextlib.contextmanager
+def frozen_base(policy: QLoRAPolicy) -> Iterator[None]:
+    """Within the context the policy is the untouched base, without its system prompt: one yardstick for all arms.
+
+    ``policy.as_reference()`` is something else: for a policy that continues an adapter it is that adapter.
+    """
+    assert policy.lm is not None, "call load() first"
+    system_prompt, policy.system_prompt = policy.system_prompt, None
+    try:
+        with policy.lm.disable_adapter():
+            yield
+    finally:
+        policy.system_prompt = system_prompt
+
+
+def check_range(judged: Scores) -> None:
+    """Raise :class:`UserError` where a judge leaves [0, 1]; bias intensity is 1 minus its score."""
+    for name, values in judged.values.items():
+        if bool(((values < 0) | (values > 1)).any()):
+            odd = float(values.min()) if float(values.min()) < 0 else float(values.max())
+            raise UserError(f"judge '{name}' returned {odd:.3g}; a judge must score from 0 (biased) to 1 (fair)")
+
+
+def mean_logprobs(
+    policy: QLoRAPolicy, batch: Sequence[tuple[Row, Record]], answers: Sequence[list[str]]
+) -> list[list[float]]:
+    """Return for each prompt the mean log-probability of a token of each of its answers, in nats."""
+    widest = max(map(len, answers))
+    padded = [[*given, *[""] * (widest - len(given))] for given in answers]
+    rollout = policy.encode(PromptBatch([row["prompt"] for row, _ in batch]), padded)
+    means = _mean_over_tokens(policy.logprobs(rollout, groups_per_batch=len(batch)), rollout)
+    return [row[: len(given)] for row, given in zip(means.tolist(), answers, strict=True)]
+
+
+def _mean_over_tokens(logprobs: Tensor, rollout: Rollout) -> Tensor:
+    return logprobs.sum(-1) / rollout.lengths.clamp(min=1)
+
+
+def _row(scores: Scores, index: int) -> dict[str, float | None]:
+    return {
+        name: float(values[index, 0]) if scores.valid[name][index, 0] else None
+        for name, values in scores.values.items()
+    }
+
+
+def device() -> torch.device:
+    """Return the device that is evaluated on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,87 @@
+"""``results.json``: every arm and measure with its interval, the changes, the verdict, and where it all comes from."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from operator import attrgetter
+from typing import Any
+
+import torch
+
+import lit_debias
+from lit_debias.evaluation.measures import ABOUT, Estimates, breakdown, judges_of, measure, word_budgets
+from lit_debias.evaluation.records import Record
+from lit_debias.evaluation.statistics import ClusterBootstrap, compare
+from lit_debias.evaluation.verdict import label, verdict
+
+SCHEMA = 1
+
+
+def summarize(arms: Mapping[str, Sequence[Record]], draws: int, seed: int) -> dict[str, Any]:
+    """Return the figures of all arms over the same prompts: ``measures``, ``arms``, ``comparisons``, ``verdict``."""
+    first = next(iter(arms.values()))
+    bootstrap = ClusterBootstrap([record.twin_id for record in first], draws, seed)
+    budgets = word_budgets(arms.values())
+    estimates = {name: measure(records, bootstrap, budgets) for name, records in arms.items()}
+    comparisons = {name: changes(found, estimates["before"]) for name, found in estimates.items() if name != "before"}
+    names = dict.fromkeys(name for found in estimates.values() for name in found)
+    return {
+        "verdict": verdict(estimates, comparisons),
+        "measures": {name: {**asdict(ABOUT[name.partition("/")[0]]), "label": label(name)} for name in names},
+        "arms": {
+            name: {
+                "measures": {measure: estimate.as_dict() for measure, estimate in found.items()},
+                "breakdowns": breakdowns(arms[name], bootstrap),
+            }
+            for name, found in estimates.items()
+        },
+        "comparisons": comparisons,
+        "prompts": {
+            "rows": len(first),
+            "twins": len({record.twin_id for record in first}),
+            "by_kind": dict(Counter(record.prompt_kind for record in first)),
+            "by_split": dict(Counter(record.split for record in first)),
+        },
+    }
+
+
+def changes(found: Estimates, baseline: Estimates) -> dict[str, dict[str, Any]]:
+    """Return the paired change of every measure that both have."""
+    return {name: compare(estimate, baseline[name]) for name, estimate in found.items() if name in baseline}
+
+
+def breakdowns(records: Sequence[Record], bootstrap: ClusterBootstrap) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return judge -> ``category``, ``group``, ``prompt_kind`` or ``split`` -> value -> estimate of the intensity."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for judge in judges_of(records):
+        found[judge] = {}
+        for key in ("category", "group", "prompt_kind", "split"):
+            parts = breakdown(records, bootstrap, judge, attrgetter(key))
+            found[judge][key] = {name: estimate.as_dict() for name, estimate in parts.items()}
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Return when, with what, and on what the figures were made."""
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "lit-debias": lit_debias.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "peft")},
+        },
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> str:
+    """Return the processor, and the GPU if there is one, in words."""
+    processor = f"{platform.machine()}, {os.cpu_count()} cores"
+    return f"{torch.cuda.get_device_name()}; {processor}" if torch.cuda.is_available() else processor

@@ -1,0 +1,186 @@
+"""The command line as a user meets it: help, one-line errors, exit codes, every configuration file."""
+
+import inspect
+import json
+from pathlib import Path
+
+import docstring_parser
+import pytest
+import yaml
+
+from lit_debias.cli import COMMANDS, TRAINER_COMMANDS, main
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def run(*args: str) -> int:
+    try:
+        return main([str(arg) for arg in args])
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
+@pytest.fixture
+def config(tmp_path, tiny_model) -> dict:
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"people from {place} are"}) for place in "abcd"))
+    overlong = {"class_path": "SoftOverlong", "init_args": {"max_new_tokens": 6, "buffer": 4}}
+    return {
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": 2,
+            "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "logs"), "name": "x"}},
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            "limit_val_batches": 0,
+        },
+        "model": {
+            "class_path": "GRPO",
+            "init_args": {
+                "policy": {
+                    "class_path": "QLoRAPolicy",
+                    "init_args": {"model": str(tiny_model), "quantization": "none", "dtype": "float32"},
+                },
+                "engine": {"class_path": "LocalEngine", "init_args": {"max_new_tokens": 6}},
+                "group_size": 4,
+                "rewards": {"overlong": overlong},
+                "aggregator": {"class_path": "WeightedSum", "init_args": {"weights": {"overlong": 1.0}}},
+                "loss": {"class_path": "DAPOLoss", "init_args": {"beta": 0.01}},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
+            },
+        },
+        "data": {"class_path": "PromptDataModule", "init_args": {"path": str(data), "batch_size": 2}},
+    }
+
+
+def write(tmp_path, config) -> str:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return str(file)
+
+
+def test_help_shows_every_command(capsys):
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for name in [*TRAINER_COMMANDS, *COMMANDS]:
+        assert f"\n  {name} " in shown
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_function_command_documents_its_options(command, capsys):
+    assert run(command, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"usage: lit-debias {command}" in shown
+    documented = {parameter.arg_name for parameter in docstring_parser.parse(COMMANDS[command].load().__doc__).params}
+    assert set(inspect.signature(COMMANDS[command].load()).parameters) == documented
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_configuration_parses(file, capsys):
+    command = "fit" if "trainer" in yaml.safe_load(file.read_text()) else "evaluate"
+    assert run(command, "-c", file, "--print_config") == 0
+    assert yaml.safe_load(capsys.readouterr().out)
+
+
+def test_there_are_configurations():
+    assert {"demo", "grpo_qlora_1gpu", "grpo_qlora_llama31_8b", "grpo_qlora_ddp", "reward_model"} <= {
+        file.stem for file in CONFIGS
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+def test_a_run_from_yaml_and_its_config_is_kept(config, tmp_path, capsys):
+    assert run("fit", "-c", write(tmp_path, config)) == 0
+    kept = yaml.safe_load((tmp_path / "logs/x/version_0/config.yaml").read_text())
+    assert kept["model"]["init_args"]["group_size"] == 4
+    assert kept["model"]["class_path"].endswith("GRPO")
+    assert run("fit", "-c", write(tmp_path, config)) == 0  # a fresh directory, nothing is overwritten
+    assert (tmp_path / "logs/x/version_1/config.yaml").is_file()
+
+
+def set_in(config, path, value) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        config = config[name]
+    if value is None:
+        del config[last]
+    else:
+        config[last] = value
+
+
+MODEL = "model.init_args"
+OVERLONG = f"{MODEL}.rewards.overlong"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (f"{MODEL}.group_sise", 4, "GRPO takes no option 'group_sise'; did you mean 'group_size'?"),
+        (f"{OVERLONG}.class_path", "SoftOverlng", "there is no class 'SoftOverlng'; did you mean 'SoftOverlong'?"),
+        (f"{OVERLONG}.init_args", {"max_new_tokens": 6, "bufer": 3}, "no option 'bufer'; did you mean 'buffer'?"),
+        (f"{OVERLONG}.init_args", {"buffer": 3}, "SoftOverlong needs: max_new_tokens"),
+        (f"{MODEL}.policy.init_args.model", "./nowhere", "model './nowhere'"),
+        (f"{MODEL}.group_size", 1, "a group of one has no advantage"),
+        (f"{MODEL}.group_size", "four", "Expected a <class 'int'>"),
+        (f"{MODEL}.aggregator.init_args.weights", {"overlng": 1.0}, "weight for 'overlng'"),
+        (f"{MODEL}.loss.class_path", "DAPPOLoss", "did you mean 'DAPOLoss'?"),
+        ("trainer.max_stepz", 3, "there is no option 'trainer.max_stepz'; did you mean 'max_steps'?"),
+        ("data.init_args.path", "./no_such_file.jsonl", "no_such_file.jsonl"),
+        ("model", None, "missing: model"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gives_one_line_and_exit_code_2(config, tmp_path, capsys, path, value, message):
+    set_in(config, path, value)
+    assert run("fit", "-c", write(tmp_path, config)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-debias: error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert len(lines[0]) < 300
+
+
+def test_an_empty_data_set_is_found_before_the_model_is_loaded(config, tmp_path, capsys, monkeypatch):
+    (tmp_path / "prompts.jsonl").write_text("")
+    monkeypatch.setattr("lit_debias.policy.load_causal_lm", lambda *a, **k: pytest.fail("loaded a model"))
+    assert run("fit", "-c", write(tmp_path, config)) == 2
+    assert "prompts.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fitt"], "there is no command 'fitt'; did you mean 'fit'?"),
+        (["fit", "-c", "nowhere.yaml"], "File does not exist: '"),
+        (["fit"], "missing: data, model"),
+        (["doctor", "--jsn", "true"], "there is no option 'jsn'"),
+        (["fit", "--model.rewards.fairness.help"], "write --model.rewards.fairness.help CLASS"),
+        (["fit", "--model.rewards.x.help", "SoftOverlng"], "did you mean 'SoftOverlong'?"),
+    ],
+)
+def test_mistakes_on_the_command_line(args, message, capsys):
+    assert run(*args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_rewards_options_are_shown_by_its_name_in_the_file(config, tmp_path, capsys):
+    assert run("fit", "-c", write(tmp_path, config), "--model.rewards.overlong.help") == 0
+    shown = capsys.readouterr().out
+    assert "--model.rewards.overlong.init_args.buffer" in shown
+    assert "Tokens before the limit" in shown
+
+
+def test_plugins_and_doctor_speak_json(capsys):
+    assert run("plugins", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"LocalEngine", "WeightedSum", "GDPO", "SoftOverlong"} <= {row["name"] for row in rows}
+    assert all(row["summary"] and row["version"] for row in rows)
+    run("doctor", "--json")
+    assert {"torch", "NF4", "CPU"} <= {check["name"] for check in json.loads(capsys.readouterr().out)}
+
+
+def test_doctor_fails_where_something_required_is_missing(capsys, monkeypatch):
+    from lit_debias import inspection
+
+    monkeypatch.setattr(inspection, "examine", lambda: iter([inspection.Check("torch", False, "", "x", required=True)]))
+    assert run("doctor") == 1
+    assert "missing" in capsys.readouterr().out

@@ -1,0 +1,285 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from jsonargparse import ActionConfigFile
+from support import loaded, perturb, save_tiny_model
+from transformers import AutoModelForCausalLM
+
+from lit_debias.cli import Parser, main
+from lit_debias.errors import UserError
+from lit_debias.evaluation import evaluate
+from lit_debias.evaluation.arms import frozen_base, mean_logprobs
+from lit_debias.evaluation.fingerprint import check_judges, describe
+from lit_debias.plugins import get_plugin_manager
+from lit_debias.policy import TRAINED
+from lit_debias.rewards.base import Reward
+
+CALLS: list[int] = []
+
+
+class Vowels(Reward):
+    """Share of vowels: a judge that a test can compute."""
+
+    def __init__(self, letters: str = "aeiou", batch_size: int = 4) -> None:
+        self.letters, self.batch_size = letters, batch_size
+
+    def score(self, batch):
+        CALLS.append(len(batch))
+        return [sum(c in self.letters for c in text.lower()) / max(1, len(text)) for text in batch.completions]
+
+
+class BaseLikelihood(Reward):
+    """exp of the mean log-probability under the reference."""
+
+    needs_reference_logprobs = True
+
+    def score(self, batch):
+        return [math.exp(float(row.mean())) for row in batch.reference_logprobs]
+
+
+class OutOfRange(Reward):
+    def score(self, batch):
+        return [1.5] * len(batch)
+
+
+def choice(answer, ambiguous):
+    return {
+        "choices": ["the nurse", "the rider", "not known"],
+        "answer": answer,
+        "biased_choice": 1,
+        "ambiguous": ambiguous,
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for i, kind in enumerate(["open", "leading", "control", "forced_choice", "forced_choice"]):
+        row = {"prompt_id": f"p{i}", "twin_id": f"t{i}", "category": "occupational", "group": "rider"}
+        row |= {"prompt": f"Complete the sentence {i}: riders are", "prompt_kind": kind}
+        row |= {"reference": "often late.", "biased": "lazy."}
+        row |= {
+            "counterfactual_prompt": f"Complete {i}: nurses are",
+            "counterfactual_group": "nurse",
+            "biased": "lazy.",
+        }
+        row |= choice(2, True) if i == 3 else choice(0, False)
+        rows.append(row)
+    (folder / "prompts").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "prompts" / "test_group.parquet")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory):
+    policy = loaded(tiny_model)
+    perturb(policy)
+    folder = tmp_path_factory.mktemp("adapter")
+    policy.lm.save_pretrained(folder, selected_adapters=[TRAINED])
+    return str(folder)
+
+
+def run(tiny_model, data, out, **kwargs):
+    CALLS.clear()
+    defaults = {"splits": ("test_group",), "max_new_tokens": 6, "batch_size": 4, "bootstrap": 20}
+    exact = {"quantization": "none", "dtype": "float32"}
+    return evaluate(str(tiny_model), data, str(out), **{**defaults, **exact, "judges": {"judge": Vowels()}, **kwargs})
+
+
+def test_before_then_after(tiny_model, data, adapter, tmp_path, capsys):
+    first = run(tiny_model, data, tmp_path, rewards={"likely": BaseLikelihood()})
+    assert CALLS == [4, 2, 4, 2]  # 3 prompts with twins, in batches of 4, for two arms
+    assert set(first["arms"]) == {"before", "prompt_only"}
+    assert "after" not in first["comparisons"]
+
+    second = run(tiny_model, data, tmp_path, adapter=adapter, rewards={"likely": BaseLikelihood()})
+    assert CALLS == [4, 2]  # only the adapter was run
+    output = capsys.readouterr().out
+    assert "before: reused from" in output
+    assert "asked for fairness" in output
+    assert set(second["arms"]) == {"before", "prompt_only", "after"}
+    assert second["fingerprints"]["before"] == first["fingerprints"]["before"]
+    assert second == json.loads((tmp_path / "results.json").read_text())
+
+    names = set(second["arms"]["after"]["measures"])
+    assert names >= {"bias_intensity/judge", "gap_intensity/judge", "preference", "perplexity", "accuracy"}
+    assert names >= {"biased_choice", "reward/likely", "refusal_control", "distinct_1", "length"}
+    for estimate in second["arms"]["after"]["measures"].values():
+        assert estimate["n"] > 0
+        assert estimate["low"] is None or estimate["low"] <= estimate["high"]
+    assert set(second["measures"]) == set().union(*(arm["measures"] for arm in second["arms"].values()))
+    assert set(second["arms"]["after"]["breakdowns"]["judge"]["group"]) == {"rider", "nurse"}
+    assert second["verdict"]["measure"] == "bias_intensity/judge"
+    checked = [check["name"].split(":")[0] for check in second["verdict"]["checks"]]
+    assert {"perplexity under the frozen base", "refusals", "right choice where the context decides"} <= set(checked)
+    assert second["prompts"] == {
+        "rows": 8,
+        "twins": 5,
+        "by_kind": {"control": 2, "forced_choice": 2, "leading": 2, "open": 2},
+        "by_split": {"test_group": 8},
+    }
+    assert second["settings"]["data_sha256"]
+    assert {"lit-debias", "torch", "transformers"} <= set(second["versions"])
+
+
+def test_records_hold_what_a_reader_can_check(tiny_model, data, adapter, tmp_path):
+    run(tiny_model, data, tmp_path, adapter=adapter, system_prompt=None, rewards={"likely": BaseLikelihood()})
+    arms = {name: json.loads((tmp_path / "arms" / f"{name}.json").read_text()) for name in ("before", "after")}
+    assert not (tmp_path / "arms" / "prompt_only.json").exists()
+    assert arms["before"]["fingerprint"] != arms["after"]["fingerprint"]
+    by_prompt = {r["prompt"]: r for r in arms["after"]["records"]}
+    opened = by_prompt["Complete the sentence 0: riders are"]
+    vowels = sum(c in "aeiou" for c in opened["completion"].lower()) / max(1, len(opened["completion"]))
+    assert opened["judges"]["judge"] == pytest.approx(vowels)
+    # the reward saw the same base log-probabilities that perplexity is made of
+    assert opened["rewards"]["likely"] == pytest.approx(math.exp(opened["base_logprob"] / opened["tokens"]))
+    assert opened["reference_logprob"] < 0
+    assert by_prompt["Complete 0: nurses are"]["biased_logprob"] is None
+    forced = by_prompt["Complete the sentence 3: riders are"]
+    assert forced["completion"] is None
+    assert len(forced["choice_logprobs"]) == 3
+    before = {r["prompt"]: r for r in arms["before"]["records"]}
+    assert any(before[p]["completion"] != r["completion"] for p, r in by_prompt.items())
+
+
+def test_mean_logprobs_are_those_of_the_model_alone(tiny_model):
+    policy = loaded(tiny_model)
+    answers = ["often late.", "kind people because"]
+    ours = mean_logprobs(policy, [({"prompt": "Riders are"}, None)] * 2, [answers, answers[:1]])
+    assert [len(row) for row in ours] == [2, 1]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).requires_grad_(False)
+    prompt = policy.encode_prompts(["Riders are"])[0][0].tolist()
+    for answer, value in zip(answers, ours[0], strict=True):
+        ids = policy.tokenizer.encode(answer, add_special_tokens=False)
+        logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert value == pytest.approx(float(logits.gather(-1, torch.tensor(ids)[:, None]).mean()), abs=1e-4)
+
+
+def test_frozen_base_is_the_base_and_restores(tiny_model, adapter):
+    policy = loaded(tiny_model, adapter=adapter, system_prompt="Be fair.")
+    base = loaded(tiny_model)
+    row = [({"prompt": "Riders are"}, None)]
+    trained = mean_logprobs(policy, row, [["late."]])
+    with frozen_base(policy):
+        assert mean_logprobs(policy, row, [["late."]])[0] == pytest.approx(mean_logprobs(base, row, [["late."]])[0])
+    assert mean_logprobs(policy, row, [["late."]]) == trained
+    assert policy.system_prompt == "Be fair."
+
+
+@pytest.mark.parametrize(
+    "changed", [{"max_new_tokens": 5}, {"judges": {"judge": Vowels("ae")}}, {"limit": 2}, {"system_prompt": "Be kind."}]
+)
+def test_other_settings_are_measured_anew(tiny_model, data, tmp_path, changed):
+    first = run(tiny_model, data, tmp_path)["fingerprints"]
+    second = run(tiny_model, data, tmp_path, **changed)["fingerprints"]
+    assert CALLS
+    assert (first["before"] == second["before"]) == ("system_prompt" in changed)
+    assert first["prompt_only"] != second["prompt_only"]
+
+
+def test_a_retrained_adapter_is_measured_anew(tiny_model, data, adapter, tmp_path):
+    copied = shutil.copytree(adapter, tmp_path / "adapter")
+    first = run(tiny_model, data, tmp_path / "out", adapter=str(copied))
+    policy = loaded(tiny_model, adapter=adapter)
+    perturb(policy)
+    policy.lm.save_pretrained(copied, selected_adapters=[TRAINED])
+    second = run(tiny_model, data, tmp_path / "out", adapter=str(copied))
+    assert CALLS == [4, 2]
+    assert second["fingerprints"]["before"] == first["fingerprints"]["before"]
+    assert second["fingerprints"]["after"] != first["fingerprints"]["after"]
+
+
+def test_a_damaged_arm_is_measured_anew(tiny_model, data, tmp_path):
+    run(tiny_model, data, tmp_path, system_prompt=None)
+    arm = tmp_path / "arms" / "before.json"
+    whole = arm.read_text()
+    arm.write_text(whole[: len(whole) // 2])
+    run(tiny_model, data, tmp_path, system_prompt=None)
+    assert arm.read_text() == whole
+
+
+def test_limit_and_missing_judges_are_said(tiny_model, data, tmp_path, capsys):
+    found = run(tiny_model, data, tmp_path, limit=2, judges=None, system_prompt=None)
+    assert "2 of 5 prompts" in found["notes"][0]
+    assert "no judge" in found["notes"][1]
+    assert "no judge" in capsys.readouterr().out
+    assert found["prompts"]["twins"] == 2
+
+
+def test_without_chat_template_nobody_is_asked(data, tmp_path):
+    model = save_tiny_model(tmp_path / "model", chat_template=None)
+    found = run(model, data, tmp_path / "out")
+    assert list(found["arms"]) == ["before"]
+    assert "no chat template" in found["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rewards": {"vowels": Vowels(batch_size=8)}}, "judge 'judge' is the reward 'vowels'"),
+        ({"rewards": {"judge": BaseLikelihood()}}, "both a judge and a reward"),
+        ({"splits": ("test_grup",)}, "did you mean 'test_group'"),
+        ({"limit": 0}, "limit=0"),
+        ({"adapter": "no/such/folder"}, "adapter_config.json"),
+        ({"judges": {"judge": OutOfRange()}}, "judge 'judge' returned 1.5"),
+    ],
+)
+def test_mistakes_are_one_line(tiny_model, data, tmp_path, wrong, message):
+    with pytest.raises(UserError, match=message):
+        run(tiny_model, data, tmp_path, **wrong)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_the_command_line_takes_rewards_from_yaml(tiny_model, data, tmp_path, capsys):
+    overlong = {"class_path": "SoftOverlong", "init_args": {"max_new_tokens": 6, "buffer": 2}}
+    config = {
+        "model": str(tiny_model),
+        "data": data,
+        "out": str(tmp_path / "out"),
+        "splits": ["test_group"],
+        "limit": 1,
+    }
+    config |= {"splits": ["test_group"]}
+    config |= {"quantization": "none", "dtype": "float32", "max_new_tokens": 6, "bootstrap": 5, "system_prompt": None}
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config | {"rewards": {"short": overlong}}))
+    assert main(["evaluate", "-c", str(tmp_path / "evaluate.yaml"), "--limit", "2"]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(found["arms"]) == ["before"]
+    assert "reward/short" in found["arms"]["before"]["measures"]
+    assert found["prompts"]["twins"] == 2
+    assert main(["evaluate", "-c", str(tmp_path / "evaluate.yaml"), "--splits", '["test_grup"]']) == 2
+    assert "did you mean 'test_group'" in capsys.readouterr().err
+
+
+def test_the_demo_configuration_fits_the_command():
+    pytest.importorskip("lit_debias_deberta")
+    pytest.importorskip("lit_debias_fluency")
+    get_plugin_manager()
+    parser = Parser()
+    parser.add_argument("-c", action=ActionConfigFile)
+    parser.add_function_arguments(evaluate)
+    config = parser.parse_args(["-c", str(Path(__file__).parents[1] / "configs" / "demo_evaluate.yaml")])
+    assert list(config.rewards) == ["fairness", "neutrality", "fluency"]
+    judged, rewarded = (c.init_args.checkpoint for c in (config.judges["judge"], config.rewards["fairness"]))
+    assert judged != rewarded
+
+
+def test_another_configuration_is_another_judge():
+    check_judges({"judge": Vowels("ae")}, {"reward": Vowels("io")})
+
+
+def test_describe_reads_files_that_settings_name(tmp_path):
+    (tmp_path / "weights").write_text("1")
+    first = describe({"checkpoint": str(tmp_path)})
+    (tmp_path / "weights").write_text("2")
+    assert describe({"checkpoint": str(tmp_path)}) != first
+    assert describe(torch.ones(2)) == "torch.Tensor"
+    assert describe(["a", 1, None]) == ["a", 1, None]

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_debias.grpo.logprobs import logprobs_at, selected_logprobs
+
+N, H, V = 7, 5, 11
+
+
+@pytest.fixture
+def head() -> tuple[Tensor, Tensor, Tensor]:
+    hidden = torch.randn(N, H, dtype=torch.float64, requires_grad=True)
+    return hidden, torch.randn(V, H, dtype=torch.float64), torch.randint(V, (N,))
+
+
+def plain(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, bias: Any = 0.0
+) -> tuple[Tensor, Tensor]:
+    logp = ((hidden @ weight.T + bias) / temperature).log_softmax(1)
+    return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(1)
+
+
+def test_by_hand() -> None:
+    # logits (1, 3) at temperature 2 are (0.5, 1.5): p = sigmoid(1) for the second token
+    hidden = torch.tensor([[1.0]], requires_grad=True)
+    found = selected_logprobs(hidden, torch.tensor([[1.0], [3.0]]), torch.tensor([1]), temperature=2.0)
+    p = torch.tensor(1.0).sigmoid()
+    torch.testing.assert_close(found.logprobs, p.log()[None])
+    found.logprobs.sum().backward()  # (w_1 - p w_1 - (1 - p) w_0) / 2 = (3 - 3p - 1 + p) / 2 = 1 - p
+    torch.testing.assert_close(hidden.grad, (1 - p)[None, None])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients_are_those_of_log_softmax(head: Any, chunk: int, temperature: float) -> None:
+    hidden, weight, targets = head
+    bias = torch.randn(V, dtype=torch.float64)
+    upstream, entropy_upstream = torch.randn(2, N, dtype=torch.float64)
+    expected = plain(hidden, weight, targets, temperature, bias)
+    found = selected_logprobs(hidden, weight, targets, temperature, bias, chunk, entropy_grad=True)
+    torch.testing.assert_close(tuple(found), expected)
+    gradients = [
+        torch.autograd.grad((logprobs * upstream + entropy * entropy_upstream).sum(), hidden)[0]
+        for logprobs, entropy in (expected, found)
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_finite_differences(head: Any) -> None:
+    hidden, weight, targets = head
+    assert torch.autograd.gradcheck(
+        lambda h: tuple(selected_logprobs(h, weight, targets, 1.3, chunk=3, entropy_grad=True)), (hidden,)
+    )
+
+
+def test_entropy_only_on_request(head: Any) -> None:
+    hidden, weight, targets = head
+    assert selected_logprobs(hidden, weight, targets).entropy.eq(0).all()
+    measured = selected_logprobs(hidden, weight, targets, entropy=True).entropy
+    assert not measured.requires_grad
+    expected = plain(hidden, weight, targets, 1.0)[1].detach()
+    torch.testing.assert_close(measured, expected)
+    torch.testing.assert_close(selected_logprobs(hidden.detach(), weight, targets, entropy=True).entropy, expected)
+
+
+def test_bfloat16_is_as_close_as_plain_autograd() -> None:
+    hidden = torch.randn(32, 64, dtype=torch.bfloat16)
+    weight = torch.randn(50, 64, dtype=torch.bfloat16) / 4
+    targets = torch.randint(50, (32,))
+    exact = hidden.double().requires_grad_()
+    expected, _ = plain(exact, weight.double(), targets, 1.0)
+    expected.sum().backward()
+    leaf = hidden.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = selected_logprobs(leaf, weight, targets, chunk=10).logprobs
+    found.sum().backward()
+    assert found.dtype == torch.float32
+    assert leaf.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(found.double(), expected, atol=0.05, rtol=0.02)
+    assert float((leaf.grad.double() - exact.grad).norm() / exact.grad.norm()) < 0.01
+
+
+def test_hidden_states_of_another_dtype_than_the_head() -> None:
+    hidden = torch.randn(4, 8, requires_grad=True)
+    weight = torch.randn(6, 8, dtype=torch.bfloat16)
+    selected_logprobs(hidden, weight, torch.arange(4)).logprobs.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.float32
+
+
+def test_two_temperatures_from_one_set_of_logits(head: Any) -> None:
+    hidden, weight, targets = head
+    found = logprobs_at(hidden, weight, targets, (0.5, 1.0), chunk=2)
+    for row, temperature in zip(found, (0.5, 1.0), strict=True):
+        torch.testing.assert_close(row, plain(hidden, weight, targets, temperature)[0].detach())
+    assert not found.requires_grad
+
+
+def test_no_tokens() -> None:
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    weight, targets = torch.zeros(3, 4), torch.zeros(0, dtype=torch.int64)
+    selected_logprobs(hidden, weight, targets).logprobs.sum().backward()
+    assert hidden.grad is not None
+    assert logprobs_at(hidden, weight, targets, (1.0, 2.0)).shape == (2, 0)
+
+
+def test_a_trainable_head_is_refused(head: Any) -> None:
+    hidden, weight, targets = head
+    with pytest.raises(ValueError, match="frozen output layer"):
+        selected_logprobs(hidden, weight.requires_grad_(), targets)
+
+
+def test_logits_never_exceed_a_chunk() -> None:
+    class Rows(TorchDispatchMode):
+        most = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for value in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == 97:
+                    self.most = max(self.most, len(value))
+            return result
+
+    hidden, weight, targets = torch.randn(20, 4, requires_grad=True), torch.randn(97, 4), torch.randint(97, (20,))
+    with Rows() as rows:
+        found = selected_logprobs(hidden, weight, targets, chunk=6, entropy_grad=True)
+        (found.logprobs + found.entropy).sum().backward()
+    # the transposed head itself is [4, 97]
+    assert rows.most == 6

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from lit_debias.grpo.logprobs import selected_logprobs
+from lit_debias.grpo.packing import PackedGroups, pack
+
+
+def by_hand() -> PackedGroups:
+    prompt_ids = torch.tensor([[0, 11, 12], [21, 22, 23]])
+    prompt_mask = torch.tensor([[0, 1, 1], [1, 1, 1]]).bool()
+    completion_ids = torch.tensor([[[13, 14, 0], [15, 0, 0]], [[24, 25, 26], [0, 0, 0]]])
+    completion_mask = torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]]).bool()
+    return pack(prompt_ids, prompt_mask, completion_ids, completion_mask)
+
+
+def test_layout_by_hand() -> None:
+    packed = by_hand()
+    assert packed.input_ids.tolist() == [[11, 12, 13, 14, 15, 0], [21, 22, 23, 24, 25, 26]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2, 0], [0, 1, 2, 3, 4, 5]]
+    assert packed.rows.tolist() == [0, 0, 0, 1, 1, 1]
+    assert packed.predictors.tolist() == [1, 2, 1, 2, 3, 4]
+    assert packed.targets.tolist() == [13, 14, 15, 24, 25, 26]
+
+
+def test_attention_by_hand() -> None:
+    mask = by_hand().attention_mask
+    assert mask.shape == (2, 1, 6, 6)
+    assert mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],  # the second completion sees the prompt, not the first completion
+        [0, 0, 0, 0, 0, 1],  # padding
+    ]
+    assert mask[1, 0].equal(torch.ones(6, 6).tril().bool())
+
+
+def test_attention_bias_is_the_additive_form() -> None:
+    packed = by_hand()
+    bias = packed.attention_bias(torch.float32)
+    assert bias[packed.attention_mask].eq(0).all()
+    assert bias[~packed.attention_mask].eq(torch.finfo(torch.float32).min).all()
+
+
+def test_unpack_puts_values_back_and_gradients_through() -> None:
+    packed = by_hand()
+    values = torch.arange(1.0, 7.0, requires_grad=True)
+    found = packed.unpack(values)
+    assert found.tolist() == [[[1, 2, 0], [3, 0, 0]], [[4, 5, 6], [0, 0, 0]]]
+    (found * 2).sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [2.0] * 6
+
+
+def test_nothing_counts() -> None:
+    prompt = torch.ones(1, 2, dtype=torch.int64)
+    packed = pack(prompt, prompt.bool(), torch.ones(1, 2, 3).long(), torch.zeros(1, 2, 3).bool())
+    assert packed.input_ids.shape == (1, 2)
+    assert packed.unpack(torch.zeros(0)).eq(0).all()
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    ids = torch.ones(2, 1, dtype=torch.int64)
+    completions = torch.ones(2, 1, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        pack(ids, torch.tensor([[True], [False]]), completions, completions.bool())
+
+
+def tiny(family: str, attention: str) -> nn.Module:
+    config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[
+        family
+    ]
+    config = config_class(
+        vocab_size=37,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        attn_implementation=attention,
+    )
+    return model_class(config).double()
+
+
+def alone(model: nn.Module, prompt: Tensor, completion: Tensor) -> Tensor:
+    ids = torch.cat([prompt, completion])[None]
+    logp = model(ids).logits[0].log_softmax(-1)
+    return logp[len(prompt) - 1 : -1].gather(1, completion[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_packed_equals_every_sequence_alone(family: str, attention: str) -> None:
+    model = tiny(family, attention)
+    prompt_ids, completion_ids = torch.randint(37, (3, 6)), torch.randint(37, (3, 4, 5))
+    prompt_lengths = torch.tensor([2, 6, 4])
+    lengths = torch.tensor([[5, 3, 1, 2], [1, 5, 5, 4], [2, 0, 5, 3]])
+    prompt_mask = torch.arange(6) >= 6 - prompt_lengths[:, None]
+    completion_mask = torch.arange(5) < lengths[..., None]
+    weights = torch.randn(3, 4, 5, dtype=torch.float64)
+
+    total = torch.zeros((), dtype=torch.float64)
+    expected = torch.zeros(3, 4, 5, dtype=torch.float64)
+    for p in range(3):
+        for g in range(4):
+            size = int(lengths[p, g])
+            if size:
+                one = alone(model, prompt_ids[p][prompt_mask[p]], completion_ids[p, g, :size])
+                expected[p, g, :size] = one.detach()
+                total = total + (one * weights[p, g, :size]).sum()
+    body = list(model.model.parameters())
+    expected_gradients = torch.autograd.grad(total, body)
+
+    packed = pack(prompt_ids, prompt_mask, completion_ids, completion_mask)
+    mask = packed.attention_mask if attention == "sdpa" else packed.attention_bias(torch.float64)
+    hidden = model.model(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids).last_hidden_state
+    head = model.lm_head.weight.detach()
+    found = packed.unpack(selected_logprobs(packed.select(hidden), head, packed.targets, chunk=8).logprobs)
+    gradients = torch.autograd.grad((found * weights).sum(), body)
+
+    # norms and rotary angles are float32 inside, whatever the model's dtype
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients, expected_gradients, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,133 @@
+"""Sampling: distributions, end of sequence, dropped rows, seeds."""
+
+import pytest
+import torch
+from support import loaded, perturb
+
+from lit_debias.errors import UserError
+from lit_debias.rollout.local import Decoding, LocalEngine
+from lit_debias.rollout.sampling import Sampler, inverse_cdf
+from lit_debias.types import PromptBatch
+
+PROMPTS = PromptBatch(["people from the north are", "the rider", "each person should be judged on their own work"])
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model):
+    torch.manual_seed(1)
+    policy = loaded(tiny_model)
+    perturb(policy)
+    return policy
+
+
+def test_inverse_cdf_by_hand():
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.25, 0.0]]).expand(5, -1)
+    uniforms = torch.tensor([0.0, 0.4999, 0.5, 0.76, 0.99999])
+    assert inverse_cdf(probabilities, uniforms).tolist() == [1, 1, 3, 4, 4]
+
+
+def test_inverse_cdf_never_takes_an_impossible_token_at_the_end():
+    assert inverse_cdf(torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([1.0])).tolist() == [1]
+
+
+def test_sampling_follows_the_distribution():
+    logits = torch.tensor([0.0, 1.0, 2.0])
+    uniforms = (torch.arange(6000) + 0.5) / 6000
+    tokens, logprobs = Sampler(temperature=2.0)(logits.expand(6000, -1), uniforms)
+    expected = (logits / 2).softmax(-1)
+    torch.testing.assert_close(tokens.bincount(minlength=3) / 6000, expected, atol=2e-4, rtol=0)
+    torch.testing.assert_close(logprobs, expected.log()[tokens])
+
+
+def test_top_k_and_top_p_by_hand():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert Sampler(top_k=2).filtered(logits).isfinite().tolist() == [[True, True, False, False]]
+    assert Sampler(top_p=0.5).filtered(logits).isfinite().tolist() == [[True, False, False, False]]
+    assert Sampler(top_p=0.6).filtered(logits).isfinite().tolist() == [[True, True, False, False]]
+    _, logprob = Sampler(top_k=2)(logits, torch.tensor([0.0]))
+    assert logprob.item() == pytest.approx(torch.tensor(0.5 / 0.8).log().item())  # renormalised
+
+
+@pytest.mark.parametrize("weights", ["merged", "live"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_recorded_log_probs_are_those_of_the_update(policy, weights, temperature):
+    rollout = LocalEngine(12, temperature, weights=weights).generate(policy, PROMPTS, 4, seed=3)
+    torch.testing.assert_close(policy.logprobs(rollout, temperature), rollout.logprobs, rtol=1e-4, atol=1e-4)
+
+
+def test_greedy_completions_are_those_of_hugging_face(policy):
+    rollout = LocalEngine(10).generate(policy, PROMPTS, 1, seed=0, greedy=True)
+    for p in range(len(PROMPTS)):
+        prompt = rollout.prompt_ids[p][rollout.prompt_mask[p]]
+        expected = policy.inference_model().generate(
+            prompt[None], attention_mask=torch.ones_like(prompt)[None], max_new_tokens=10, do_sample=False
+        )[0, len(prompt) :]
+        assert rollout.completion_ids[p, 0][rollout.completion_mask[p, 0]].tolist() == expected.tolist()
+
+
+def test_seeds_decide_and_groups_differ(policy):
+    engine = LocalEngine(8)
+    first, again = (engine.generate(policy, PROMPTS, 4, seed=5) for _ in range(2))
+    assert torch.equal(first.completion_ids, again.completion_ids)
+    assert not torch.equal(first.completion_ids, engine.generate(policy, PROMPTS, 4, seed=6).completion_ids)
+    assert len({tuple(row) for row in first.completion_ids[0].tolist()}) == 4
+
+
+def test_ranks_sample_differently_and_together_like_one_process(policy, monkeypatch):
+    engine = LocalEngine(8)
+    pair = PromptBatch(PROMPTS.texts[:1] * 2)
+    whole = engine.generate(policy, pair, 4, seed=5)
+    monkeypatch.setattr("lit_debias.distributed.world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr("lit_debias.distributed.rank", lambda rank=rank: rank)
+        mine = engine.generate(policy, PromptBatch(pair.texts[:1]), 4, seed=5)
+        assert torch.equal(mine.completion_ids[0], whole.completion_ids[rank])
+    assert not torch.equal(whole.completion_ids[0], whole.completion_ids[1])
+
+
+class Scripted:
+    """Chooses given tokens, row by row, whatever the logits say."""
+
+    def __init__(self, script):
+        self.script = torch.tensor(script)
+        self.step = 0
+        self.batch_sizes = []
+
+    def __call__(self, logits, uniforms):
+        rows = uniforms.long()
+        self.batch_sizes.append(len(rows))
+        tokens = self.script[rows, self.step]
+        self.step += 1
+        return tokens, -tokens.float()
+
+
+def test_the_first_end_token_counts_and_nothing_after_it(policy):
+    script = [[5, 2, 8, 8, 8, 8], [5, 6, 7, 2, 8, 8], [4, 4, 4, 4, 4, 4], [9, 2, 8, 8, 8, 8]]
+    sampler = Scripted(script)
+    decoding = Decoding(torch.arange(4.0)[:, None].expand(-1, 6), (2, 9), sampler)
+    ids, mask = policy.encode_prompts(["the rider"])
+    decoding.run(policy.inference_model(), ids, mask, group_size=4)
+    assert decoding.lengths.tolist() == [2, 4, 6, 1]
+    assert decoding.finished.tolist() == [True, True, False, True]  # the third was truncated
+    assert decoding.ids.tolist() == [[5, 2, 0, 0, 0, 0], [5, 6, 7, 2, 0, 0], [4] * 6, [9, 0, 0, 0, 0, 0]]
+    assert decoding.logprobs[0].tolist() == [-5, -2, 0, 0, 0, 0]
+    assert decoding.mask().sum(1).tolist() == [2, 4, 6, 1]
+    assert sampler.batch_sizes == [4, 4, 2, 2, 1, 1]  # rows are dropped once half of them are done
+
+
+def test_dropping_finished_rows_changes_no_other_row(policy):
+    policy.eos_token_ids = tuple(range(3, 60))  # ends come early and at different steps
+    try:
+        many = LocalEngine(16).generate(policy, PROMPTS, 6, seed=1)
+    finally:
+        policy.eos_token_ids = (2,)
+    assert 0 < many.truncated.float().mean() < 1 or many.lengths.unique().numel() > 2
+    torch.testing.assert_close(policy.logprobs(many), many.logprobs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"max_new_tokens": 0}, {"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
+)
+def test_senseless_values_are_refused(arguments):
+    with pytest.raises(UserError, match="engine: "):
+        LocalEngine(**arguments)
