@@ -175,6 +175,18 @@ def test_verdict_fails_what_is_not_reached():
     assert "2 of 5 checks pass" in found["verdict"]["sentence"]
 
 
+def test_an_unclear_improvement_does_not_pass():
+    # one prompt of ten carries all the bias, so many samples hold none of it
+    before, after = (
+        [said("w", 1.0, tokens=1, base=-2.0, twin=str(i), prompt=f"p{i}") for i in range(10)] for _ in "ab"
+    )
+    before[0].judges["judge"] = 0.2
+    found = summary(before=before, prompt_only=before, after=after)["verdict"]
+    assert "does not change clearly: from 0.08 to 0;" in found["sentence"]
+    assert found["checks"][0]["value"] == -1.0
+    assert [c["passed"] for c in found["checks"] if c["bar"].endswith("clearly")] == [False, False]
+
+
 def test_verdict_without_an_adapter_or_without_bias():
     assert summary(before=arm(0.5))["verdict"]["sentence"].endswith("no adapter was evaluated.")
     assert verdict({"before": {}}, {})["sentence"].startswith("Nothing here measures bias")

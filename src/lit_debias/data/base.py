@@ -132,12 +132,13 @@ class TableDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> TableLoader[Any]:
         """Return the training batches, from where a resumed run stands."""
         loader = self._loader("train")
-        step = getattr(getattr(self.trainer, "lightning_module", None), "rollout_step", None)
-        if step is not None and self.trainer is not None:
+        if self.trainer is not None:
             limit = self.trainer.limit_train_batches
-            per_epoch = min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
-            loader.sampler.go_to(*divmod(step, max(per_epoch, 1)))
-            loader.resumable = False
+            loader.per_epoch = max(1, min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader)))
+            step = getattr(self.trainer.lightning_module, "rollout_step", None)
+            if step is not None:
+                loader.go_to(step)
+                loader.resumable = False
         return loader
 
     def val_dataloader(self) -> TableLoader[Any] | list[Any]:

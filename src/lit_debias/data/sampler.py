@@ -46,9 +46,6 @@ class PromptSampler:
         self.train = train
         self.epoch = 0
         self.start = 0
-        """The batch at which the next iteration starts; more than 0 where a resumed run goes on."""
-        self.position = 0
-        """Batches of this epoch that have been dealt."""
         rows = sum(map(len, groups))
         self.rows_used = rows - rows % (batch_size if train else world_size)
 
@@ -56,14 +53,9 @@ class PromptSampler:
         """Return the batches of a whole epoch, wherever this one starts."""
         return -(-self.rows_used // self.batch_size)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, if it is another one; Lightning calls this."""
-        if epoch != self.epoch:
-            self.go_to(epoch)
-
-    def go_to(self, epoch: int, batch: int = 0) -> None:
-        """Let the next iteration start at a batch of an epoch; those after it start at 0."""
-        self.epoch, self.start, self.position = epoch, batch, batch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Go to an epoch, and to the batch at which a resumed run goes on."""
+        self.epoch, self.start = epoch, start
 
     def order(self) -> list[int]:
         """Return the rows of this epoch in order, ``rows_used`` of them."""
@@ -76,18 +68,17 @@ class PromptSampler:
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's rows, batch by batch."""
         order = self.order()
-        first, self.start = self.start, 0
-        for number in range(first, len(self)):
+        for number in range(self.start, len(self)):
             rows = order[number * self.batch_size :][: self.batch_size]
             share = len(rows) // self.world_size
-            self.position = number + 1
             yield rows[self.rank * share :][:share]
 
 
 class TableLoader(Generic[Batch]):
-    """Batches of a table in the sampler's order.
+    """Batches of a table in the sampler's order, epoch after epoch.
 
-    No torch DataLoader: text needs no workers, and Lightning would replace the sampler of one.
+    No torch DataLoader: text needs no workers, and Lightning would replace the sampler of one. It counts epochs
+    itself, because Lightning's count is one ahead in a checkpoint that was written after ``max_steps``.
 
     Args:
         rows: The table.
@@ -95,27 +86,44 @@ class TableLoader(Generic[Batch]):
         collate: Makes the batch from a dict of columns.
     """
 
-    def __init__(self, rows: Dataset, sampler: PromptSampler, collate: Callable[[dict[str, list[Any]]], Batch]) -> None:
+    def __init__(
+        self,
+        rows: Dataset,
+        sampler: PromptSampler,
+        collate: Callable[[dict[str, list[Any]]], Batch],
+    ) -> None:
         self.rows = rows
-        self.sampler = self.batch_sampler = sampler  # Lightning looks for both, and calls set_epoch on the first
+        self.dealer = sampler  # under the name `sampler` Lightning would call set_epoch
         self.collate = collate
+        self.per_epoch = max(1, len(sampler))
+        """Batches that are taken from an epoch, all unless the trainer has a limit."""
+        self.batches = 0
+        """Batches taken so far, over all epochs."""
         self.resumable = True
-        """Whether :meth:`load_state_dict` moves the position; False where something else has set it."""
+        """Whether :meth:`load_state_dict` moves the position; False where the module's own count has set it."""
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch."""
-        return len(self.sampler)
+        """Return the batches of a whole epoch, wherever this one starts."""
+        return len(self.dealer)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches."""
-        for rows in self.sampler:
+        """Yield the batches that are left of this epoch, or those of the next; validation always starts anew."""
+        # A generator: nothing moves before the first batch is taken, however often Lightning calls iter().
+        first = self.batches if self.dealer.train else 0
+        self.dealer.set_epoch(*divmod(first, self.per_epoch))
+        for taken, rows in enumerate(self.dealer, 1):
+            self.batches = first + taken
             yield self.collate(self.rows[rows])
+
+    def go_to(self, batches: int) -> None:
+        """Go on after so many batches."""
+        self.batches = batches
 
     def state_dict(self) -> dict[str, int]:
         """Return the position, for Lightning's checkpoint."""
-        return {"epoch": self.sampler.epoch, "batch": self.sampler.position}
+        return {"batches": self.batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at a position."""
         if self.resumable:
-            self.sampler.go_to(state["epoch"], state["batch"])
+            self.go_to(state["batches"])

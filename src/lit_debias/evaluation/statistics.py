@@ -109,18 +109,20 @@ class ClusterBootstrap:
 def compare(estimate: Estimate, baseline: Estimate) -> dict[str, Any]:
     """Return difference and relative change against a baseline of the same bootstrap, with 95% intervals.
 
-    ``clear`` says whether the interval of the difference leaves out 0.
+    ``clear`` says whether the interval of the difference leaves out 0. The relative change has no interval where
+    the baseline is 0 in some sample.
     """
     difference = Estimate(estimate.samples - baseline.samples, estimate.n)
     relative = Estimate(_divide(difference.samples, baseline.samples), estimate.n)
     low, high = difference.interval
+    bounds = (np.nan, np.nan) if np.isnan(relative.samples).any() else relative.interval
     return {
         "difference": _json(difference.value),
         "low": _json(low),
         "high": _json(high),
         "relative": _json(relative.value),
-        "relative_low": _json(relative.interval[0]),
-        "relative_high": _json(relative.interval[1]),
+        "relative_low": _json(bounds[0]),
+        "relative_high": _json(bounds[1]),
         "clear": bool(low > 0 or high < 0),
     }
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lit_debias.evaluation.measures import ABOUT, Estimates
+from lit_debias.evaluation.statistics import compare
 
 Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -59,12 +60,18 @@ def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str
     found = []
     for name, (kind, direction, bar) in {primary: ("relative", "at most", -0.5), **BARS}.items():
         value = changes.get(name, {}).get(kind)
-        if value is not None:
-            passed = value <= bar if direction == "at most" else value >= bar
-            found.append(Check(f"{label(name)}: {KINDS[kind]}", value, f"{direction} {bar:+.0%}", passed))
+        if value is None:
+            continue
+        wanted, passed = f"{direction} {bar:+.0%}", value <= bar if direction == "at most" else value >= bar
+        if name == primary:  # an improvement must be clear; a cost counts even where it may be chance
+            wanted, passed = f"{wanted}, clearly", passed and changes[name]["clear"]
+        found.append(Check(f"{label(name)}: {KINDS[kind]}", value, wanted, passed))
     if "prompt_only" in arms:
-        gain = arms["after"][primary].value - arms["prompt_only"][primary].value
-        found.append(Check(f"{label(primary)}: against asking for fairness", gain, "below 0", gain < 0))
+        gain = compare(arms["after"][primary], arms["prompt_only"][primary])
+        passed = gain["clear"] and gain["difference"] < 0
+        found.append(
+            Check(f"{label(primary)}: against asking for fairness", gain["difference"], "below 0, clearly", passed)
+        )
     return found
 
 

@@ -1,0 +1,429 @@
+"""Sources, sampler and data modules: every format, the same order on any number of ranks, exact resumption."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_debias import distributed
+from lit_debias.data import PromptDataModule, ResponseDataModule
+from lit_debias.data.grammar import stable_hash
+from lit_debias.data.sampler import PromptSampler
+from lit_debias.data.synthesis import synthesize
+from lit_debias.errors import UserError
+from lit_debias.types import PromptBatch
+
+ROWS = [{"prompt": f"prompt {number}", "target": f"reference {number}"} for number in range(10)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "set"
+    synthesize(out, size=900)
+    return out
+
+
+@pytest.fixture
+def jsonl(tmp_path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n")
+    return file
+
+
+def write(file: Path, rows: list[dict]) -> Path:
+    table = pa.Table.from_pylist(rows)
+    if file.suffix == ".parquet":
+        pq.write_table(table, file)
+    elif file.suffix == ".csv":
+        pyarrow.csv.write_csv(table, file)
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows))
+    else:
+        file.write_text("\n".join(json.dumps(row) for row in rows))
+    return file
+
+
+def ready(data, stage="fit"):
+    data.setup(stage)
+    return data
+
+
+# -------------------------------------------------------------------- sampler
+
+
+def singles(count):
+    return [[row] for row in range(count)]
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    a, b = (PromptSampler(singles(12), 4, seed=7) for _ in range(2))
+    assert list(a) == list(b)
+    assert list(a) == list(b)  # asking again changes nothing
+    first = list(a)
+    a.set_epoch(1)
+    assert list(a) != first
+    a.set_epoch(0)
+    assert list(a) == first
+    assert list(PromptSampler(singles(12), 4, seed=8)) != first
+    assert sorted(row for batch in first for row in batch) == list(range(12))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_see_what_one_rank_sees_in_rank_major_order(world_size):
+    for train, count in ((True, 22), (False, 24)):
+        alone = list(PromptSampler(singles(count), 8, seed=3, train=train))
+        ranks = [list(PromptSampler(singles(count), 8, 3, rank, world_size, train)) for rank in range(world_size)]
+        assert {len(batches) for batches in ranks} == {len(alone)}
+        for number, batch in enumerate(alone):
+            assert [row for batches in ranks for row in batches[number]] == batch
+
+
+def test_training_drops_the_ragged_batch_and_validation_keeps_it():
+    assert [len(batch) for batch in PromptSampler(singles(10), 4)] == [4, 4]
+    assert list(PromptSampler(singles(10), 4, train=False)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [len(b) for b in PromptSampler(singles(11), 4, rank=1, world_size=2, train=False)] == [2, 2, 1]
+
+
+def test_rows_of_one_prompt_stay_together():
+    sampler = PromptSampler([[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]], 6)
+    for batch in sampler:
+        assert Counter(row // 3 for row in batch) == {batch[0] // 3: 3, batch[3] // 3: 3}
+
+
+def test_a_resumed_epoch_ends_like_the_whole_one_and_the_next_starts_at_its_beginning():
+    whole, resumed = PromptSampler(singles(20), 4, seed=5), PromptSampler(singles(20), 4, seed=5)
+    resumed.set_epoch(2, start=3)
+    whole.set_epoch(2)
+    assert len(resumed) == 5
+    assert list(resumed) == list(whole)[3:]
+    resumed.set_epoch(3)
+    whole.set_epoch(3)
+    assert list(resumed) == list(whole)
+
+
+def test_batch_size_and_ranks_must_fit():
+    with pytest.raises(ValueError, match="batch_size 4 is no multiple of world_size 3"):
+        PromptSampler(singles(12), 4, world_size=3)
+
+
+# -------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_every_format_gives_the_same_prompts(tmp_path, suffix):
+    file = write(tmp_path / f"mine.{suffix}", ROWS)
+    data = ready(PromptDataModule(str(file), columns={"reference": "target"}, batch_size=5))
+    batches = list(data.train_dataloader())
+    assert all(isinstance(batch, PromptBatch) for batch in batches)
+    pairs = {
+        (text, ref) for batch in batches for text, ref in zip(batch.texts, batch.columns["reference"], strict=True)
+    }
+    assert pairs == {(row["prompt"], row["target"]) for row in ROWS}
+    assert data.column_names == ["prompt", "reference", "prompt_id"]
+    assert data.val_dataloader() == []  # a file without splits is all training data
+
+
+def test_a_folder_of_files_named_after_splits(tmp_path):
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "dev.jsonl", ROWS[:3])
+    data = ready(PromptDataModule(str(tmp_path), val_splits="dev", batch_size=5))
+    assert [batch.texts for batch in data.val_dataloader()] == [["prompt 0", "prompt 1", "prompt 2"]]
+    with pytest.raises(UserError, match="has no split 'validation'; it has: dev, train"):
+        ready(PromptDataModule(str(tmp_path)))
+
+
+def test_one_file_with_a_split_column(tmp_path):
+    rows = [{**row, "split": "validation" if number < 4 else "train"} for number, row in enumerate(ROWS)]
+    data = ready(PromptDataModule(str(write(tmp_path / "all.parquet", rows)), batch_size=3, val_batch_size=4))
+    assert [batch.texts for batch in data.val_dataloader()] == [[f"prompt {number}" for number in range(4)]]
+    assert len(data.train_dataloader()) == 2
+
+
+def test_json_lines_keep_line_separators_in_strings_and_fill_missing_keys(tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text('\ufeff{"prompt": "a\u2028b"}\n\n{"prompt": "c", "note": "n"}\n', encoding="utf-8")
+    batch = next(iter(ready(PromptDataModule(str(file), batch_size=2)).train_dataloader()))
+    assert dict(zip(batch.texts, batch.columns["note"], strict=True)) == {"a\u2028b": None, "c": "n"}
+
+
+def test_a_hub_data_set_is_asked_for_its_table(monkeypatch):
+    import datasets
+
+    calls = []
+
+    def load(name, config, split):
+        calls.append((name, config, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["prompts", "responses"])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    ready(PromptDataModule("someone/debias", val_splits=None))
+    ready(PromptDataModule("someone/debias:other", val_splits=None))
+    assert calls == [("someone/debias", "prompts", "train"), ("someone/debias", "other", "train")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", '{"prompt": "a"}\n{"prompt": \n', r"x\.jsonl', row 2 is no valid JSON"),
+        ("x.jsonl", '{"prompt": "a"}\n["b"]\n', r"row 2: expected an object"),
+        ("x.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', r"malformed"),
+        ("x.jsonl", '{"prompt": "a"}\n{"prompt": ""}\n', r"row 2: 'prompt' is ''; write a text"),
+        ("x.jsonl", '{"prompt": "a"}\n{"other": "b"}\n', r"row 2: 'prompt' is None"),
+        ("x.jsonl", '{"promt": "a"}\n', r"has no column 'prompt'; did you mean 'promt'\?; name it with"),
+        ("x.jsonl", '{"id": "a", "words": "b"}\n', r"has no column 'prompt'; known: id, words; name it with"),
+        ("x.json", '[{"prompt": "a"}', r"x\.json' is no valid JSON"),
+        ("x.csv", "prompt\n", r"has no rows"),
+        ("x.csv", "prompt,note\na,b\nc\n", r"malformed.*Expected 2 columns, got 1"),
+        ("x.parquet", "no parquet", r"malformed"),
+        ("x.txt", "prompt", r"cannot read '\.txt'; write one of \.parquet, \.jsonl, \.json, \.csv"),
+        ("x.jsonl", "", r"has no rows"),
+    ],
+)
+def test_malformed_files_are_one_line_that_says_where(tmp_path, name, content, message):
+    file = tmp_path / name
+    file.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        ready(PromptDataModule(str(file), batch_size=1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "./folder/none", "/nowhere/at/all", "no-such-word"])
+def test_missing_paths(path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        ready(PromptDataModule(path))
+
+
+def test_wrong_arguments(jsonl, monkeypatch):
+    for arguments, message in (
+        ({"batch_size": 0}, "train batch size is 0"),
+        ({"val_limit": -1}, "validation limit is -1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            PromptDataModule(str(jsonl), **arguments)
+    for arguments, message in (
+        ({"batch_size": 11}, "10 rows to train on are fewer than batch_size 11"),
+        (
+            {"columns": {"reference": "answer"}},
+            r"has no column 'answer' \(wanted as 'reference'\); it has: prompt, target",
+        ),
+        ({"prompt_kinds": ["open"]}, "has no column 'prompt_kind'"),
+        ({"train_split": "training"}, "has no rows of the split 'training'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ready(PromptDataModule(str(jsonl), **arguments))
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(UserError, match="train batch size 4 is over all ranks, and there are 3"):
+        ready(PromptDataModule(str(jsonl)))
+
+
+# -------------------------------------------------------------------- prompts
+
+
+def test_synthetic_prompts_bring_what_rewards_and_evaluation_need(folder):
+    data = ready(PromptDataModule(str(folder), prompt_kinds=["open", "leading"], val_limit=6, val_batch_size=4))
+    batch = next(iter(data.train_dataloader()))
+    assert len(batch) == 4
+    assert set(batch.columns["prompt_kind"]) <= {"open", "leading"}
+    assert {"prompt_id", "twin_id", "group", "reference", "biased", "counterfactual_prompt"} <= set(batch.columns)
+    assert [len(batch) for batch in data.val_dataloader()] == [4, 2]
+    with pytest.raises(UserError, match="no prompts of the kind 'leaning'; did you mean 'leading'"):
+        ready(PromptDataModule(str(folder), prompt_kinds=["leaning"]))
+
+
+def test_several_splits_are_joined(folder):
+    splits = ["test_template", "test_group"]
+    data = ready(PromptDataModule(str(folder), test_splits=splits), "test")
+    seen = Counter(split for batch in data.test_dataloader() for split in batch.columns["split"])
+    assert seen == {split: pq.read_metadata(folder / f"prompts/{split}.parquet").num_rows for split in splits}
+    assert len(data.predict_dataloader()) == len(data.test_dataloader())
+
+
+def test_limits_are_seeded_choices(jsonl):
+    def chosen(seed):
+        data = ready(PromptDataModule(str(jsonl), batch_size=1, train_limit=5, seed=seed))
+        return {batch.texts[0] for batch in data.train_dataloader()}
+
+    assert chosen(1) == chosen(1)
+    assert len(chosen(1)) == 5
+    assert len({frozenset(chosen(seed)) for seed in range(5)}) > 1
+
+
+# -------------------------------------------------------------------- responses
+
+
+def test_response_batches(folder):
+    data = ready(ResponseDataModule(str(folder), batch_size=12))
+    batch = next(iter(data.train_dataloader()))
+    assert batch["labels"].shape == (12, 4)
+    assert batch["labels"].dtype == torch.float32
+    assert batch["labels"].isfinite().all()
+    assert list(Counter(batch["prompt_id"]).values()) == [6, 6]
+    rows = {row["response"]: row for row in pq.read_table(folder / "responses/train.parquet").to_pylist()}
+    for text, prompt, label in zip(batch["response"], batch["prompt"], batch["labels"].tolist(), strict=True):
+        row = rows[text]
+        assert prompt == row["prompt"]
+        assert label == pytest.approx([row[name] for name in ("fairness", "neutrality", "relevance", "quality")])
+    assert set(batch) >= {"intensity", "stance", "corruption", "template_id", "split"}
+
+
+def test_folds_share_no_template_and_no_frame(folder):
+    families, texts = [], []
+    for fold in ("0/2", "1/2"):
+        data = ready(ResponseDataModule(str(folder), fold=fold))
+        rows = data.rows["train"]
+        families.append(set(rows["template_id"]))
+        clean = [
+            text for text, corruption in zip(rows["response"], rows["corruption"], strict=True) if corruption == "none"
+        ]
+        texts.append({" ".join(text.split()[-4:]) for text in clean})
+        assert {stable_hash(family) % 2 for family in families[-1]} == {int(fold[0])}
+    assert families[0].isdisjoint(families[1])
+    support = "point in pretending otherwise."
+    assert sum(support in endings for endings in texts) == 1
+    for wrong in ("2/2", "1", "a/b"):
+        with pytest.raises(UserError, match=f"fold: '{wrong}' is no part"):
+            ResponseDataModule(str(folder), fold=wrong)
+
+
+def test_own_responses_with_mapped_columns_and_missing_labels(tmp_path):
+    rows = [
+        {"question": "q1", "answer": "a1", "score": 0.25},
+        {"question": "q2", "answer": "a2", "score": None},
+        {"question": "q1", "answer": "a3", "score": 1},
+    ]
+    columns = {"prompt": "question", "response": "answer", "fairness": "score"}
+    data = ready(ResponseDataModule(str(write(tmp_path / "r.jsonl", rows)), batch_size=3, columns=columns))
+    batch = next(iter(data.train_dataloader()))
+    labels = dict(zip(batch["response"], batch["labels"], strict=True))
+    assert [labels["a1"][0], labels["a3"][0]] == [0.25, 1.0]
+    assert labels["a2"].isnan().all()
+    assert labels["a1"][1:].isnan().all()
+    ids = dict(zip(batch["response"], batch["prompt_id"], strict=True))
+    assert ids["a1"] == ids["a3"] != ids["a2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p", "response": "r"}, "has none of the labels fairness, neutrality, relevance, quality"),
+        ({"prompt": "p", "response": "r", "fairness": 3.0}, r"row 1: fairness is 3\.0; write 0 to 1"),
+        ({"prompt": "p", "text": "r", "fairness": 1.0}, "has no column 'response'"),
+    ],
+)
+def test_wrong_responses(tmp_path, row, message):
+    with pytest.raises(UserError, match=message):
+        ready(ResponseDataModule(str(write(tmp_path / "r.jsonl", [row])), batch_size=1))
+
+
+def test_limited_responses_are_whole_prompts(folder):
+    data = ready(ResponseDataModule(str(folder), train_limit=50, batch_size=6))
+    assert len(data.rows["train"]) == 48
+    assert set(Counter(data.rows["train"]["prompt_id"]).values()) == {6}
+
+
+# -------------------------------------------------------------------- under Lightning
+
+
+class Recorder(LightningModule):
+    """Records what it trains on; its one weight learns nothing."""
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen, self.validated = [], 0
+        if counts:
+            self.rollout_step = 0
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, tuple(batch.texts)))
+        if hasattr(self, "rollout_step"):
+            self.rollout_step += 1
+        return self.weight * 0
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += len(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["count"] = getattr(self, "rollout_step", None)
+
+    def on_load_checkpoint(self, checkpoint):
+        if checkpoint["count"] is not None:
+            self.rollout_step = checkpoint["count"]
+
+
+def fit(path, folder, counts, steps, ckpt_path=None, **options):
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **{"enable_checkpointing": False, **options},
+    )
+    model = Recorder(counts)
+    trainer.fit(model, PromptDataModule(str(path), batch_size=2, seed=1), ckpt_path=ckpt_path, weights_only=True)
+    trainer.save_checkpoint(folder / f"{steps}.ckpt")
+    return model
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("stop", [3, 5, 8])
+def test_a_resumed_fit_sees_the_prompts_that_an_unbroken_one_sees(jsonl, tmp_path, counts, stop):
+    whole = fit(jsonl, tmp_path, counts, 13).seen
+    assert len({texts for _, batch in whole[:5] for texts in batch}) == 10  # 5 batches of 2 are an epoch
+    assert [epoch for epoch, _ in whole] == [0] * 5 + [1] * 5 + [2] * 3
+    first = fit(jsonl, tmp_path, counts, stop).seen
+    rest = fit(jsonl, tmp_path, counts, 13, ckpt_path=tmp_path / f"{stop}.ckpt").seen
+    assert [texts for _, texts in first + rest] == [texts for _, texts in whole]
+
+
+def test_resuming_from_a_checkpoint_in_mid_epoch(jsonl, tmp_path):
+    whole = fit(jsonl, tmp_path, False, 9).seen
+    checkpoint = ModelCheckpoint(tmp_path / "mid", "{step}", every_n_train_steps=3, save_top_k=-1)
+    fit(jsonl, tmp_path, False, 9, enable_checkpointing=True, callbacks=[checkpoint])
+    for step in (3, 6):
+        with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+            rest = fit(jsonl, tmp_path, False, 9, ckpt_path=tmp_path / f"mid/step={step}.ckpt").seen
+        assert rest == whole[step:]  # epochs too
+
+
+def test_resuming_under_a_batch_limit(jsonl, tmp_path):
+    whole = fit(jsonl, tmp_path, True, 8, limit_train_batches=3).seen
+    first = fit(jsonl, tmp_path, True, 4, limit_train_batches=3).seen
+    rest = fit(jsonl, tmp_path, True, 8, ckpt_path=tmp_path / "4.ckpt", limit_train_batches=3).seen
+    assert [texts for _, texts in first + rest] == [texts for _, texts in whole]
+
+
+def test_test_and_predict_see_every_prompt_once(folder, tmp_path):
+    class Reader(Recorder):
+        def predict_step(self, batch, batch_idx):
+            return batch.texts
+
+        def test_step(self, batch, batch_idx):
+            self.validated += len(batch)
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    model, data = Reader(False), PromptDataModule(str(folder))
+    texts = pq.read_table(folder / "prompts/test_iid.parquet")["prompt"].to_pylist()
+    assert [text for batch in trainer.predict(model, data) for text in batch] == texts
+    trainer.test(model, data, verbose=False)
+    assert model.validated == len(texts)
+
+
+def test_every_validation_sees_all_prompts(folder, tmp_path):
+    prompts = pq.read_metadata(folder / "prompts/validation.parquet").num_rows
+    model = fit(folder, tmp_path, True, 4, val_check_interval=2, num_sanity_val_steps=0)
+    assert model.validated == 2 * prompts
