@@ -137,8 +137,9 @@ class RewardModel(LightningModule):
         regression = regression_loss(logits, labels, self.regression)
         ranking = ranking_loss(logits, labels, pairs_within(groups), self.margin)
         loss = regression + self.ranking_weight * ranking
-        logged = {f"{stage}/loss": loss, f"{stage}/regression": regression, f"{stage}/ranking": ranking}
-        self.log_dict(logged, batch_size=len(labels), prog_bar=stage == "train", sync_dist=stage == "val")
+        how: dict[str, Any] = {"batch_size": len(labels), "sync_dist": stage == "val"}
+        self.log(f"{stage}/loss", loss, prog_bar=stage == "train", **how)
+        self.log_dict({f"{stage}/regression": regression, f"{stage}/ranking": ranking}, **how)
         return loss, logits, labels, groups
 
     def on_validation_epoch_end(self) -> None:
