@@ -16,15 +16,11 @@ Exits with 1 where the two disagree.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +34,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
 
+from benchmarks.provenance import describe_device, provenance
 from lit_debias.grpo.logprobs import TokenLogprobs, selected_logprobs
 from lit_debias.grpo.loss import (
     BNPOLoss,
@@ -53,6 +50,7 @@ from lit_debias.grpo.packing import pack
 from lit_debias.rewards.aggregators import GDPO, Aggregator, WeightedSum
 from lit_debias.types import Scores
 
+PACKAGES = ("lit-debias", "trl", "torch", "transformers", "peft")
 TOLERANCE = 1e-4
 VOCABULARY = 64
 PROMPTS, GROUP_SIZE, LONGEST = 3, 4, 8
@@ -334,25 +332,13 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def provenance() -> dict[str, Any]:
-    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    packages = ("lit-debias", "trl", "torch", "transformers", "peft")
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": commit,
-        "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores, float32",
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     out = parser.parse_args().out
     data = Data.random()
     results = {name: compare(name, data) for name in CASES}
-    report = {**provenance(), "tolerance": TOLERANCE, "results": results}
+    report = {**provenance(PACKAGES, f"{describe_device()}, float32"), "tolerance": TOLERANCE, "results": results}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
     for name, result in results.items():

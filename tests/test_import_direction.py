@@ -20,7 +20,7 @@ LAYERS = [
     ["errors", "types", "distributed"],
     ["grpo"],
     ["rewards"],
-    ["models", "inference_copy"],
+    ["models", "model_checks", "inference_copy"],
     ["plugins"],
     ["policy"],
     ["rollout"],

@@ -194,3 +194,16 @@ def test_a_column_of_scores_is_no_row_of_scores():
 def test_an_error_in_a_suite_names_the_users_name_of_the_reward():
     with pytest.raises(RewardError, match="'my fairness'"):
         RewardSuite({"fine": Returns(), "my fairness": Returns([0.5])}).score(make_rollout())
+
+
+class Raises(Reward):
+    def score(self, batch):
+        return [{}["no such key"] for _ in batch.completions]
+
+
+def test_an_exception_in_a_reward_names_the_reward_the_place_and_the_cause():
+    with pytest.raises(
+        RewardError, match=r"'mine' failed in .*test_reward_suite.py, line \d+: KeyError: 'no such key'"
+    ) as e:
+        RewardSuite({"fine": Returns(), "mine": Raises()}).score(make_rollout())
+    assert isinstance(e.value.__cause__, KeyError)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -48,6 +50,7 @@ COMMANDS = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0 done, 2 a mistake of the user (one line on stderr)."""
     args = list(sys.argv[1:] if args is None else args)
+    silence_third_parties()
     try:
         return _run(args)
     except Exception as error:
@@ -56,6 +59,18 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"lit-debias: error: {mistake}", file=sys.stderr)
         return 2
+
+
+def silence_third_parties() -> None:
+    """Keep advice and deprecations of libraries out of the terminal, where no user can act on them."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_is_no_advertisement)
+    warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")  # Lightning 2.6
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("💡")
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+
+from lit_debias.errors import UserError
 
 
 def is_distributed() -> bool:
@@ -39,3 +43,25 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+@contextmanager
+def fail_together() -> Iterator[None]:
+    """Stop every rank where one raises within the context, which must hold no collective call.
+
+    Otherwise the others would wait for it for ever. Every rank must enter.
+
+    Raises:
+        UserError: another rank has failed; the message is that rank's.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failures = gather_objects(failure and f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for number, message in enumerate(failures):
+        if message is not None:
+            raise UserError(f"process {number} failed: {message}")

@@ -126,11 +126,12 @@ class GRPO(LightningModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Sample a group of completions for each prompt and judge them."""
-        start = time.perf_counter()
-        rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed())
-        seconds = time.perf_counter() - start
-        rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
-        scores = self.rewards.score(rollout)
+        with distributed.fail_together():
+            start = time.perf_counter()
+            rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed())
+            seconds = time.perf_counter() - start
+            rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
+            scores = self.rewards.score(rollout)
         advantages = self.aggregator(scores, self.rollout_step)
         self._scored(rollout=rollout, scores=scores)
         total = self.aggregator.total(scores, self.rollout_step)
@@ -141,6 +142,7 @@ class GRPO(LightningModule):
     def update(self, experience: Experience) -> None:
         """Make one optimiser step on the whole experience; how it is cut into micro-batches changes nothing."""
         optimizer = cast(Optimizer, self.optimizers())
+        torch.manual_seed(self._dropout_seed(experience))
         size = UpdateSize.of(experience.loss_mask, self.engine.max_new_tokens)
         sums: Counter[str] = Counter()
         parts: list[Tensor] = []
@@ -168,6 +170,10 @@ class GRPO(LightningModule):
 
     def _sampling_seed(self) -> int:
         return self.seed * 1_000_003 + self.rollout_step  # a function of the step, so a resumed run samples alike
+
+    def _dropout_seed(self, experience: Experience) -> int:
+        update = self._sampling_seed() * self.inner_epochs + experience.epochs_done
+        return update * distributed.world_size() + distributed.rank()
 
     def _with_reference(self, rollout: Rollout, suite: RewardSuite, for_loss: bool) -> tuple[Rollout, Tensor | None]:
         """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
@@ -245,8 +251,9 @@ class GRPO(LightningModule):
 
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         everyone = RewardSuite({**self.rewards.rewards, **self.judges.rewards})
-        rollout, _ = self._with_reference(self._greedy(prompts), everyone, for_loss=False)
-        scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
+        with distributed.fail_together():
+            rollout, _ = self._with_reference(self._greedy(prompts), everyone, for_loss=False)
+            scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
         total = self.aggregator.total(scores, self.rollout_step)
         values = metrics.of_validation(rollout, scores, judged, total)
         for name, value in values.items():

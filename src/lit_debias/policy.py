@@ -15,11 +15,12 @@ from lit_debias.errors import UserError
 from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack
 from lit_debias.inference_copy import InferenceCopy
+from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
 from lit_debias.models import check_model, load_causal_lm, load_tokenizer
 from lit_debias.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -37,7 +38,7 @@ class QLoRAPolicy(nn.Module):
         dtype: Type of the frozen weights, or of the computation where they are 4-bit. LoRA weights are always fp32.
         rank: LoRA rank.
         alpha: LoRA scale; the update is ``alpha / rank * B @ A``.
-        dropout: LoRA dropout. Above 0, sampling and training see different networks.
+        dropout: LoRA dropout. Above 0, sampling and training see different networks. (The base's own is always off.)
         targets: Names of the linear layers that get an adapter, or ``all-linear``.
         adapter: Folder of an adapter to continue from; a frozen copy of it is then the reference.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more compute.
@@ -91,17 +92,26 @@ class QLoRAPolicy(nn.Module):
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
         if self.system_prompt and not self.tokenizer.chat_template:
             raise UserError(f"policy: model '{self.source}' has no chat template, so it takes no system_prompt")
+        config = self._adapter_config()
         base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **self._quantization_arguments())
         base.requires_grad_(False)
+        # bitsandbytes on CPUs repacks 4-bit weights whenever eval() and train() alternate: always train mode.
+        base.train()
+        disable_dropout(base)
+        check_head(base, self.source)
         if self.gradient_checkpointing:
             set_checkpointing(base, True)
             base.enable_input_require_grads()
         self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            self.lm = self._add_adapters(base)
-        # bitsandbytes on CPUs repacks 4-bit weights whenever eval() and train() alternate: always train mode.
-        self.lm.train()
+            self.lm = self._add_adapters(base, config)
+        check_adapters(self.lm)
+        self.lm.train()  # PEFT calls eval() for a frozen adapter
+
+    def train(self, mode: bool = True) -> QLoRAPolicy:
+        """Stay in train mode, see :meth:`load`; Lightning calls ``eval()`` around validation."""
+        return self
 
     def _quantization_arguments(self) -> dict[str, Any]:
         if self.quantization == "none":
@@ -116,25 +126,35 @@ class QLoRAPolicy(nn.Module):
         )
         return {"quantization_config": config}
 
-    def _add_adapters(self, base: PreTrainedModel) -> PeftModel:
-        from peft import LoraConfig, PeftModel, get_peft_model
+    def _adapter_config(self) -> LoraConfig:
+        from peft import LoraConfig
 
         if self.adapter is not None:
-            lm = PeftModel.from_pretrained(base, self.adapter, adapter_name=TRAINED, is_trainable=True)
-            lm.load_adapter(self.adapter, adapter_name=REFERENCE, is_trainable=False)
-            lm.set_adapter(TRAINED)
-            return lm
-        config = LoraConfig(
+            return read_adapter_config(self.adapter, self.dropout)
+        return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.targets,
         )
+
+    def _add_adapters(self, base: PreTrainedModel, config: LoraConfig) -> PeftModel:
+        from peft import PeftModel, get_peft_model
+
+        if self.adapter is None:
+            try:
+                return get_peft_model(base, config, adapter_name=TRAINED)
+            except ValueError as error:
+                raise UserError(f"policy: targets={self.targets!r} match no linear layer of '{self.source}'") from error
         try:
-            return get_peft_model(base, config, adapter_name=TRAINED)
-        except ValueError as error:
-            raise UserError(f"policy: targets={self.targets!r} match no linear layer of '{self.source}'") from error
+            lm = PeftModel.from_pretrained(base, self.adapter, adapter_name=TRAINED, is_trainable=True, config=config)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"adapter '{self.adapter}' does not fit the model '{self.source}'") from error
+        lm.add_adapter(REFERENCE, read_adapter_config(self.adapter, dropout=0.0))
+        lm.load_adapter(self.adapter, adapter_name=REFERENCE)
+        lm.set_adapter(TRAINED)
+        return lm
 
     @property
     def causal_lm(self) -> PreTrainedModel:

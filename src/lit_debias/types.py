@@ -94,9 +94,12 @@ class Experience:
     """Inner epochs that have ended with an optimiser step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain dicts, lists and tensors, as a weights-only checkpoint may hold them."""
+        """Return plain dicts, lists and tensors, as a weights-only checkpoint may hold them.
+
+        Columns of the data stay out: the rewards have read them, and they may hold anything.
+        """
         state = _shallow(self)
-        state["rollout"] = _shallow(self.rollout) | {"prompts": _shallow(self.rollout.prompts)}
+        state["rollout"] = _shallow(self.rollout) | {"prompts": self.rollout.prompts.texts}
         state["scores"] = _shallow(self.scores)
         return state
 
@@ -105,7 +108,7 @@ class Experience:
         """Rebuild from :meth:`state_dict`, with tensors on ``device``."""
         state = _to(state, device)
         rollout = dict(state["rollout"])
-        prompts = PromptBatch(**rollout.pop("prompts"))
+        prompts = PromptBatch(rollout.pop("prompts"))
         return cls(**{**state, "rollout": Rollout(prompts, **rollout), "scores": Scores(**state["scores"])})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,19 +51,34 @@ class RewardSuite:
         """Score every completion with every reward.
 
         Raises:
-            RewardError: a reward returned the wrong number of scores, or one that is not a finite number.
+            RewardError: a reward failed, returned the wrong number of scores, or one that is not a finite number.
         """
         flat = flatten(rollout)
         shape = (len(rollout.prompts), rollout.group_size)
         values, valid, seconds = {}, {}, {}
         for name, reward in self.rewards.items():
             start = time.perf_counter()
-            answer = reward.score(flat)
+            answer = ask(name, reward, flat)
             seconds[name] = time.perf_counter() - start
             numbers, present = check_scores(name, answer, flat)
             values[name] = numbers.view(shape).to(rollout.completion_ids.device)
             valid[name] = present.view(shape).to(rollout.completion_ids.device)
         return Scores(values, valid, seconds)
+
+
+def ask(name: str, reward: Reward, batch: RewardBatch) -> Sequence[float | None]:
+    """Return what the reward says of a batch.
+
+    Raises:
+        RewardError: it raised something; the message says where, and the cause is chained.
+    """
+    try:
+        return reward.score(batch)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise RewardError(
+            f"reward '{name}' failed in {place.filename}, line {place.lineno}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def flatten(rollout: Rollout) -> RewardBatch:

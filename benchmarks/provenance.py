@@ -1,0 +1,49 @@
+"""Where a figure comes from: date, commit, hardware and versions, as every result file states them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def provenance(packages: Iterable[str], hardware: str) -> dict[str, Any]:
+    """Return date, commit (``-dirty`` where tracked files differ from it), hardware, and versions of ``packages``."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": commit(),
+        "hardware": hardware,
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+    }
+
+
+def commit() -> str:
+    """Return the checkout's commit, or ``unknown`` outside a git checkout."""
+    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def describe_device(device: str = "cpu") -> str:
+    """Return the hardware in words; ``device`` is ``cpu`` or ``cuda``."""
+    if device == "cpu":
+        return f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    gpu = torch.cuda.get_device_properties(0)
+    return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}; {describe_device()}"
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} CPU ({names[0]})" if names else f"{platform.machine()} CPU"

@@ -1,0 +1,112 @@
+"""Models and adapters whose log-probs would be wrong are refused when they are loaded."""
+
+import json
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from support import loaded, save_tiny_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from lit_debias.errors import UserError
+from lit_debias.model_checks import disable_dropout
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.3,
+}
+
+
+def save_model(folder, model, **settings):
+    """Save a random model of another family, or a changed Llama, with the tiny tokenizer."""
+    save_tiny_model(folder)
+    if model is None:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=32, final_logit_softcapping=5.0)),
+        lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.5)),
+        lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0)),
+    ],
+    ids=["soft-cap", "scale", "divisor"],
+)
+def test_a_head_that_is_more_than_a_matrix_product_is_refused(tmp_path, model):
+    with pytest.raises(UserError, match="changes its logits after the output layer"):
+        loaded(save_model(tmp_path, model()))
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_adapters_outside_the_decoders_linear_layers_are_refused(tiny_model, target):
+    with pytest.raises(UserError, match=rf"adapter on '.*{target}'.*linear layers of the decoder"):
+        loaded(tiny_model, targets=["q_proj", target])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save"),
+    ],
+)
+def test_adapters_of_another_kind_are_refused(tiny_model, tmp_path, settings, message):
+    loaded(tiny_model).lm.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    with pytest.raises(UserError, match=f"{message}.*plain LoRA"):
+        loaded(tiny_model, adapter=str(tmp_path))
+
+
+def test_an_adapter_that_is_no_lora_is_refused(tiny_model, tmp_path):
+    IA3Config(target_modules=["q_proj"], feedforward_modules=[]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="kind IA3; name a plain LoRA"):
+        loaded(tiny_model, adapter=str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+def test_an_adapter_of_another_model_is_refused(tiny_model, tmp_path):
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES))
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="does not fit the model"):
+        loaded(tiny_model, adapter=str(tmp_path))
+
+
+def test_every_kind_of_dropout_is_switched_off():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention_dropout = 0.1
+            self.drop = nn.Dropout(0.1)
+
+        def forward(self, x):
+            return self.drop(nn.functional.dropout(x, self.attention_dropout, self.training))
+
+    layer = Layer()
+    assert not layer(torch.ones(200)).eq(1).all()
+    disable_dropout(layer)
+    assert layer.training
+    assert layer(torch.ones(200)).eq(1).all()
