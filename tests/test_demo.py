@@ -1,0 +1,66 @@
+"""The demo's configurations, from data to report, through the real command line, on tiny random models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftConfig
+from support import train_tokenizer
+from transformers import BertConfig, BertModel
+
+from lit_debias.cli import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    tokenizer = train_tokenizer()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(*args: str) -> None:
+    assert main([str(arg) for arg in args]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+@pytest.mark.filterwarnings("ignore:.*An input array is constant")
+def test_the_demo_from_data_to_report(tiny_model, tiny_encoder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # the configurations write to runs/demo
+    run("synthesize", "--out", "runs/demo/data", "--size", "2000")
+    for name in ("demo_reward_model", "demo_judge"):
+        quick = ("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
+        run("fit", "-c", CONFIGS / f"{name}.yaml", *quick, "--model.encoder", tiny_encoder)
+    measure = ("evaluate", "-c", CONFIGS / "demo_evaluate.yaml", "--model", tiny_model, "--limit", "6")
+    measure += ("--max_new_tokens", "6", "--bootstrap", "50")
+    run(*measure)
+    before = json.loads(Path("runs/demo/results.json").read_text())
+    assert set(before["arms"]) == {"before", "prompt_only"}
+
+    one_step = ("--trainer.max_steps", "1", "--model.engine.max_new_tokens", "6", "--model.policy.model", tiny_model)
+    run("fit", "-c", CONFIGS / "demo.yaml", *one_step)
+    assert PeftConfig.from_pretrained("runs/demo/adapter").r == 16
+    assert list(Path("runs/demo/logs/version_0/checkpoints").glob("*.ckpt"))
+
+    capsys.readouterr()
+    run(*measure, "--adapter", "runs/demo/adapter")
+    assert "before: reused" in capsys.readouterr().out
+    after = json.loads(Path("runs/demo/results.json").read_text())
+    assert set(after["arms"]) == {"before", "prompt_only", "after"}
+    assert after["arms"]["before"] == before["arms"]["before"]
+    run("report", "runs/demo")
+    assert "after" in Path("runs/demo/report.html").read_text()
