@@ -49,6 +49,15 @@ def test_log_probs_are_those_of_hugging_face(tiny_model):
             assert not found[p, g][len(answer) :].any()
 
 
+def test_eager_attention_sees_the_same_groups(tiny_model):
+    policy = loaded(tiny_model)
+    perturb(policy)
+    rollout = policy.encode(PROMPTS, ANSWERS)
+    expected = policy.logprobs(rollout)
+    policy.causal_lm.set_attn_implementation("eager")
+    torch.testing.assert_close(policy.logprobs(rollout), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_two_temperatures_cost_one_forward(tiny_model):
     policy = loaded(tiny_model)
     rollout = policy.encode(PROMPTS, ANSWERS)

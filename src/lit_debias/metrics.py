@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lit_debias.grpo.advantages import zero_std_fraction
 from lit_debias.grpo.loss import UpdateSize
 from lit_debias.types import Experience, Rollout, Scores
 
@@ -25,7 +26,7 @@ def of_rollout(rollout: Rollout, scores: Scores, total: Tensor, seconds: float) 
     stds = torch.stack([_std(row) for row in total])
     values |= {
         "reward_std": float(stds.mean()),
-        "frac_reward_zero_std": float((stds < 1e-6).float().mean()),
+        "frac_reward_zero_std": float(zero_std_fraction(total, total.isfinite(), min_std=1e-6)),
         "num_tokens": tokens,
         "rollout_time": seconds,
         "tokens_per_second": tokens / max(seconds, 1e-9),

@@ -243,10 +243,12 @@ class QLoRAPolicy(nn.Module):
 
     def _predicting_states(self, packed: PackedGroups) -> Tensor:
         decoder = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
+        # Other kinds of attention add the mask to the scores, where True would count as 1.
+        boolean = self.causal_lm.config._attn_implementation == "sdpa"
         with self.autocast():
             output = decoder(
                 input_ids=packed.input_ids,
-                attention_mask=packed.attention_mask,
+                attention_mask=packed.attention_mask if boolean else packed.attention_bias(self.dtype),
                 position_ids=packed.position_ids,
                 use_cache=False,
             )
