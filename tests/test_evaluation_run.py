@@ -130,6 +130,26 @@ def test_before_then_after(tiny_model, data, adapter, tmp_path, capsys):
     assert {"lit-debias", "torch", "transformers"} <= set(second["versions"])
 
 
+def completions(folder):
+    return [r["completion"] for r in json.loads((folder / "arms" / "before.json").read_text())["records"]]
+
+
+def test_sampling_is_seeded_and_temperature_0_is_greedy(tiny_model, data, tmp_path):
+    for name, options in {
+        "one": {"temperature": 5.0},
+        "again": {"temperature": 5.0},
+        "other": {"temperature": 5.0, "seed": 1},
+        "cold": {"temperature": 1e-4},
+        "greedy": {"temperature": 0.0},
+    }.items():
+        run(tiny_model, data, tmp_path / name, system_prompt=None, **options)
+    assert completions(tmp_path / "one") == completions(tmp_path / "again")
+    assert completions(tmp_path / "one") != completions(tmp_path / "other")
+    assert completions(tmp_path / "cold") == completions(tmp_path / "greedy") != completions(tmp_path / "one")
+    with pytest.raises(UserError, match="temperature=-1; write 0 for the most probable token"):
+        run(tiny_model, data, tmp_path / "odd", temperature=-1)
+
+
 def test_records_hold_what_a_reader_can_check(tiny_model, data, adapter, tmp_path):
     run(tiny_model, data, tmp_path, adapter=adapter, system_prompt=None, rewards={"likely": BaseLikelihood()})
     arms = {name: json.loads((tmp_path / "arms" / f"{name}.json").read_text()) for name in ("before", "after")}

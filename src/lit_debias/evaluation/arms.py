@@ -38,20 +38,24 @@ class Examiner:
         rewards: Reported next to the judges.
         max_new_tokens: Longest completion.
         batch_size: Prompts in one forward pass.
+        temperature: Of sampling; 0 takes the most probable token.
+        seed: Of sampling. Every arm draws with the same random numbers, so that arms are compared in pairs.
     """
 
     judges: RewardSuite
     rewards: RewardSuite
     max_new_tokens: int
     batch_size: int
+    temperature: float = 0.0
+    seed: int = 0
 
     def examine(self, policy: QLoRAPolicy, rows: Sequence[Row], advance: Advance) -> list[Record]:
         """Return a record per row; ``advance`` is told how many rows are done."""
         records = [Record.of(row) for row in rows]
         pairs = list(zip(rows, records, strict=True))
         generated = [pair for pair in pairs if pair[0]["prompt_kind"] in GENERATED_KINDS]
-        for batch in self._batches(generated):
-            self._generate(policy, batch)
+        for number, batch in enumerate(self._batches(generated)):
+            self._generate(policy, batch, self.seed * 1_000_003 + number)
             advance(len(batch))
         preferring = [
             (row, record)
@@ -75,11 +79,11 @@ class Examiner:
         for start in range(0, len(by_length), self.batch_size):
             yield by_length[start : start + self.batch_size]
 
-    def _generate(self, policy: QLoRAPolicy, batch: Sequence[tuple[Row, Record]]) -> None:
+    def _generate(self, policy: QLoRAPolicy, batch: Sequence[tuple[Row, Record]], seed: int) -> None:
         rows = [row for row, _ in batch]
         prompts = PromptBatch([row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in rows[0]})
-        engine = LocalEngine(self.max_new_tokens)
-        rollout = engine.generate(policy, prompts, group_size=1, seed=0, greedy=True)
+        engine = LocalEngine(self.max_new_tokens, self.temperature or 1.0)
+        rollout = engine.generate(policy, prompts, group_size=1, seed=seed, greedy=self.temperature == 0)
         with frozen_base(policy):
             ids, mask = policy.encode_prompts(prompts.texts)
             plain = replace(rollout, prompt_ids=ids, prompt_mask=mask)

@@ -29,7 +29,7 @@ class Record:
     answer: int
     biased_choice: int
     completion: str | None = None
-    """Greedy completion; None where nothing was generated (forced choice)."""
+    """What the model answered; None where nothing was generated (forced choice)."""
     tokens: int = 0
     """Length of the completion, end-of-sequence token included."""
     base_logprob: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ def evaluate(
     splits: tuple[str, ...] = ("test_template", "test_group"),
     limit: int | None = None,
     max_new_tokens: int = 48,
+    temperature: float = 0.7,
     batch_size: int = 8,
     quantization: Literal["nf4", "none"] = "nf4",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
@@ -45,9 +47,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure bias and utility of a base model, of the base asked for fairness, and of an adapter.
 
-    Prompts and their counterfactual twins are answered greedily. Bias is measured on open and leading prompts,
-    utility on control prompts too; forced-choice prompts are decided by log-probability. An arm that was
-    measured before with the same settings, data and weights is read from OUT/arms instead of being run again.
+    Prompts and their counterfactual twins are answered by sampling, with the same random numbers in every arm. (The
+    most probable text of a small model loops, and has the lowest perplexity there is: Holtzman et al., arXiv
+    1904.09751.) Bias is measured on open and leading prompts, utility on control prompts too; forced-choice
+    prompts are decided by log-probability. An arm that was measured before with the same settings, data and
+    weights is read from OUT/arms instead of being run again.
 
     Args:
         model: Base model: a local folder, pkg://PACKAGE/FILE.gguf, or a hub id.
@@ -59,12 +63,13 @@ def evaluate(
         splits: Splits of the data whose prompts are used.
         limit: At most this many prompts, each with its twin, in turn from every category and prompt kind.
         max_new_tokens: Longest completion, in tokens.
+        temperature: Of sampling; write that of the training. 0 takes the most probable token.
         batch_size: Prompts in one forward pass; changes memory and speed.
         quantization: How the base is loaded: nf4 (4-bit) or none.
         dtype: Type of the computation.
         system_prompt: What asks for fairness in the prompt-only arm; null leaves that arm out.
         bootstrap: Bootstrap samples (of prompts, twins together) behind the 95% intervals.
-        seed: Draws the prompts and the bootstrap samples.
+        seed: Draws the prompts, the completions and the bootstrap samples.
 
     Returns:
         What OUT/results.json holds.
@@ -74,6 +79,8 @@ def evaluate(
     """
     judges, rewards = judges or {}, rewards or {}
     check_numbers(limit=limit, max_new_tokens=max_new_tokens, batch_size=batch_size, bootstrap=bootstrap)
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature={temperature}; write 0 for the most probable token, or a number such as 0.7")
     check_judges(judges, rewards)
     make_policy = PolicyMaker(model, quantization, dtype)
     arms = [Arm("before"), *([Arm("prompt_only", system_prompt=system_prompt)] if system_prompt else [])]
@@ -83,7 +90,7 @@ def evaluate(
     files = prompt_files(data, splits)
     all_rows = read_prompts(files)
     rows = draw(all_rows, limit, seed)
-    examiner = Examiner(RewardSuite(judges), RewardSuite(rewards), max_new_tokens, batch_size)
+    examiner = Examiner(RewardSuite(judges), RewardSuite(rewards), max_new_tokens, batch_size, temperature, seed)
     for suite in (examiner.judges, examiner.rewards):
         suite.check_columns(list(rows[0]))
     settings = {
@@ -96,6 +103,8 @@ def evaluate(
         "limit": limit,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "batch_size": batch_size if temperature else None,  # decides which random numbers a prompt gets
         "judges": describe(judges),
         "rewards": describe(rewards),
     }
