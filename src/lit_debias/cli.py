@@ -24,7 +24,8 @@ class Command:
     module: str
     function: str
     help: str
-    positional: bool = False
+    positional: str = ""
+    """A parameter whose values, one or more, are given without an option."""
 
     def load(self) -> Callable[..., Any]:
         """Import the function; only the command that runs pays for its imports."""
@@ -41,7 +42,7 @@ TRAINER_COMMANDS = {
 COMMANDS = {
     "synthesize": Command("lit_debias.data.synthesis", "synthesize", "write the synthetic data set"),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
-    "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", positional=True),
+    "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", positional="run"),
     "plugins": Command("lit_debias.inspection", "plugins", "list installed rewards, aggregators and engines"),
     "doctor": Command("lit_debias.inspection", "doctor", "say what this machine can run, and what is missing"),
 }
@@ -139,7 +140,9 @@ def run_function(name: str, args: list[str]) -> int:
     parser = Parser(prog=f"lit-debias {name}", description=command.help[0].upper() + command.help[1:] + ".")
     parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
     function = command.load()
-    parser.add_function_arguments(function, as_positional=command.positional)
+    if command.positional:
+        parser.add_argument(command.positional, nargs="+", type=str, help="Folders; what they hold is said above.")
+    parser.add_function_arguments(function, skip={command.positional} - {""})
     flags = {f"--{p.name}" for p in signature(function).parameters.values() if p.default is False}
     config = parser.parse_args([f"{arg}=true" if arg in flags else arg for arg in args])
     arguments = parser.instantiate(config).as_dict()

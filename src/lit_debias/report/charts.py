@@ -4,51 +4,32 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
 
-from lit_debias.report.curves import Curve, Curves
+from lit_debias.report.curves import Curve
+from lit_debias.report.keys import COLOURS, Key
 
-# Each colour has a contrast of 3 or more against the page in light and in dark mode; a test holds that.
-COLOURS = {"before": "#748091", "prompt_only": "#c07600"}
-OWN_COLOUR = "#0d9488"
-"""Of the arm that the verdict is about."""
-LINES = ("#0d9488", "#c07600", "#6366f1", "#db2777", "#4d8a0f", "#0284c7", "#a855f7", "#dc2626")
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "cross", "x", "hexagram", "pentagon")
 SMOOTH_FROM = 20
 """Steps from which a running mean is drawn over the single ones."""
 LABEL_WIDTH = 18
+STEPS = ("#6366f1", "#c026d3", "#ea580c")
+"""Colours of the first, a middle and the last rollout step."""
+FRONT = Key("Pareto front of training", COLOURS[4], glyph="┄")
+STEP = Key("a training step, by colour", STEPS[1], glyph="•")
 
-Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure of the page.
-
-    Args:
-        name: Its anchor.
-        title: Its heading.
-        caption: What is shown, and how to read it.
-        json: For plotly.js, safe inside a script element.
-    """
-
-    name: str
-    title: str
-    caption: str
-    json: str
+Part = Mapping[str, Any]
+"""An estimate: ``value``, ``low``, ``high``, ``n``."""
 
 
-def intervals(parts: Parts, titles: Mapping[str, str], own: str, label: str) -> str:
+def intervals(parts: Mapping[str, Mapping[str, Part]], keys: Mapping[str, Key], label: str) -> str:
     """Return a row of points with 95% intervals for each name, one point for each arm.
 
     Args:
-        parts: Arm -> name of the row -> ``value``, ``low``, ``high``, ``n``; rows are in the order of the first arm.
-        titles: Arm -> its name in the legend.
-        own: The arm that the verdict is about.
+        parts: Arm -> name of the row -> its estimate; rows are in the order of the first arm.
+        keys: Arm -> its key.
         label: What the points measure; it lies in [0, 1].
     """
     figure = go.Figure()
@@ -57,53 +38,47 @@ def intervals(parts: Parts, titles: Mapping[str, str], own: str, label: str) -> 
         offset = 0.22 * (index - (len(parts) - 1) / 2)
         shown = [(row + offset, name, of_arm[name]) for row, name in enumerate(rows) if name in of_arm]
         figure.add_scatter(
-            name=titles[arm],
+            name=keys[arm].name,
             mode="markers",
             y=[y for y, _, _ in shown],
             x=[part["value"] for _, _, part in shown],
             error_x=_error_bars([part for _, _, part in shown]),
             customdata=[[name, part["n"]] for _, name, part in shown],
             hovertemplate="%{customdata[0]}: %{x:.3f} (n = %{customdata[1]})",
-            marker={"color": colour(arm, own), "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 9},
+            marker={"color": keys[arm].colour, "symbol": keys[arm].symbol, "size": 9},
         )
-    figure.update_xaxes(range=[-0.02, 1.02], title=label, side="top")
+    figure.update_xaxes(range=[-0.02, 1.02], title=label)
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
         ticktext=[f"{_wrapped(name)} <i>({_count(parts, name)})</i>" for name in rows],
         range=[len(rows) - 0.5, -0.5],
         zeroline=False,
-        automargin=True,
     )
-    return to_json(figure, 110 + (12 + 15 * len(parts)) * len(rows))
+    return to_json(figure, 60 + (12 + 15 * len(parts)) * len(rows))
 
 
-def lines(curves: Curves, names: Mapping[str, str], label: str) -> str:
+def lines(curves: Sequence[Curve], keys: Sequence[Key], label: str) -> str:
     """Return curves over rollout steps; longer ones as a running mean, with the single steps behind it.
 
     Args:
-        curves: Metric -> its points.
-        names: Metrics to draw -> their names in the legend.
+        curves: Points of each curve.
+        keys: Key of each curve.
         label: Of the y-axis.
     """
     figure = go.Figure()
-    for index, (metric, name) in enumerate(names.items()):
-        steps, values = zip(*curves[metric], strict=True)
-        ink = LINES[index % len(LINES)]
-        mode = "lines" if len(steps) > 1 else "markers"
+    for curve, key in zip(curves, keys, strict=True):
+        steps, values = zip(*curve, strict=True)
         window = smoothing(len(steps))
+        style = {"x": steps, "mode": "lines" if len(steps) > 1 else "markers", "marker": {"color": key.colour}}
         if window > 1:
-            figure.add_scatter(
-                x=steps, y=values, mode=mode, line={"color": ink, "width": 1}, opacity=0.35, showlegend=False,
-                hoverinfo="skip",
-            )  # fmt: skip
-        smooth = running_mean(values, window)
-        figure.add_scatter(
-            name=name, x=steps, y=smooth, mode=mode, line={"color": ink, "width": 2}, marker={"color": ink, "size": 9}
-        )
-    figure.update_layout(hovermode="x unified", showlegend=len(names) > 1)
+            thin = {"color": key.colour, "width": 1}
+            figure.add_scatter(y=values, line=thin, opacity=0.35, hoverinfo="skip", **style)
+        bold = {"color": key.colour, "width": 2}
+        figure.add_scatter(name=key.name, y=running_mean(values, window), line=bold, **style)
+    figure.update_layout(hovermode="x unified")
     figure.update_xaxes(title="rollout step")
-    figure.update_yaxes(title=label, hoverformat=".3g", automargin=True)
-    return to_json(figure, 300)
+    figure.update_yaxes(title=label, hoverformat=".3g")
+    return to_json(figure, 280)
 
 
 def smoothing(steps: int) -> int:
@@ -119,9 +94,8 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 def tradeoff(
     points: Mapping[float, tuple[float, float]],
-    arms: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
-    titles: Mapping[str, str],
-    own: str,
+    arms: Mapping[str, tuple[Part, Part]],
+    keys: Mapping[str, Key],
     labels: tuple[str, str],
 ) -> str:
     """Return one reward against another: training step by step, its Pareto front, and the arms as marked points.
@@ -129,36 +103,58 @@ def tradeoff(
     Args:
         points: Rollout step -> (x, y); both are better when higher.
         arms: Arm -> estimates of x and y.
-        titles: Arm -> its name in the legend.
-        own: The arm that the verdict is about.
+        keys: Arm -> its key.
         labels: Of the x- and the y-axis.
     """
     figure = go.Figure()
+    hover = f"{labels[0]} %{{x:.3f}}<br>{labels[1]} %{{y:.3f}}"
     if points:
-        front = pareto_front(points)
+        _add_training(figure, points, hover)
+    for arm, (x, y) in arms.items():
         figure.add_scatter(
-            name="Pareto front of training", mode="lines", hoverinfo="skip",
-            x=[points[step][0] for step in front], y=[points[step][1] for step in front],
-            line={"color": LINES[4], "width": 1.5, "dash": "dot"},
-        )  # fmt: skip
-        figure.add_scatter(
-            name="a training step", mode="markers", customdata=list(points),
-            x=[x for x, _ in points.values()], y=[y for _, y in points.values()],
-            hovertemplate=f"step %{{customdata}}<br>{labels[0]} %{{x:.3f}}<br>{labels[1]} %{{y:.3f}}<extra></extra>",
-            marker={"color": list(points), "colorscale": [[0, "#6366f1"], [0.5, "#c026d3"], [1, "#ea580c"]], "size": 7,
-                    "colorbar": {"title": {"text": "rollout step", "side": "top"}, "orientation": "h", "thickness": 8,
-                                 "y": -0.22, "yanchor": "top", "len": 0.8, "outlinewidth": 0}},
-        )  # fmt: skip
-    for index, (arm, (x, y)) in enumerate(arms.items()):
-        figure.add_scatter(
-            name=titles[arm], mode="markers", x=[x["value"]], y=[y["value"]],
-            error_x=_error_bars([x]), error_y=_error_bars([y]),
-            hovertemplate=f"{labels[0]} %{{x:.3f}}<br>{labels[1]} %{{y:.3f}}",
-            marker={"color": colour(arm, own, index), "symbol": SYMBOLS[(index + 1) % len(SYMBOLS)], "size": 14},
-        )  # fmt: skip
-    figure.update_xaxes(title=f"{labels[0]} →")
-    figure.update_yaxes(title=f"{labels[1]} →", automargin=True)
-    return to_json(figure, 480 if points else 400)
+            name=keys[arm].name,
+            mode="markers",
+            x=[x["value"]],
+            y=[y["value"]],
+            error_x=_error_bars([x]),
+            error_y=_error_bars([y]),
+            hovertemplate=hover,
+            marker={"color": keys[arm].colour, "symbol": keys[arm].symbol, "size": 14},
+        )
+    figure.update_xaxes(title=f"{labels[0]} →", zeroline=False)
+    figure.update_yaxes(title=f"{labels[1]} →", zeroline=False)
+    return to_json(figure, 460 if points else 400, below=60 if points else 0)
+
+
+def _add_training(figure: go.Figure, points: Mapping[float, tuple[float, float]], hover: str) -> None:
+    front = pareto_front(points)
+    figure.add_scatter(
+        name=FRONT.name,
+        mode="lines",
+        hoverinfo="skip",
+        x=[points[step][0] for step in front],
+        y=[points[step][1] for step in front],
+        line={"color": FRONT.colour, "width": 1.5, "dash": "dot"},
+    )
+    bar = {
+        "title": {"text": "rollout step", "side": "top"},
+        "orientation": "h",
+        "thickness": 8,
+        "len": 0.8,
+        "outlinewidth": 0,
+        "yref": "container",
+        "y": 0,
+        "yanchor": "bottom",
+    }
+    figure.add_scatter(
+        name=STEP.name,
+        mode="markers",
+        customdata=list(points),
+        x=[x for x, _ in points.values()],
+        y=[y for _, y in points.values()],
+        hovertemplate=f"step %{{customdata}}<br>{hover}<extra></extra>",
+        marker={"color": list(points), "colorscale": list(STEPS), "size": 7, "colorbar": bar},
+    )
 
 
 def pareto_front(points: Mapping[float, tuple[float, float]]) -> list[float]:
@@ -178,12 +174,6 @@ def joined(x: Curve, y: Curve) -> dict[float, tuple[float, float]]:
     return {step: (value, others[step]) for step, value in x if step in others}
 
 
-def colour(arm: str, own: str, index: int = 0) -> str:
-    """Return the colour of an arm; ``index`` chooses one where it has none of its own."""
-    others = LINES[2:]
-    return OWN_COLOUR if arm == own else COLOURS.get(arm, others[index % len(others)])
-
-
 def plotly_js() -> str:
     """Return the library's source, to be inlined once."""
     from plotly.offline import get_plotlyjs
@@ -191,24 +181,30 @@ def plotly_js() -> str:
     return str(get_plotlyjs())
 
 
-def to_json(figure: go.Figure, height: int) -> str:
-    """Return a figure with the page's layout as JSON; plotly writes <, > and / so that no tag can end its script."""
+def to_json(figure: go.Figure, height: int, below: int = 0) -> str:
+    """Return a figure with the page's layout as JSON; plotly escapes <, > and / so that no tag can end its script.
+
+    Args:
+        figure: To be laid out.
+        height: In pixels.
+        below: Room under the x-axis, in pixels.
+    """
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 16, "r": 16, "t": 8, "b": 44},
+        margin={"l": 16, "r": 16, "t": 8, "b": 44 + below},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         font={"family": "system-ui, sans-serif", "size": 12},
         dragmode=False,
+        showlegend=False,
     )
     figure.update_xaxes(fixedrange=True)  # a finger that scrolls the page must not zoom
-    figure.update_yaxes(fixedrange=True)
+    figure.update_yaxes(fixedrange=True, automargin=True)
     return str(figure.to_json(engine="json"))
 
 
-def _error_bars(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _error_bars(parts: Sequence[Part]) -> dict[str, Any]:
     known = [part["low"] is not None for part in parts]
     return {
         "type": "data",
@@ -219,8 +215,8 @@ def _error_bars(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _count(parts: Parts, name: str) -> int:
-    return max(of_arm[name]["n"] for of_arm in parts.values() if name in of_arm)
+def _count(parts: Mapping[str, Mapping[str, Part]], name: str) -> int:
+    return max(int(of_arm[name]["n"]) for of_arm in parts.values() if name in of_arm)
 
 
 def _wrapped(name: str) -> str:

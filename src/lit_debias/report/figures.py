@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lit_debias.evaluation.measures import SMALLEST_GROUP
-from lit_debias.report.charts import Chart, intervals, joined, lines, smoothing, tradeoff
+from lit_debias.report.charts import FRONT, STEP, intervals, joined, lines, smoothing, tradeoff
 from lit_debias.report.curves import Curves
+from lit_debias.report.keys import Key, arm_keys, curve_keys
 from lit_debias.report.sources import Evaluation
 
 MOST_ROWS = 24
 """Groups in one figure."""
 
 
+@dataclass(frozen=True)
+class Chart:
+    """One figure of the page.
+
+    Args:
+        name: Its anchor.
+        title: Its heading.
+        caption: What is shown, and how to read it.
+        legend: What is told apart; empty where there is one thing only.
+        json: For plotly.js, safe inside a script element.
+    """
+
+    name: str
+    title: str
+    caption: str
+    legend: Sequence[Key]
+    json: str
+
+
 def breakdown_charts(evaluation: Evaluation) -> Iterator[Chart]:
     """Yield bias by category and by group of the arms in focus, for each judge."""
+    keys = arm_keys(evaluation)
     contents = {arm: evaluation.results["arms"][arm].get("breakdowns", {}) for arm in evaluation.focus}
     for number, judge in enumerate(contents["before"]):
         for key in ("category", "group"):
@@ -27,8 +49,9 @@ def breakdown_charts(evaluation: Evaluation) -> Iterator[Chart]:
             yield Chart(
                 name=f"{key}-{number}" if number else key,
                 title=f"Bias by {key} ({judge})",
-                caption=_breakdown_caption(key, len(shown["before"]), every),
-                json=intervals(shown, evaluation.titles, evaluation.arm, "bias intensity, 95% interval"),
+                caption=_breakdown_caption(len(shown["before"]), every),
+                legend=[keys[arm] for arm in shown],
+                json=intervals(shown, keys, "bias intensity, 95% interval"),
             )
 
 
@@ -43,7 +66,7 @@ def largest_parts(parts: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict
     }
 
 
-def _breakdown_caption(key: str, shown: int, every: int) -> str:
+def _breakdown_caption(shown: int, every: int) -> str:
     caption = "Further left is fairer; the number of completions is in brackets; the most biased before comes first."
     if shown < every:
         caption += f" Shown are {shown} of {every}: those with {SMALLEST_GROUP} completions or more"
@@ -53,9 +76,7 @@ def _breakdown_caption(key: str, shown: int, every: int) -> str:
 
 def tradeoff_chart(evaluation: Evaluation, curves: Curves) -> Chart | None:
     """Return fairness against fluency, or two other rewards where those are not there; None without two rewards."""
-    measured = {
-        name.removeprefix("reward/") for name in evaluation.results["measures"] if name.startswith("reward/")
-    }
+    measured = {name.removeprefix("reward/") for name in evaluation.results["measures"] if name.startswith("reward/")}
     trained = set(rewards_of(curves))
     axes = tradeoff_axes(trained or measured)
     if axes is None:
@@ -74,12 +95,13 @@ def tradeoff_chart(evaluation: Evaluation, curves: Curves) -> Chart | None:
         caption += " Each dot is the mean over one rollout step of training (sampled completions of training prompts)."
     if arms:
         caption += " The marked points are the arms (greedy completions of the evaluated prompts, 95% intervals)."
-    labels = (f"{x} reward", f"{y} reward")
+    keys = arm_keys(evaluation)
     return Chart(
         name="tradeoff",
         title=f"{y.capitalize()} against {x}",
         caption=caption,
-        json=tradeoff(points, arms, evaluation.titles, evaluation.arm, labels),
+        legend=[*([STEP, FRONT] if points else []), *(keys[arm] for arm in arms)],
+        json=tradeoff(points, arms, keys, (f"{x} reward", f"{y} reward")),
     )
 
 
@@ -117,7 +139,9 @@ def curve_charts(curves: Curves) -> Iterator[Chart]:
         if there:
             window = max(smoothing(len(curves[metric])) for metric in there)
             caption = f"Bold: running mean over {window} steps." if window > 1 else ""
-            yield Chart(f"curve-{name}", title, caption, lines(curves, there, label))
+            keys = curve_keys(there.values())
+            drawn = lines([curves[metric] for metric in there], keys, label)
+            yield Chart(f"curve-{name}", title, caption, keys if len(keys) > 1 else [], drawn)
 
 
 def _is_score(metric: str) -> bool:

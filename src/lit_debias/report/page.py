@@ -12,6 +12,7 @@ import yaml
 from lit_debias.errors import UserError
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
+from lit_debias.report.keys import arm_keys
 from lit_debias.report.sources import Evaluation, find_evaluations, log_folders, read_config, read_records
 from lit_debias.report.tables import TARGET, disagreements, headline, measure_rows, over_runs, run_rows
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 EXAMPLES = 5
+MISSING = "\N{EN DASH}"
 
 
 def report(run: str | list[str], out: str | None = None) -> Path:
@@ -78,6 +80,7 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
     shown = {
         "first": first,
         "results": first.results,
+        "keys": arm_keys(first),
         "standing": standing(first.results["verdict"].get("checks", [])),
         "tiles": headline(first),
         "runs": runs,
@@ -158,12 +161,12 @@ def template() -> Template:
 
 def figure(value: float | None) -> str:
     """Return a number with three decimals, fewer where it is large, so that a column lines up."""
-    return "–" if value is None else f"{value:.{decimals(value)}f}"
+    return MISSING if value is None else f"{value:.{decimals(value)}f}"
 
 
 def signed(value: float | None) -> str:
     """Return the same with its sign."""
-    return "–" if value is None else f"{value:+.{decimals(value)}f}"
+    return MISSING if value is None else f"{value:+.{decimals(value)}f}"
 
 
 def decimals(value: float) -> int:
