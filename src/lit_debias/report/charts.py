@@ -10,14 +10,14 @@ from typing import Any
 import plotly.graph_objects as go
 
 from lit_debias.report.curves import Curve
-from lit_debias.report.keys import COLOURS, Key
+from lit_debias.report.keys import NEUTRAL, Key
 
 SMOOTH_FROM = 20
 """Steps from which a running mean is drawn over the single ones."""
 LABEL_WIDTH = 18
 STEPS = ("#6366f1", "#c026d3", "#ea580c")
 """Colours of the first, a middle and the last rollout step."""
-FRONT = Key("Pareto front of training", COLOURS[4], glyph="┄")
+FRONT = Key("Pareto front of training", NEUTRAL, glyph="┄")
 STEP = Key("a training step, by colour", STEPS[1], glyph="•")
 
 Part = Mapping[str, Any]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from lit_debias.report.sources import Evaluation
 
 # Each colour has a contrast of 3 or more against the page in light and in dark mode; a test holds that.
-FIXED = {"before": "#748091", "prompt_only": "#c07600"}
-OWN = "#0d9488"
-"""Of the arm that the verdict is about."""
-COLOURS = (OWN, "#c07600", "#6366f1", "#db2777", "#4d8a0f", "#0284c7", "#a855f7", "#dc2626")
+NEUTRAL = "#748091"
+COLOURS = ("#0d9488", "#c07600", "#6366f1", "#db2777", "#4d8a0f", "#0284c7", "#a855f7", "#dc2626")
+INKS = (NEUTRAL, COLOURS[1], COLOURS[0], *COLOURS[2:])
+"""Of before, prompt_only, the arm that the verdict is about, and the others."""
 SYMBOLS = {
     "circle": "●",
     "diamond": "◆",
@@ -20,8 +20,8 @@ SYMBOLS = {
     "star": "★",
     "cross": "✚",
     "triangle-down": "▼",
-    "hourglass": "⧗",
-    "x": "✖",
+    "triangle-left": "◂",
+    "triangle-right": "▸",
 }
 """Plotly's name -> the character in a legend."""
 
@@ -39,11 +39,12 @@ class Key:
 def arm_keys(evaluation: Evaluation) -> dict[str, Key]:
     """Return arm -> its key, the same in every figure."""
     symbols = list(SYMBOLS.items())
-    others = iter(COLOURS[2:] * len(evaluation.arms))
+    fixed = {"before": 0, "prompt_only": 1, evaluation.arm: 2}
+    others = iter(range(3, 3 + len(evaluation.arms)))
     found = {}
-    for index, arm in enumerate(evaluation.arms):
-        colour = OWN if arm == evaluation.arm else FIXED.get(arm) or next(others)
-        found[arm] = Key(evaluation.titles[arm], colour, *symbols[index % len(symbols)])
+    for arm in evaluation.arms:
+        place = fixed[arm] if arm in fixed else next(others)
+        found[arm] = Key(evaluation.titles[arm], INKS[place % len(INKS)], *symbols[place % len(symbols)])
     return found
 
 

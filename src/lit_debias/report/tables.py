@@ -13,7 +13,7 @@ from lit_debias.report.sources import Evaluation
 TARGET = re.compile(r"toward\s+(-?\d+(?:\.\d+)?)")
 SECTIONS = {
     "bias": "Bias",
-    "twins": "Twins: the same prompt about another group",
+    "twins": "Twins",
     "utility": "Utility",
     "benchmarks": "Public benchmarks",
 }
