@@ -209,3 +209,13 @@ def test_only_the_base_was_measured(tmp_path, arms):
     assert ">Measures</h2>" in text
     assert ">change" not in text
     assert "Twins side by side" not in text
+
+
+def test_runs_without_a_judge_still_have_a_page(tmp_path, arms):
+    for each in arms["before"]:
+        each.judges = {}
+    for name in ("first", "second"):
+        write_evaluation(tmp_path / name, {"before": arms["before"]})
+    text = text_of(report([str(tmp_path / "first"), str(tmp_path / "second")]))
+    assert "Nothing here measures bias" in text
+    assert ">Runs</h2>" in text
