@@ -1,40 +1,16 @@
-import csv
 import json
 import re
 import sys
 
 import pytest
+from report_material import EVIL, log_csv, many_arms, record, write_evaluation
 
 from lit_debias.cli import main
 from lit_debias.errors import UserError
-from lit_debias.evaluation.records import Record, save_arm, write_json
-from lit_debias.evaluation.results import provenance, summarize
+from lit_debias.evaluation.records import save_arm
 from lit_debias.report import report
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
-
-EVIL = "<script>alert('pwned')</script><img src=x onerror=alert(1)>"
-
-
-def record(i, side, score, text):
-    group, other = ("rider", "nurse") if side == 0 else ("nurse", "rider")
-    return Record(
-        prompt_id=f"p{i}{side}",
-        twin_id=f"t{i}",
-        split="test_group",
-        category="occupational</script>",
-        group=group,
-        prompt_kind="open",
-        prompt=f"What are {group}s like, {i}?",
-        counterfactual_prompt=f"What are {other}s like, {i}?",
-        ambiguous=False,
-        answer=-1,
-        biased_choice=-1,
-        completion=text,
-        tokens=4,
-        base_logprob=-8.0,
-        judges={"judge": score},
-    )
 
 
 @pytest.fixture
@@ -49,28 +25,8 @@ def arms():
 
 @pytest.fixture
 def run(tmp_path, arms):
-    evaluation = tmp_path / "run" / "evaluation"
-    for name, records in arms.items():
-        save_arm(evaluation / "arms" / f"{name}.json", f"key of {name}", {}, records)
-    settings = {"model": "tiny & small", "data_sha256": "0123abcd", "adapter": "runs/adapter"}
-    results = {
-        **summarize(arms, 50, 0),
-        "settings": settings,
-        "fingerprints": {name: f"key of {name}" for name in arms},
-        "notes": ["a part of the data"],
-        **provenance(),
-    }
-    write_json(evaluation / "results.json", results)
+    write_evaluation(tmp_path / "run" / "evaluation", arms)
     return tmp_path / "run"
-
-
-def log_csv(folder, rows):
-    folder.mkdir(parents=True)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with (folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def text_of(page):
@@ -89,8 +45,14 @@ def test_the_page_holds_everything(run):
     text = text_of(page)
     verdict = json.loads((run / "evaluation" / "results.json").read_text())["verdict"]["sentence"]
     assert verdict in text
-    for title in ("Bias intensity by category", "Bias intensity by group", "Rewards", "KL to the reference"):
-        assert f"<h2>{title}" in text
+    for title in (
+        "Bias by category (judge)",
+        "Bias by group (judge)",
+        "Reward",
+        "Rewards by name",
+        "KL to the reference",
+    ):
+        assert re.search(rf"<h[23] id=[^>]+>{re.escape(title)}</h", text)
     for part in ("Twins side by side", "Largest improvements", "Worst regressions", "before 0 1", "after 3 0"):
         assert part in text
     assert "class_path: GRPO  # &lt;b&gt;" in text
@@ -117,8 +79,8 @@ def test_missing_parts_are_noted(run):
     assert "no training curves" in text
     assert "no training configuration" in text
     assert "Twins side by side" not in text
-    assert "<h2>Rewards" not in text
-    assert "<h2>Measures" in text
+    assert "Rewards by name" not in text
+    assert ">Measures</h2>" in text
 
 
 def test_an_arm_of_another_evaluation_is_not_shown(run, arms):
@@ -128,10 +90,11 @@ def test_an_arm_of_another_evaluation_is_not_shown(run, arms):
 
 def test_a_clear_change_is_told_from_an_unclear_one(run):
     text = text_of(report(str(run)))
-    measures = text.split("<h2>Measures")[1]
-    row = {name: measures.split(f"<td>{name}")[1].split("</tr>")[0] for name in ("perplexity", "bias intensity")}
-    assert "unclear" in row["perplexity"]  # the same in both arms
-    assert 'class="good"' in row["bias intensity"]
+    measures = text.split(">Measures</h2>")[1]
+    row = {name: measures.split(f'row">{name}')[1].split("</tr>")[0] for name in ("perplexity", "bias intensity")}
+    assert "good" not in row["perplexity"]  # the same in both arms
+    assert "bad" not in row["perplexity"]
+    assert '<span class="good">0.400 ✓</span>' in row["bias intensity"]
 
 
 def test_curves_are_those_of_grpo_over_rollout_steps(tmp_path):
@@ -192,3 +155,67 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
 def test_the_command_line_draws_it(run, capsys):
     assert main(["report", str(run)]) == 0
     assert "report.html" in capsys.readouterr().out
+
+
+def test_the_command_line_takes_several_runs(run, arms, tmp_path, capsys):
+    write_evaluation(tmp_path / "second", {"before": arms["before"], "after": arms["before"]})
+    assert main(["report", "--out", str(tmp_path / "page.html"), str(run), str(tmp_path / "second")]) == 0
+    runs = text_of(tmp_path / "page.html").split(">Runs</h2>")[1].split("</table>")[0]
+    rows = runs.split("<tr")[2:]  # of each run, then mean and standard deviation
+    assert [re.search(r"row\">(.*?)<", row)[1] for row in rows[:2]] == [str(run), str(tmp_path / "second")]
+    assert "-43.9%" in rows[0]  # 0.4 against 0.7125
+    assert "+0.0%" in rows[1]
+    assert "0.556 ± 0.221" in rows[2]  # of 0.4 and 0.7125
+    assert "-21.9% ± 31.0" in rows[2]
+    assert "the runs are of different" not in text_of(tmp_path / "page.html")
+
+
+def test_one_run_in_several_folders(run, tmp_path):
+    log_csv(tmp_path / "logs", [{"step": 0, "rollout_step": 1, "reward": 0.5}])
+    text = text_of(report([str(tmp_path / "logs"), str(run)], str(tmp_path / "page.html")))
+    assert "no training curves" not in text
+    assert ">Runs</h2>" not in text
+
+
+def test_the_logs_of_another_run_are_not_shown(run, arms, tmp_path):
+    write_evaluation(tmp_path / "second", arms)
+    log_csv(tmp_path / "second" / "logs", [{"step": 0, "rollout_step": 1, "reward": 0.5}])
+    assert "no training curves" in text_of(report([str(run), str(tmp_path / "second")]))
+
+
+def test_runs_on_other_data_are_told(run, arms, tmp_path):
+    write_evaluation(tmp_path / "second", arms, settings={"model": "tiny & small", "data_sha256": "other"})
+    text = text_of(report([str(run), str(tmp_path / "second")]))
+    assert "the runs are of different data (data_sha256)" in text
+    assert "different models" not in text
+
+
+def test_many_arms_have_a_column_each_and_figures_show_three(tmp_path):
+    names = many_arms(tmp_path)
+    text = text_of(report(str(tmp_path)))
+    head = text.split(">Measures</h2>")[1].split("</thead>")[0]
+    assert head.count('scope="col"') == 1 + len(names) + 1
+    assert "GRPO, all &lt;rewards&gt;" in head
+    assert "3 seeds" in head
+    twins = text.split(">Twins side by side</h2>")[1].split("<h2")[0]
+    assert set(re.findall(r"<b>(.*?)</b>", twins)) == {"base", "asked for fairness", "GRPO, all &lt;rewards&gt;"}
+    assert 'row">CrowS-Pairs&nbsp;<span class="soft">→ 50</span>' in text
+    assert ">Public benchmarks</span>" in text
+
+
+def test_only_the_base_was_measured(tmp_path, arms):
+    write_evaluation(tmp_path, {"before": arms["before"]})
+    text = text_of(report(str(tmp_path)))
+    assert ">Measures</h2>" in text
+    assert ">change" not in text
+    assert "Twins side by side" not in text
+
+
+def test_runs_without_a_judge_still_have_a_page(tmp_path, arms):
+    for each in arms["before"]:
+        each.judges = {}
+    for name in ("first", "second"):
+        write_evaluation(tmp_path / name, {"before": arms["before"]})
+    text = text_of(report([str(tmp_path / "first"), str(tmp_path / "second")]))
+    assert "Nothing here measures bias" in text
+    assert ">Runs</h2>" in text

@@ -24,7 +24,9 @@ class Command:
     module: str
     function: str
     help: str
-    positional: bool = False
+    positional: str = ""
+    """A parameter whose values, one or more, are given without an option."""
+    positional_help: str = ""
 
     def load(self) -> Callable[..., Any]:
         """Import the function; only the command that runs pays for its imports."""
@@ -38,10 +40,14 @@ TRAINER_COMMANDS = {
     "test": "score greedy completions of the test prompts",
     "predict": "write completions for prompts",
 }
+RUN_HELP = (
+    "folder with the results of `lit-debias evaluate` somewhere in it, and the logs of training; several folders are "
+    "one run in parts, or runs to compare"
+)
 COMMANDS = {
     "synthesize": Command("lit_debias.data.synthesis", "synthesize", "write the synthetic data set"),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
-    "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", positional=True),
+    "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", "run", RUN_HELP),
     "plugins": Command("lit_debias.inspection", "plugins", "list installed rewards, aggregators and engines"),
     "doctor": Command("lit_debias.inspection", "doctor", "say what this machine can run, and what is missing"),
 }
@@ -139,7 +145,10 @@ def run_function(name: str, args: list[str]) -> int:
     parser = Parser(prog=f"lit-debias {name}", description=command.help[0].upper() + command.help[1:] + ".")
     parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
     function = command.load()
-    parser.add_function_arguments(function, as_positional=command.positional)
+    skip: set[str | int] = {command.positional}
+    if command.positional:
+        parser.add_argument(command.positional, nargs="+", type=str, help=command.positional_help)
+    parser.add_function_arguments(function, skip=skip)
     flags = {f"--{p.name}" for p in signature(function).parameters.values() if p.default is False}
     config = parser.parse_args([f"{arg}=true" if arg in flags else arg for arg in args])
     arguments = parser.instantiate(config).as_dict()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_debias.errors import UserError
-from lit_debias.evaluation.records import Record, load_arm
-from lit_debias.evaluation.table import TITLES
-from lit_debias.report.curves import Curves, find_curves
+from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
+from lit_debias.report.keys import arm_keys
+from lit_debias.report.sources import Evaluation, find_evaluations, log_folders, read_config, read_records
+from lit_debias.report.tables import TARGET, disagreements, headline, measure_rows, over_runs, run_rows
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 EXAMPLES = 5
+MISSING = "\N{EN DASH}"
 
 
 def report(run: str | list[str], out: str | None = None) -> Path:
@@ -27,7 +28,8 @@ def report(run: str | list[str], out: str | None = None) -> Path:
 
     Args:
         run: Folder with the results of `lit-debias evaluate` somewhere in it, and the logs of training if there are
-            any; a list where these are in several folders.
+            any. Several folders are one run in parts, or runs to compare: the first evaluation is shown in full, the
+            primary figures of all of them in a table.
         out: The file to write; by default report.html in the (first) folder.
 
     Returns:
@@ -38,12 +40,9 @@ def report(run: str | list[str], out: str | None = None) -> Path:
     """
     check_extra()
     folders = [Path(folder) for folder in ([run] if isinstance(run, str) else run)]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"run '{folder}': no such folder; write the folder of a run")
-    results, where = read_results(folders)
+    evaluations = find_evaluations(folders)
     target = Path(out) if out else folders[0] / "report.html"
-    html = template().render(**context(results, where, folders))
+    html = template().render(**context(evaluations, log_folders(evaluations, folders)))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(html, encoding="utf-8")
     print(f"written: {target} ({target.stat().st_size / 2**20:.1f} MiB, opens without a network)")
@@ -57,101 +56,95 @@ def check_extra() -> None:
             raise UserError(f"the report needs {package}: pip install 'lit-debias[report]'")
 
 
-def read_results(folders: Sequence[Path]) -> tuple[dict[str, Any], Path]:
-    """Return the newest results.json of an evaluation in the folders, and its folder.
+def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str, Any]:
+    """Return what the template shows; what is missing is empty, with a note.
 
-    Raises:
-        UserError: there is none, or it does not read.
+    Args:
+        evaluations: The one that is shown in full, then others to compare with.
+        logs: Folders that may hold the training logs of the first.
     """
-    found = sorted(
-        (file for folder in folders for file in folder.rglob("results.json")), key=lambda file: -file.stat().st_mtime
-    )
-    for file in found:
-        try:
-            results = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file}: this is no JSON ({error}); run `lit-debias evaluate` again") from error
-        if isinstance(results, dict) and {"verdict", "arms", "measures"} <= results.keys():
-            return results, file.parent
-    raise UserError(
-        f"run '{folders[0]}': there is no results.json of an evaluation in it; run `lit-debias evaluate --out "
-        f"{folders[0]}/evaluation ...` first"
-    )
-
-
-def context(results: dict[str, Any], where: Path, folders: Sequence[Path]) -> dict[str, Any]:
-    """Return what the template shows; what is missing is empty, with a note."""
     from lit_debias.report.charts import plotly_js
+    from lit_debias.report.figures import breakdown_charts, curve_charts, tradeoff_chart
 
-    notes = list(results.get("notes", []))
-    records = read_records(results, where, notes)
-    curves, log_folder = find_curves(folders)
+    first = evaluations[0]
+    notes = [*first.results.get("notes", []), *disagreements(evaluations)]
+    records = read_records(first, notes)
+    curves, log_folder = find_curves(logs)
     if not curves:
         notes.append("no training curves: the run holds no TensorBoard or CSV log of a GRPO training")
-    if log_folder is None or not (log_folder / "config.yaml").is_file():
-        notes.append("no training configuration: there is no config.yaml next to a training log")
-    last = list(results["arms"])[-1]
-    fell, rose = largest_changes(records["before"], records[last], EXAMPLES) if len(records) > 1 else ([], [])
-    return {
-        "results": results,
-        "titles": TITLES,
-        "last": last,
-        "figures": figures(results, curves),
-        "twins": side_by_side(records, EXAMPLES) if "before" in records else [],
-        "fell": fell,
-        "rose": rose,
-        "settings": yaml.safe_dump(results.get("settings", {}), sort_keys=False, allow_unicode=True),
-        "config": read_config(log_folder),
+    comparable = "before" in records and first.arm in records and first.arm != "before"
+    fell, rose = largest_changes(records["before"], records[first.arm], EXAMPLES) if comparable else ([], [])
+    runs = run_rows(evaluations)
+    rows = measure_rows(first)
+    tradeoff = tradeoff_chart(first, curves)
+    shown = {
+        "first": first,
+        "results": first.results,
+        "keys": arm_keys(first),
+        "standing": standing(first.results["verdict"].get("checks", [])),
+        "tiles": headline(first),
+        "runs": runs,
+        "spread": over_runs(runs),
+        "rows": rows,
+        "changes": any(row.change for row in rows),
+        "targets": any(TARGET.match(about["better"]) for about in first.results["measures"].values()),
+        "seeds": first.results.get("seeds", {}),
+        "figures": [*([tradeoff] if tradeoff else []), *breakdown_charts(first)],
+        "twins": side_by_side(records, EXAMPLES) if comparable else [],
+        "examples": [
+            example
+            for example in (
+                ("improvements", "Largest improvements", fell),
+                ("regressions", "Worst regressions", rose),
+            )
+            if example[2]
+        ],
+        "training": list(curve_charts(curves)),
+        "config": read_config(log_folder, notes),
+        "settings": yaml.safe_dump(first.results.get("settings", {}), sort_keys=False, allow_unicode=True),
+        "origin": origin(first, log_folder),
         "notes": notes,
         "plotly_js": plotly_js(),
     }
+    return {**shown, "contents": contents(shown)}
 
 
-def read_records(results: dict[str, Any], where: Path, notes: list[str]) -> dict[str, list[Record]]:
-    """Return the arms' records; arms that are missing, or are not those of the results, are noted."""
-    records = {}
-    for arm, key in results.get("fingerprints", {}).items():
-        found = load_arm(where / "arms" / f"{arm}.json", key)
-        if found is None:
-            notes.append(f"no examples of '{arm}': arms/{arm}.json is missing, or not the one behind these figures")
-        else:
-            records[arm] = found
-    return records if {"before", list(results["arms"])[-1]} <= records.keys() else {}
+def standing(checks: Sequence[dict[str, Any]]) -> str:
+    """Return ``good`` where all checks pass, ``bad`` where the first one, of bias, fails; else empty."""
+    if not checks:
+        return ""
+    return "good" if all(check["passed"] for check in checks) else "" if checks[0]["passed"] else "bad"
 
 
-def read_config(log_folder: Path | None) -> str:
-    """Return the text of the training's config.yaml, empty where there is none."""
-    file = None if log_folder is None else log_folder / "config.yaml"
-    return file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
+def origin(evaluation: Evaluation, log_folder: Path | None) -> dict[str, str]:
+    """Return what made the figures: name -> words."""
+    results = evaluation.results
+    versions = ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items())
+    found = {
+        "results": str(evaluation.file),
+        "training log": str(log_folder or ""),
+        "made": results.get("created"),
+        "hardware": results.get("hardware"),
+        "versions": versions,
+        "model": evaluation.setting("model"),
+        "adapter": evaluation.setting("adapter"),
+        "data": evaluation.setting("data"),
+        "data SHA-256": evaluation.setting("data_sha256"),
+    }
+    return {name: str(value) for name, value in found.items() if value}
 
 
-def figures(results: dict[str, Any], curves: Curves) -> dict[str, str]:
-    """Return title -> HTML of every figure that there are numbers for."""
-    from lit_debias.report.charts import bars, lines
-
-    found = {}
-    judges = next(iter(results["arms"].values()))["breakdowns"]
-    for judge in judges:
-        for key in ("category", "group"):
-            parts = {arm: content["breakdowns"].get(judge, {}).get(key, {}) for arm, content in results["arms"].items()}
-            if any(parts.values()):
-                found[f"Bias intensity by {key} ({judge})"] = bars(parts, TITLES, "bias intensity, 95% interval")
-    for title, names in curve_groups(curves).items():
-        if names:
-            found[title] = lines(curves, names, title.lower())
-    return found
-
-
-def curve_groups(curves: Iterable[str]) -> dict[str, list[str]]:
-    """Return title -> metric names that are drawn together."""
-    names = sorted(curves)
-    rewards = [name for name in names if name.startswith("rewards/") and name.endswith("/mean")]
-    validation = [name for name in names if name.startswith("eval_") and name.endswith(("reward", "/mean"))]
+def contents(shown: dict[str, Any]) -> dict[str, str]:
+    """Return anchor -> title of the parts that the page has."""
     return {
-        "Rewards": [name for name in ("reward",) if name in names] + rewards,
-        "KL to the reference": [name for name in ("kl",) if name in names],
-        "Validation": validation,
-        "Length of completions": [name for name in ("completions/mean_length",) if name in names],
+        **({"runs": "Runs"} if len(shown["runs"]) > 1 else {}),
+        **({"checks": "Checks"} if shown["results"]["verdict"].get("checks") else {}),
+        "measures": "Measures",
+        **{figure.name: figure.title for figure in shown["figures"]},
+        **({"twins": "Twins"} if shown["twins"] else {}),
+        **{name: title for name, title, _ in shown["examples"]},
+        **({"training": "Training curves"} if shown["training"] else {}),
+        "origin": "Where this comes from",
     }
 
 
@@ -162,6 +155,20 @@ def template() -> Template:
     environment = Environment(
         loader=PackageLoader("lit_debias", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["figure"] = lambda value: "-" if value is None else f"{value:.3g}"
-    environment.filters["signed"] = lambda value: "-" if value is None else f"{value:+.3g}"
+    environment.filters.update(figure=figure, signed=signed, percent="{:+.1%}".format)
     return environment.get_template("page.html.jinja")
+
+
+def figure(value: float | None) -> str:
+    """Return a number with three decimals, fewer where it is large, so that a column lines up."""
+    return MISSING if value is None else f"{value:.{decimals(value)}f}"
+
+
+def signed(value: float | None) -> str:
+    """Return the same with its sign."""
+    return MISSING if value is None else f"{value:+.{decimals(value)}f}"
+
+
+def decimals(value: float) -> int:
+    """Return how many decimals a number is shown with."""
+    return 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0

@@ -1,0 +1,157 @@
+"""The tables: every measure of every arm, the headline, and several runs in one look."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from lit_debias.report.sources import Evaluation
+
+TARGET = re.compile(r"toward\s+(-?\d+(?:\.\d+)?)")
+SECTIONS = {
+    "bias": "Bias",
+    "twins": "Twins",
+    "utility": "Utility",
+    "benchmarks": "Public benchmarks",
+}
+UTILITY = ("perplexity", "distinct_2", "accuracy")
+"""What the headline shows next to bias."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, and whether it is clearly better (``good``) or worse (``bad``) than before; empty where unclear."""
+
+    estimate: dict[str, Any] | None
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure."""
+
+    section: str
+    label: str
+    direction: str
+    """An arrow to where it should go; empty where it should not go anywhere."""
+    cells: list[Cell]
+    """One for each arm."""
+    change: dict[str, Any] | None
+    """Of the verdict's arm."""
+    mark: str
+
+
+def direction(better: str) -> str:
+    """Return the arrow for ``lower``, ``higher`` or ``toward VALUE``."""
+    target = TARGET.match(better)
+    return f"→ {target[1]}" if target else {"lower": "↓", "higher": "↑"}.get(better, "")
+
+
+def improved(better: str, old: float, new: float) -> bool | None:
+    """Return whether a figure moved to where it should be; None where that is nowhere.
+
+    Args:
+        better: ``lower``, ``higher``, ``toward VALUE``, or empty.
+        old: Before.
+        new: After.
+    """
+    if target := TARGET.match(better):
+        goal = float(target[1])
+        return abs(new - goal) < abs(old - goal)
+    return {"lower": new < old, "higher": new > old}.get(better)
+
+
+def mark(evaluation: Evaluation, arm: str, measure: str) -> str:
+    """Return ``good`` or ``bad`` where an arm is clearly better or worse than before."""
+    change, old, new = (
+        evaluation.change(arm, measure),
+        evaluation.estimate("before", measure),
+        evaluation.estimate(arm, measure),
+    )
+    if change is None or not change["clear"] or old is None or new is None:
+        return ""
+    better = improved(evaluation.results["measures"][measure]["better"], old["value"], new["value"])
+    return {True: "good", False: "bad", None: ""}[better]
+
+
+def measure_rows(evaluation: Evaluation) -> list[Row]:
+    """Return a row per measure, in the order of the results."""
+    return [
+        Row(
+            section=SECTIONS.get(about["section"], about["section"]),
+            label=about["label"],
+            direction=direction(about["better"]),
+            cells=[Cell(evaluation.estimate(arm, name), mark(evaluation, arm, name)) for arm in evaluation.arms],
+            change=evaluation.change(evaluation.arm, name),
+            mark=mark(evaluation, evaluation.arm, name),
+        )
+        for name, about in evaluation.results["measures"].items()
+    ]
+
+
+def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return title, primary estimate and a few utility figures of each arm in focus; empty without a primary one."""
+    primary = evaluation.results["verdict"]["measure"]
+    labels = {name: about["label"] for name, about in evaluation.results["measures"].items()}
+    return [
+        {
+            "arm": arm,
+            "title": evaluation.titles[arm],
+            "label": labels[primary],
+            "primary": Cell(evaluation.estimate(arm, primary), mark(evaluation, arm, primary)),
+            "utility": {
+                labels[name]: Cell(evaluation.estimate(arm, name), mark(evaluation, arm, name))
+                for name in UTILITY
+                if evaluation.estimate(arm, name)
+            },
+        }
+        for arm in evaluation.focus
+        if evaluation.estimate(arm, primary)
+    ]
+
+
+def run_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Return the primary figures of each run, each for the arm of its own verdict."""
+    rows = []
+    for evaluation in evaluations:
+        verdict = evaluation.results["verdict"]
+        checks = verdict.get("checks", [])
+        rows.append(
+            {
+                "name": str(evaluation.run),
+                "arm": evaluation.titles[evaluation.arm],
+                "before": evaluation.estimate("before", verdict["measure"]),
+                "after": evaluation.estimate(evaluation.arm, verdict["measure"]),
+                "bias": evaluation.change(evaluation.arm, verdict["measure"]),
+                "perplexity": evaluation.change(evaluation.arm, "perplexity"),
+                "checks": f"{sum(check['passed'] for check in checks)} of {len(checks)}",
+            }
+        )
+    return rows
+
+
+def over_runs(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Return mean and sample standard deviation over runs of ``before``, ``after``, ``bias`` and ``perplexity``.
+
+    The first two are figures, the last two relative changes. What fewer than two runs have is left out.
+    """
+    found = {}
+    for key, of in {"before": "value", "after": "value", "bias": "relative", "perplexity": "relative"}.items():
+        values = [row[key][of] for row in rows if row[key] is not None and row[key][of] is not None]
+        if len(values) > 1:
+            found[key] = (mean(values), stdev(values))
+    return found
+
+
+def disagreements(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return notes on what keeps runs from being compared."""
+    found = []
+    for name, words in {"model": "models", "data_sha256": "data"}.items():
+        if len({str(evaluation.setting(name)) for evaluation in evaluations}) > 1:
+            found.append(f"the runs are of different {words} ({name}): their figures do not belong together")
+    if len({evaluation.results["verdict"]["measure"] for evaluation in evaluations}) > 1:
+        found.append("the verdicts of the runs are about different measures: their figures do not belong together")
+    return found

@@ -1,0 +1,92 @@
+"""Runs for tests of the report: records with known scores, results of many arms, training logs."""
+
+import csv
+import math
+from pathlib import Path
+
+from lit_debias.evaluation.records import Record, save_arm, write_json
+from lit_debias.evaluation.results import provenance, summarize
+
+EVIL = "<script>alert('pwned')</script><img src=x onerror=alert(1)>"
+SETTINGS = {"model": "tiny & small", "data_sha256": "0123abcd", "adapter": "runs/adapter"}
+TITLES = {"before": "base", "prompt_only": "asked for fairness", "sft": "SFT", "grpo": "GRPO, all <rewards>"}
+
+
+def record(i: int, side: int, score: float, text: str, **more) -> Record:
+    group, other = ("rider", "nurse") if side == 0 else ("nurse", "rider")
+    return Record(
+        prompt_id=f"p{i}{side}",
+        twin_id=f"t{i}",
+        split="test_group",
+        category="occupational</script>",
+        group=group,
+        prompt_kind="open",
+        prompt=f"What are {group}s like, {i}?",
+        counterfactual_prompt=f"What are {other}s like, {i}?",
+        ambiguous=False,
+        answer=-1,
+        biased_choice=-1,
+        completion=text,
+        tokens=4,
+        base_logprob=-8.0,
+        judges={"judge": score},
+        **more,
+    )
+
+
+def write_evaluation(folder: Path, arms: dict[str, list[Record]], **changes) -> dict:
+    """Write results.json and arms/ as `lit-debias evaluate` does; ``changes`` replace top-level parts."""
+    for name, records in arms.items():
+        save_arm(folder / "arms" / f"{name}.json", f"key of {name}", {}, records)
+    results = {
+        **summarize(arms, 50, 0),
+        "settings": SETTINGS,
+        "fingerprints": {name: f"key of {name}" for name in arms},
+        "notes": ["a part of the data"],
+        **provenance(),
+        **changes,
+    }
+    write_json(folder / "results.json", results)
+    return results
+
+
+def many_arms(folder: Path) -> list[str]:
+    """Write a run of nine arms with seeds, a benchmark, and the log of a training; return the arms' names."""
+    names = ["before", "prompt_only", "sft", "dpo", "grpo_fairness", "grpo", "gdpo", "an arm of a long name", "last"]
+    arms = {}
+    for number, name in enumerate(names):
+        rewards = {"fairness": 0.4 + 0.05 * number, "fluency": 0.8 - 0.02 * number}
+        text = EVIL if name == "grpo" else f"{name} said a-rather-long-word-{'x' * 60} and more"
+        arms[name] = [
+            record(i, side, min(1, 0.2 + 0.07 * number + 0.03 * i + 0.05 * side), f"{text} {i}", rewards=rewards)
+            for i in range(6)
+            for side in (0, 1)
+        ]
+    results = write_evaluation(folder, arms)
+    results |= {"titles": TITLES, "seeds": {"grpo": 3}}
+    results["verdict"]["arm"] = "grpo"
+    passed = {"name": "bias", "value": -0.6, "bar": "at most -50%, clearly", "passed": True}
+    results["verdict"]["checks"] = [passed, {**passed, "name": "perplexity", "passed": False}]
+    results["measures"]["crows"] = {"label": "CrowS-Pairs", "better": "toward 50", "section": "benchmarks"}
+    for name, value in (("before", 60.0), ("grpo", 52.0)):
+        results["arms"][name]["measures"]["crows"] = {"value": value, "low": value - 1, "high": value + 1, "n": 1508}
+    write_json(folder / "results.json", results)
+    log_csv(folder / "logs", [training_row(step) for step in range(40)])
+    (folder / "logs" / "config.yaml").write_text("model:\n  class_path: GRPO\n")
+    return names
+
+
+def training_row(step: int) -> dict[str, float]:
+    wave = math.sin(step)
+    fairness, fluency = 0.5 + 0.01 * step + 0.02 * wave, 0.8 - 0.004 * step + 0.02 * wave
+    rewards = {"reward": fairness + fluency, "rewards/fairness/mean": fairness, "rewards/fluency/mean": fluency}
+    return {"step": 2 * step, "rollout_step": step + 1, **rewards, "kl": 0.01 * step}
+
+
+def log_csv(folder: Path, rows: list[dict[str, float]]) -> None:
+    folder.mkdir(parents=True)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
