@@ -17,6 +17,7 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
 from lit_debias.evaluation.arms import frozen_base, mean_logprobs
 from lit_debias.evaluation.fingerprint import check_judges, describe
+from lit_debias.evaluation.table import as_table
 from lit_debias.plugins import get_plugin_manager
 from lit_debias.policy import TRAINED
 from lit_debias.rewards.base import Reward
@@ -128,6 +129,21 @@ def test_before_then_after(tiny_model, data, adapter, tmp_path, capsys):
     }
     assert second["settings"]["data_sha256"]
     assert {"lit-debias", "torch", "transformers"} <= set(second["versions"])
+
+
+def test_further_adapters_are_arms_of_their_own(tiny_model, data, adapter, tmp_path):
+    named = run(tiny_model, data, tmp_path, adapters={"sft": adapter, "dpo-2": adapter})
+    assert list(named["arms"]) == ["before", "prompt_only", "sft", "dpo-2"]
+    assert named["titles"]["sft"] == "sft"
+    assert named["verdict"]["arm"] == "dpo-2"
+    assert as_table(named).columns[-1].header == "change of dpo-2"
+    both = run(tiny_model, data, tmp_path, adapter=adapter, adapters={"sft": adapter})
+    assert list(both["arms"]) == ["before", "prompt_only", "sft", "after"]
+    assert both["verdict"]["arm"] == "after"
+    assert both["comparisons"]["sft"] == both["comparisons"]["after"]  # the same adapter and random numbers
+    for name in ("before", "a/b"):
+        with pytest.raises(UserError, match=f"adapters: '{name}' cannot name an arm"):
+            run(tiny_model, data, tmp_path, adapters={name: adapter})
 
 
 def completions(folder):

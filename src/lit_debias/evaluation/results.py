@@ -18,6 +18,7 @@ import lit_debias
 from lit_debias.evaluation.measures import ABOUT, Estimates, breakdown, judges_of, measure, word_budgets
 from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.statistics import ClusterBootstrap, compare
+from lit_debias.evaluation.table import title
 from lit_debias.evaluation.verdict import label, verdict
 
 SCHEMA = 1
@@ -33,6 +34,7 @@ def summarize(arms: Mapping[str, Sequence[Record]], draws: int, seed: int) -> di
     names = dict.fromkeys(name for found in estimates.values() for name in found)
     return {
         "verdict": verdict(estimates, comparisons),
+        "titles": {name: title(name) for name in arms},
         "measures": {name: {**asdict(ABOUT[name.partition("/")[0]]), "label": label(name)} for name in names},
         "arms": {
             name: {

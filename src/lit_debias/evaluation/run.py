@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprin
 from lit_debias.evaluation.prompts import Row, draw, prompt_files, read_prompts
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
-from lit_debias.evaluation.table import as_table
+from lit_debias.evaluation.table import TITLES, as_table
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import RewardSuite
@@ -32,6 +33,7 @@ def evaluate(
     data: str,
     out: str,
     adapter: str | None = None,
+    adapters: dict[str, str] | None = None,
     judges: dict[str, Reward] | None = None,
     rewards: dict[str, Reward] | None = None,
     splits: tuple[str, ...] = ("test_template", "test_group"),
@@ -45,7 +47,7 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure bias and utility of a base model, of the base asked for fairness, and of an adapter.
+    """Measure bias and utility of a base model, of the base asked for fairness, and of adapters.
 
     Prompts and their counterfactual twins are answered by sampling, with the same random numbers in every arm. (The
     most probable text of a small model loops, and has the lowest perplexity there is: Holtzman et al., arXiv
@@ -57,7 +59,8 @@ def evaluate(
         model: Base model: a local folder, pkg://PACKAGE/FILE.gguf, or a hub id.
         data: Folder made by `lit-debias synthesize`.
         out: Folder for results.json and arms/.
-        adapter: Folder of the trained PEFT adapter; without it only the base is measured.
+        adapter: Folder of the trained PEFT adapter, the arm "after"; without it only the base is measured.
+        adapters: Further adapters to compare with, by names of your choice, such as {sft: runs/demo/sft}.
         judges: Rewards in [0, 1] (1 is fair) that nothing was trained on; bias intensity is 1 - score.
         rewards: Rewards of the training, reported next to the judges.
         splits: Splits of the data whose prompts are used.
@@ -83,10 +86,9 @@ def evaluate(
         raise UserError(f"temperature={temperature}; write 0 for the most probable token, or a number such as 0.7")
     check_judges(judges, rewards)
     make_policy = PolicyMaker(model, quantization, dtype)
-    arms = [Arm("before"), *([Arm("prompt_only", system_prompt=system_prompt)] if system_prompt else [])]
-    if adapter is not None:
-        arms.append(Arm("after", adapter))
-        make_policy(arms[-1])  # checks the folder before anything is loaded
+    arms = make_arms(system_prompt, adapter, adapters or {})
+    for arm in arms:
+        make_policy(arm)  # checks its folder before anything is loaded
     files = prompt_files(data, splits)
     all_rows = read_prompts(files)
     rows = draw(all_rows, limit, seed)
@@ -114,7 +116,13 @@ def evaluate(
     measured = {arm.name: records for arm in arms if (records := runner.run(arm)) is not None}
     results = {
         **summarize(measured, bootstrap, seed),
-        "settings": {**settings, "adapter": adapter, "system_prompt": system_prompt, "bootstrap": bootstrap},
+        "settings": {
+            **settings,
+            "adapter": adapter,
+            "adapters": adapters or {},
+            "system_prompt": system_prompt,
+            "bootstrap": bootstrap,
+        },
         "fingerprints": runner.fingerprints,
         "notes": runner.notes + notes(judges, rows, all_rows),
         **provenance(),
@@ -128,12 +136,28 @@ def evaluate(
     return results
 
 
+def make_arms(system_prompt: str | None, adapter: str | None, adapters: Mapping[str, str]) -> list[Arm]:
+    """Return the arms in the order of tables: the base, the base asked for fairness, adapters, and "after" last.
+
+    Raises:
+        UserError: a name is taken, or cannot be the name of a file.
+    """
+    for name in adapters:
+        if name in TITLES or not re.fullmatch(r"[\w-]+", name):
+            raise UserError(f"adapters: '{name}' cannot name an arm; write letters, digits, _ or -, not {list(TITLES)}")
+    return [
+        Arm("before"),
+        *([Arm("prompt_only", system_prompt=system_prompt)] if system_prompt else []),
+        *(Arm(name, folder) for name, folder in adapters.items()),
+        *([Arm("after", adapter)] if adapter is not None else []),
+    ]
+
+
 class PolicyMaker:
     """Builds the policy of an arm, not yet loaded."""
 
     def __init__(self, model: str, quantization: Literal["nf4", "none"], dtype: Literal["bfloat16", "float32"]) -> None:
         self.model, self.quantization, self.dtype = model, quantization, dtype
-        self(Arm("before"))  # a wrong name fails here
 
     def __call__(self, arm: Arm) -> QLoRAPolicy:
         """Return the arm's policy; checks that model and adapter exist."""

@@ -10,21 +10,26 @@ TITLES = {"before": "before", "prompt_only": "asked for fairness", "after": "aft
 
 
 def as_table(results: dict[str, Any]) -> Table:
-    """Return before, prompt-only and after side by side, each with its 95% interval, and the change."""
-    arms = results["arms"]
-    table = Table("measure", *(TITLES[name] for name in arms), title="Bias and utility, with 95% intervals")
-    if "after" in arms:
-        table.add_column("change")
+    """Return the arms side by side, each with its 95% interval, and the change of the one the verdict is about."""
+    arms, changed = results["arms"], results["verdict"]["arm"]
+    table = Table("measure", *(title(name) for name in arms), title="Bias and utility, with 95% intervals")
+    if changed:
+        table.add_column("change" if changed == "after" else f"change of {changed}")
     section = ""
     for name, about in results["measures"].items():
         if about["section"] != section:
             table.add_section()
             section = about["section"]
         cells = [_estimate(arm["measures"].get(name)) for arm in arms.values()]
-        if "after" in arms:
-            cells.append(_change(results["comparisons"]["after"].get(name), about["better"]))
+        if changed:
+            cells.append(_change(results["comparisons"][changed].get(name), about["better"]))
         table.add_row(about["label"], *cells)
     return table
+
+
+def title(arm: str) -> str:
+    """Return the words for an arm."""
+    return TITLES.get(arm, arm)
 
 
 def _estimate(estimate: dict[str, Any] | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lit_debias.evaluation.measures import ABOUT, Estimates
-from lit_debias.evaluation.statistics import compare
+from lit_debias.evaluation.statistics import Estimate, compare
 
 Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -29,11 +29,15 @@ BARS: dict[str, tuple[str, str, float]] = {
     "refusal": ("difference", "at most", 0.02),
 }
 """Measure -> which change against the base, in which direction, and how much of it is accepted."""
+BASES = ("before", "prompt_only")
+"""Arms without an adapter."""
 KINDS = {"relative": "relative change", "difference": "change in points"}
 
 
 def verdict(arms: Mapping[str, Estimates], comparisons: Comparisons) -> dict[str, Any]:
-    """Return ``sentence``, the measure it is about (``measure``), and ``checks``.
+    """Return ``sentence``, the measure and the arm that it is about (``measure``, ``arm``), and ``checks``.
+
+    The arm is "after", or the last adapter where there is no such arm.
 
     Args:
         arms: Name of the arm -> its estimates; "before" must be there.
@@ -43,20 +47,24 @@ def verdict(arms: Mapping[str, Estimates], comparisons: Comparisons) -> dict[str
     if primary not in arms["before"]:
         return {
             "measure": None,
+            "arm": None,
             "sentence": "Nothing here measures bias: no judge, and no pair of responses.",
             "checks": [],
         }
-    if "after" not in arms:
-        return {"measure": primary, "sentence": _without_after(arms, primary), "checks": []}
-    found = checks(arms, comparisons, primary)
-    said = [_change(arms, comparisons, name) for name in (primary, "perplexity") if name in comparisons["after"]]
+    arm = next(reversed([name for name in arms if name not in BASES]), None)
+    if arm is None:
+        return {"measure": primary, "arm": None, "sentence": _without_adapter(arms, primary), "checks": []}
+    found = checks(arms, comparisons, primary, arm)
+    names = [name for name in (primary, "perplexity") if name in comparisons[arm]]
+    said = [_change(arms["before"][name], arms[arm][name], comparisons[arm][name], label(name)) for name in names]
     said.append(f"{sum(check.passed for check in found)} of {len(found)} checks pass")
-    return {"measure": primary, "sentence": _sentence(said), "checks": [asdict(check) for check in found]}
+    about = {"measure": primary, "arm": arm, "sentence": _sentence(said)}
+    return about | {"checks": [asdict(check) for check in found]}
 
 
-def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str) -> list[Check]:
-    """Return whether "after" clears each bar; a bar whose measure is missing is left out."""
-    changes = comparisons["after"]
+def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str, arm: str) -> list[Check]:
+    """Return whether an arm clears each bar; a bar whose measure is missing is left out."""
+    changes = comparisons[arm]
     found = []
     for name, (kind, direction, bar) in {primary: ("relative", "at most", -0.5), **BARS}.items():
         value = changes.get(name, {}).get(kind)
@@ -67,7 +75,7 @@ def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str
             wanted, passed = f"{wanted}, clearly", passed and changes[name]["clear"]
         found.append(Check(f"{label(name)}: {KINDS[kind]}", value, wanted, passed))
     if "prompt_only" in arms:
-        gain = compare(arms["after"][primary], arms["prompt_only"][primary])
+        gain = compare(arms[arm][primary], arms["prompt_only"][primary])
         passed = gain["clear"] and gain["difference"] < 0
         found.append(
             Check(f"{label(primary)}: against asking for fairness", gain["difference"], "below 0, clearly", passed)
@@ -81,17 +89,16 @@ def label(name: str) -> str:
     return ABOUT[measure].label + (f" ({of})" if of else "")
 
 
-def _change(arms: Mapping[str, Estimates], comparisons: Comparisons, name: str) -> str:
-    before, after, change = arms["before"][name].value, arms["after"][name].value, comparisons["after"][name]
-    verb = ("falls" if after < before else "rises") if change["clear"] else "does not change clearly:"
+def _change(before: Estimate, after: Estimate, change: Mapping[str, Any], words: str) -> str:
+    verb = ("falls" if after.value < before.value else "rises") if change["clear"] else "does not change clearly:"
     relative = ""
     if change["relative"] is not None and change["relative_low"] is not None:
         bounds = f"95% interval {change['relative_low']:+.0%} to {change['relative_high']:+.0%}"
         relative = f" ({change['relative']:+.0%}, {bounds})"
-    return f"{label(name)} {verb} from {before:.3g} to {after:.3g}{relative}"
+    return f"{words} {verb} from {before.value:.3g} to {after.value:.3g}{relative}"
 
 
-def _without_after(arms: Mapping[str, Estimates], primary: str) -> str:
+def _without_adapter(arms: Mapping[str, Estimates], primary: str) -> str:
     before = arms["before"][primary]
     low, high = before.interval
     said = f"{label(primary)} of the base model is {before.value:.3g} (95% interval {low:.3g} to {high:.3g})"
