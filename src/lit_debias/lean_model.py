@@ -114,20 +114,21 @@ class LeanLayer:
         self.linears = [self.qkv, self.output, self.gate_up, self.down]
 
     def __call__(self, number: int, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        heads = self.qkv(rms_norm(hidden, self.input_norm)).unflatten(-1, (-1, self.head_dim))
+        """Return hidden states [N, L, H] after this layer; see :meth:`LeanModel.__call__`."""
+        heads = self.qkv(rms_norm(hidden, self.input_norm)).view(*hidden.shape[:2], -1, self.head_dim)
         queries, keys = self._positioned(heads[:, :, : self.heads + self.kv_heads], rotation)
         values = heads[:, :, self.heads + self.kv_heads :]
         hidden = hidden + self.output(attend(number, queries, keys, values).flatten(2))
         gate, up = self.gate_up(rms_norm(hidden, self.output_norm)).chunk(2, -1)
         return hidden + self.down(self.activation(gate) * up)
 
-    def _positioned(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        sizes = (self.heads, self.kv_heads)
+    def _positioned(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if self.query_norm is not None:
-            queries, keys = heads.split(sizes, 2)
+            queries, keys = heads[:, :, : self.heads], heads[:, :, self.heads :]
             heads = torch.cat((rms_norm(queries, self.query_norm), rms_norm(keys, self.key_norm)), 2)
         same, swapped = rotation
-        return torch.addcmul(heads * same, heads.roll(self.head_dim // 2, -1), swapped).split(sizes, 2)
+        heads = torch.addcmul(heads * same, heads.roll(self.head_dim // 2, -1), swapped)
+        return heads[:, :, : self.heads], heads[:, :, self.heads :]
 
 
 class KeyValueCache:
@@ -162,7 +163,8 @@ class KeyValueCache:
         """Attend within the prompts, P rows, and keep their keys and values for G rows each."""
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         for cache, new in ((self.keys, keys), (self.values, values)):
-            cache[number].unflatten(0, (-1, self.group_size))[:, :, :, : self.filled].copy_(new[:, None])
+            groups = cache[number].view(-1, self.group_size, *cache.shape[2:])
+            groups[:, :, :, : self.filled] = new[:, None]
         repeats = queries.shape[2] // keys.shape[1]
         attended = scaled_dot_product_attention(
             queries.transpose(1, 2),
@@ -180,7 +182,7 @@ class KeyValueCache:
         self.values[number, :, :, self.filled] = values[:, 0]
         attended = scaled_dot_product_attention(
             # The queries that share a key are rows of one product; all of them see the same columns.
-            queries.view(len(queries), keys.shape[2], -1, keys.shape[3]),
+            queries.reshape(len(queries), keys.shape[2], -1, keys.shape[3]),
             self.keys[number, :, :, :columns],
             self.values[number, :, :, :columns],
             attn_mask=None if self._bias is None else self._bias[..., :columns],

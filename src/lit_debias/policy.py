@@ -312,7 +312,7 @@ class QLoRAPolicy(nn.Module):
         return self._inference.refreshed()
 
     def lean_model(self) -> LeanModel:
-        """Return the same weights in the form made for sampling; only for models that ``why_not_lean`` has nothing on."""
+        """Return these weights in the form made for sampling; for models that ``why_not_lean`` finds no fault with."""
         if self._lean is None:
             self._lean = LeanModel(self.causal_lm, self.dtype)
         return self._lean.refreshed()
