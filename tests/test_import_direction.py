@@ -21,6 +21,7 @@ LAYERS = [
     ["grpo"],
     ["rewards"],
     ["models", "model_checks", "inference_copy"],
+    ["lean_model"],
     ["plugins"],
     ["policy"],
     ["rollout"],

@@ -5,6 +5,7 @@ import torch
 from support import loaded, perturb
 
 from lit_debias.errors import UserError
+from lit_debias.rollout.decoders import HuggingFaceDecoder
 from lit_debias.rollout.local import Decoding, LocalEngine
 from lit_debias.rollout.sampling import Sampler, inverse_cdf
 from lit_debias.types import PromptBatch
@@ -106,7 +107,7 @@ def test_the_first_end_token_counts_and_nothing_after_it(policy):
     sampler = Scripted(script)
     decoding = Decoding(torch.arange(4.0)[:, None].expand(-1, 6), (2, 9), sampler)
     ids, mask = policy.encode_prompts(["the rider"])
-    decoding.run(policy.inference_model(), ids, mask, group_size=4)
+    decoding.run(HuggingFaceDecoder(policy.inference_model()), ids, mask, group_size=4)
     assert decoding.lengths.tolist() == [2, 4, 6, 1]
     assert decoding.finished.tolist() == [True, True, False, True]  # the third was truncated
     assert decoding.ids.tolist() == [[5, 2, 0, 0, 0, 0], [5, 6, 7, 2, 0, 0], [4] * 6, [9, 0, 0, 0, 0, 0]]

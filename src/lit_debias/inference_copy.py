@@ -8,6 +8,7 @@ optimiser step: base and update are summed in fp32 and rounded once.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,6 +57,62 @@ class InferenceCopy:
         linear.bias = base.bias  # type: ignore[union-attr,assignment]
         self._merged.append((layer, linear))
         return linear
+
+
+class FusedLinear:
+    """One product with the weights of several layers, stacked: base plus LoRA, in the form that the device likes best.
+
+    On CPUs with bf16 instructions the weight is laid out for oneDNN once instead of in every product (a third
+    faster for the few rows of a decoding step, at any number of rows).
+
+    Args:
+        layers: Linear layers with one input, plain, quantised or adapted.
+        dtype: Type of the weight.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._layers = list(layers)
+        self._fixed = not any(_is_adapted(layer) for layer in layers)
+        self._bias = _stacked_bias(self._layers, dtype)
+        self._weight: Tensor | None = None
+        self._packed = False
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Merge anew; does nothing where there is no adapter."""
+        if self._fixed and self._weight is not None:
+            return
+        weight = torch.cat([merged_weight(layer).to(self.dtype) for layer in self._layers])
+        self._packed = _onednn_packs(weight)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT) if self._packed else weight
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return [..., sum of outputs] of [..., inputs]."""
+        if not self._packed:
+            return nn.functional.linear(inputs, self._weight, self._bias)  # type: ignore[arg-type]
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+        return product
+
+
+_ROWS_HINT = 16  # the layout that oneDNN chooses for it is as fast at 4 and at 188 rows
+
+
+def _onednn_packs(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def _stacked_bias(layers: list[nn.Module], dtype: torch.dtype) -> Tensor | None:
+    bases: list[Any] = [layer.base_layer if _is_adapted(layer) else layer for layer in layers]
+    if all(base.bias is None for base in bases):
+        return None
+    zeros = [base.weight.new_zeros(base.out_features, dtype=dtype) for base in bases]
+    return torch.cat([zero if b.bias is None else b.bias.to(dtype) for b, zero in zip(bases, zeros, strict=True)])
 
 
 def merged_weight(layer: nn.Module) -> Tensor:

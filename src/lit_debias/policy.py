@@ -15,6 +15,7 @@ from lit_debias.errors import UserError
 from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack
 from lit_debias.inference_copy import InferenceCopy
+from lit_debias.lean_model import LeanModel
 from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
 from lit_debias.models import check_model, load_causal_lm, load_tokenizer
 from lit_debias.types import PromptBatch, Rollout
@@ -82,6 +83,7 @@ class QLoRAPolicy(nn.Module):
         self.max_prompt_tokens = max_prompt_tokens
         self.lm: PeftModel | None = None
         self._inference: InferenceCopy | None = None
+        self._lean: LeanModel | None = None
 
     # ---------------------------------------------------------------- loading
 
@@ -309,6 +311,12 @@ class QLoRAPolicy(nn.Module):
             self._inference = InferenceCopy(self.causal_lm, self.dtype)
         return self._inference.refreshed()
 
+    def lean_model(self) -> LeanModel:
+        """Return these weights in the form made for sampling; for models that ``why_not_lean`` finds no fault with."""
+        if self._lean is None:
+            self._lean = LeanModel(self.causal_lm, self.dtype)
+        return self._lean.refreshed()
+
     @contextlib.contextmanager
     def live_model(self) -> Iterator[PreTrainedModel]:
         """Within the context, the training weights themselves, able to use a key-value cache."""
@@ -322,9 +330,10 @@ class QLoRAPolicy(nn.Module):
             set_checkpointing(self.causal_lm, True)
 
     def weights_changed(self) -> None:
-        """Say that the adapter changed; the next :meth:`inference_model` is refreshed."""
-        if self._inference is not None:
-            self._inference.stale = True
+        """Say that the adapter changed; the next :meth:`inference_model` or :meth:`lean_model` is refreshed."""
+        for copy in (self._inference, self._lean):
+            if copy is not None:
+                copy.stale = True
 
 
 def set_checkpointing(model: PreTrainedModel, on: bool) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_debias import distributed
 from lit_debias.errors import UserError
+from lit_debias.lean_model import why_not_lean
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.base import RolloutEngine
+from lit_debias.rollout.decoders import Decoder, HuggingFaceDecoder, LeanDecoder
 from lit_debias.rollout.sampling import Sampler
 from lit_debias.types import PromptBatch, Rollout
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class LocalEngine(RolloutEngine):
@@ -30,6 +30,9 @@ class LocalEngine(RolloutEngine):
         top_p: Sample among the fewest tokens that reach this probability; 1 for all. Changes it likewise.
         weights: ``merged`` samples from a copy with base and LoRA in one weight (fast; costs the base once more in
             the policy's dtype), ``live`` from the training weights (slower; no memory).
+        decoder: ``lean`` is a forward pass made for sampling, several times faster on a CPU; it knows Llama, Mistral
+            (without sliding window), Qwen2 and Qwen3. ``hugging_face`` is the model's own. ``auto`` takes the lean
+            one where it knows the model and weights are merged, and the log says which.
 
     Raises:
         UserError: a value is out of range.
@@ -42,11 +45,15 @@ class LocalEngine(RolloutEngine):
         top_k: int = 0,
         top_p: float = 1.0,
         weights: Literal["merged", "live"] = "merged",
+        decoder: Literal["auto", "lean", "hugging_face"] = "auto",
     ) -> None:
         super().__init__(max_new_tokens, temperature)
         if top_k < 0 or not 0 < top_p <= 1:
             raise UserError(f"engine: top_k={top_k}, top_p={top_p}; write top_k >= 0 and 0 < top_p <= 1")
-        self.top_k, self.top_p, self.weights = top_k, top_p, weights
+        if weights == "live" and decoder == "lean":
+            raise UserError("engine: the lean decoder has merged weights only; write weights: merged or decoder: auto")
+        self.top_k, self.top_p, self.weights, self.decoder = top_k, top_p, weights, decoder
+        self._told = False
 
     @torch.no_grad()
     def generate(
@@ -57,8 +64,8 @@ class LocalEngine(RolloutEngine):
         uniforms = self._uniforms(len(prompts) * group_size, seed).to(policy.device)
         sampler = Sampler(1.0 if greedy else self.temperature, self.top_k, self.top_p, greedy)
         decoding = Decoding(uniforms, policy.eos_token_ids, sampler)
-        with self._model(policy) as model:
-            decoding.run(model, prompt_ids, prompt_mask, group_size)
+        with self._decoder(policy) as decoder:
+            decoding.run(decoder, prompt_ids, prompt_mask, group_size)
         shape = (len(prompts), group_size, -1)
         ids, mask = decoding.ids.view(shape), decoding.mask().view(shape)
         return Rollout(
@@ -73,12 +80,31 @@ class LocalEngine(RolloutEngine):
         )
 
     @contextlib.contextmanager
-    def _model(self, policy: QLoRAPolicy) -> Iterator[PreTrainedModel]:
-        if self.weights == "merged":
-            yield policy.inference_model()
-            return
-        with policy.live_model() as model, policy.autocast():
-            yield model
+    def _decoder(self, policy: QLoRAPolicy) -> Iterator[Decoder]:
+        if self._is_lean(policy):
+            yield LeanDecoder(policy.lean_model())
+        elif self.weights == "merged":
+            yield HuggingFaceDecoder(policy.inference_model())
+        else:
+            with policy.live_model() as model, policy.autocast():
+                yield HuggingFaceDecoder(model)
+
+    def _is_lean(self, policy: QLoRAPolicy) -> bool:
+        obstacle = self._obstacle(policy)
+        if obstacle and self.decoder == "lean":
+            raise UserError(f"engine: the lean decoder cannot run this model, {obstacle}; write decoder: auto")
+        if not self._told:
+            used = f"Hugging Face's forward pass ({obstacle})" if obstacle else "the lean decoder"
+            rank_zero_info(f"Rollouts use {used}.")
+            self._told = True
+        return obstacle is None
+
+    def _obstacle(self, policy: QLoRAPolicy) -> str | None:
+        if self.weights == "live":
+            return "weights are live"
+        if self.decoder == "hugging_face":
+            return "as configured"
+        return why_not_lean(policy.causal_lm)
 
     def _uniforms(self, rows: int, seed: int) -> Tensor:
         # Drawn for all ranks at once and before decoding: a row's draws depend neither on how many ranks there are
@@ -108,17 +134,9 @@ class Decoding:
         self.finished = torch.zeros(len(uniforms), dtype=torch.bool, device=device)
         self.check_every = 1 if device.type == "cpu" else 8  # a look at the device's flags waits for the device
 
-    def run(self, model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int) -> None:
+    def run(self, decoder: Decoder, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int) -> None:
         """Fill all rows, group by group; prompts are [P, S] with N = P x G."""
-        from transformers import DynamicCache
-
-        positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=model.config)
-        logits = forward(model, prompt_ids, prompt_mask, positions, cache)
-        cache.batch_repeat_interleave(group_size)
-        logits = logits.repeat_interleave(group_size, 0)
-        mask = prompt_mask.repeat_interleave(group_size, 0)
-        position = prompt_mask.sum(-1).repeat_interleave(group_size, 0)
+        logits = decoder.start(prompt_ids, prompt_mask, group_size, self.ids.shape[1] - 1)
         rows = torch.arange(len(self.ids), device=prompt_ids.device)
         for step in range(self.ids.shape[1]):
             tokens = self.take(rows, step, logits)
@@ -129,11 +147,10 @@ class Decoding:
                     break
                 if remaining <= len(rows) // 2:
                     kept = going.nonzero()[:, 0]
-                    cache.batch_select_indices(kept)
-                    rows, tokens, mask, position = rows[kept], tokens[kept], mask[kept], position[kept]
+                    decoder.keep(kept)
+                    rows, tokens = rows[kept], tokens[kept]
             if step + 1 < self.ids.shape[1]:
-                mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-                logits = forward(model, tokens[:, None], mask, (position + step)[:, None], cache)
+                logits = decoder.step(tokens)
 
     def take(self, rows: Tensor, step: int, logits: Tensor) -> Tensor:
         """Choose and record one token for each of ``rows``; finished rows record nothing."""
@@ -148,16 +165,3 @@ class Decoding:
     def mask(self) -> Tensor:
         """Return [N, T] bool, True up to and including the end-of-sequence token."""
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
-
-
-def forward(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: object) -> Tensor:
-    """Return the logits [N, V] after the last of ids [N, L]; the cache grows by L."""
-    logits: Tensor = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits
-    return logits[:, -1]

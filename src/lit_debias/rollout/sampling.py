@@ -29,9 +29,11 @@ class Sampler:
             logits: [N, V], any float type.
             uniforms: [N] in [0, 1), one for each row; not used when greedy.
         """
-        logprobs = self.filtered(logits.float() / self.temperature).log_softmax(-1)
-        tokens = logprobs.argmax(-1) if self.greedy else inverse_cdf(logprobs.exp(), uniforms)
-        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+        scaled = self.filtered(logits.float() / self.temperature)
+        shifted = scaled - scaled.amax(-1, keepdim=True)
+        weights = shifted.exp()
+        tokens = shifted.argmax(-1) if self.greedy else inverse_cdf(weights, uniforms)
+        return tokens, shifted.gather(-1, tokens[:, None])[:, 0] - weights.sum(-1).log()
 
     def filtered(self, logits: Tensor) -> Tensor:
         """Return logits [N, V] with everything outside top-k and top-p at minus infinity."""
@@ -46,15 +48,16 @@ class Sampler:
         return logits
 
 
-def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Return for each row the first token whose cumulated probability exceeds its uniform number.
+def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Return for each row the first token whose cumulated share of the weights exceeds its uniform number.
 
     Args:
-        probabilities: [N, V], rows need not sum to exactly 1.
+        weights: [N, V], not negative; proportional to the probabilities.
         uniforms: [N] in [0, 1).
     """
-    cumulated = probabilities.cumsum(-1)
-    wanted = uniforms[:, None] * cumulated[:, -1:]
-    # Rounding can make wanted equal the total: then the last token that has any probability.
-    last = (probabilities > 0).long().cumsum(-1).argmax(-1)
-    return torch.searchsorted(cumulated, wanted, right=True)[:, 0].minimum(last)
+    cumulated = weights.cumsum(-1)
+    total = cumulated[:, -1]
+    # Rounding can make the product equal the total, which no cumulated weight exceeds. Just below it, the search
+    # ends at the last token that has any weight.
+    wanted = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulated, wanted[:, None], right=True)[:, 0]

@@ -1,0 +1,175 @@
+"""The lean forward pass against Hugging Face's own: same logits, whatever the model's details."""
+
+import pytest
+import torch
+import transformers
+from support import save_tiny_model
+from torch import nn
+
+from lit_debias import inference_copy
+from lit_debias.errors import UserError
+from lit_debias.inference_copy import FusedLinear
+from lit_debias.lean_model import LeanModel, why_not_lean
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.rollout.decoders import HuggingFaceDecoder, LeanDecoder
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.types import PromptBatch
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+}
+LLAMA31 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+MODELS = {
+    "llama, tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama, untied, every bias": ("Llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+    "llama, wide heads": ("Llama", {"head_dim": 16}),
+    "llama, one key for all": ("Llama", {"num_key_value_heads": 1}),
+    "llama 3.1 rope": ("Llama", {"rope_parameters": {**LLAMA31, "rope_theta": 1e4}}),
+    "yarn rope": ("Llama", {"rope_parameters": {**YARN, "rope_theta": 1e4}}),
+    "linear rope": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    "other activation, epsilon": ("Llama", {"hidden_act": "gelu", "rms_norm_eps": 0.5}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+}
+
+
+def build(kind: str, options: dict) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **options})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():  # fresh norms are ones and fresh biases zeros, which would hide that they are left out
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+    return model
+
+
+@pytest.mark.parametrize(("kind", "options"), MODELS.values(), ids=MODELS)
+@torch.no_grad()
+def test_logits_are_those_of_hugging_face(kind, options):
+    model = build(kind, options)
+    assert why_not_lean(model) is None
+    lean, plain = LeanDecoder(LeanModel(model, torch.float32).refreshed()), HuggingFaceDecoder(model)
+    ids = torch.randint(3, 97, (3, 9))
+    mask = torch.arange(9) >= torch.tensor([[0], [4], [8]])  # left padding, down to one token
+    first = [decoder.start(ids, mask, 2, 6) for decoder in (lean, plain)]
+    torch.testing.assert_close(*first, rtol=1e-4, atol=1e-4)
+    rows = 6
+    for step in range(6):
+        if step in (2, 4):  # rows of all prompts go, then all but one
+            kept = torch.tensor([0, 3, 5] if step == 2 else [1])
+            rows = len(kept)
+            for decoder in (lean, plain):
+                decoder.keep(kept)
+        tokens = torch.randint(3, 97, (rows,))
+        torch.testing.assert_close(lean.step(tokens), plain.step(tokens), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_prompts_of_one_length_need_no_mask_and_give_the_same():
+    model = build("Llama", {})
+    lean, plain = LeanDecoder(LeanModel(model, torch.float32).refreshed()), HuggingFaceDecoder(model)
+    ids, mask = torch.randint(3, 97, (2, 5)), torch.ones(2, 5, dtype=torch.bool)
+    for decoder in (lean, plain):
+        decoder.start(ids, mask, 3, 1)
+    tokens = torch.randint(3, 97, (6,))
+    torch.testing.assert_close(lean.step(tokens), plain.step(tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        ("Gemma", {"head_dim": 8}, "no lean form of GemmaForCausalLM"),
+        ("Mistral", {"sliding_window": 4}, "sliding window"),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, "sliding window"),
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "'dynamic'"),
+    ],
+)
+def test_what_the_lean_pass_does_not_know_is_named(kind, options, reason):
+    assert reason in why_not_lean(build(kind, options))
+
+
+def test_a_class_of_ones_own_is_not_known_by_its_parent():
+    class Mine(transformers.LlamaForCausalLM):
+        pass
+
+    assert "Mine" in why_not_lean(Mine(transformers.LlamaConfig(**SIZES)))
+
+
+def test_a_fused_linear_by_hand(monkeypatch):
+    first, second = nn.Linear(2, 1), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, 2.0]]))
+        first.bias.fill_(10.0)
+        second.weight.copy_(torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
+    inputs = torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]])
+    expected = [[[13.0, 7.0, 11.0]], [[12.0, 4.0, 6.0]]]
+    for dtype in (torch.float32, torch.bfloat16):
+        for packs in (inference_copy._onednn_packs, lambda weight: False):  # with and without the CPU's help
+            monkeypatch.setattr(inference_copy, "_onednn_packs", packs)
+            linear = FusedLinear([first, second], dtype)
+            linear.refresh()
+            assert linear(inputs.to(dtype)).tolist() == expected
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("lean") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def policy(model_folder):
+    policy = QLoRAPolicy(str(model_folder), quantization="nf4", dtype="bfloat16", rank=4)
+    policy.load("cpu")
+    return policy
+
+
+def test_a_rollout_follows_training_in_bf16_on_a_4_bit_base(policy):
+    engine, prompts = LocalEngine(12), PromptBatch(["the rider", "people from the north are"])
+    for seed in range(2):
+        with torch.no_grad():
+            for name, parameter in policy.trainable_parameters().items():
+                if "lora_B" in name:
+                    parameter.add_(0.3 * torch.randn(parameter.shape))
+        policy.weights_changed()
+        rollout = engine.generate(policy, prompts, 4, seed)
+        difference = (policy.logprobs(rollout) - rollout.logprobs).abs()[rollout.completion_mask]
+        assert difference.mean() < 0.1
+
+
+def test_the_engine_says_which_decoder_it_uses(policy, caplog):
+    caplog.set_level("INFO")
+    prompts = PromptBatch(["the rider"])
+    for arguments, said in (
+        ({}, "the lean decoder"),
+        ({"decoder": "hugging_face"}, "Hugging Face's forward pass (as configured)"),
+        ({"weights": "live"}, "Hugging Face's forward pass (weights are live)"),
+    ):
+        caplog.clear()
+        engine = LocalEngine(2, **arguments)
+        for _ in range(2):
+            engine.generate(policy, prompts, 2, 0)
+        assert caplog.messages == [f"Rollouts use {said}."]
+
+
+def test_asking_for_the_lean_decoder_where_it_cannot_be_is_an_error(policy, monkeypatch):
+    with pytest.raises(UserError, match="merged weights only"):
+        LocalEngine(weights="live", decoder="lean")
+    monkeypatch.setattr(policy.causal_lm.config, "sliding_window", 8, raising=False)
+    with pytest.raises(UserError, match="no sliding window; write decoder: auto"):
+        LocalEngine(2, decoder="lean").generate(policy, PromptBatch(["the rider"]), 2, 0)
