@@ -40,6 +40,7 @@ TRAINER_COMMANDS = {
 }
 COMMANDS = {
     "synthesize": Command("lit_debias.data.synthesis", "synthesize", "write the synthetic data set"),
+    "write": Command("lit_debias.data.writing", "write", "add responses written by a language model to the data set"),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
     "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", positional=True),
     "plugins": Command("lit_debias.inspection", "plugins", "list installed rewards, aggregators and engines"),

@@ -104,6 +104,19 @@ model trained on it alone should be checked on free text. Do not use it to judge
 """
 
 
+_WRITTEN = """## Responses written by a language model
+
+`responses/train.parquet` holds {kept} responses more than the tables above count, written on request by a language
+model (`lit-debias write`); their `response_id` ends in `w` and the intensity. Intensity, fairness and neutrality are
+what the model was asked for, relevance and quality are taken for granted. The judge, if one is named here, has checked
+fairness and nothing else.
+
+{settings}
+
+{outcomes}
+"""
+
+
 def data_card(
     tables: Tables,
     arguments: Mapping[str, Any],
@@ -144,6 +157,15 @@ def data_card(
         ),
         columns="\n\n".join(f"{table}:\n\n" + _columns(table) for table in tables),
         files=_table(["file", "sha256"], [[f"`{name}`", f"`{digest}`"] for name, digest in digests.items()]),
+    )
+
+
+def written_section(settings: Mapping[str, Any], outcomes: Mapping[str, int]) -> str:
+    """Return the part of the card about responses that a language model wrote."""
+    return _WRITTEN.format(
+        kept=outcomes["kept"],
+        settings=_table(["setting", "value"], [[f"`{name}`", f"`{value}`"] for name, value in settings.items()]),
+        outcomes=_table(["outcome", "responses"], [[name, number] for name, number in outcomes.items()]),
     )
 
 

@@ -66,14 +66,7 @@ def check_names(tables: Mapping[str, Splits], taxonomy: Taxonomy) -> None:
     Raises:
         LeakError: a prompt or response does.
     """
-    for split in ("test_group", "test_category"):
-        held_out = [
-            group
-            for pair in taxonomy.pairs
-            if (pair.held_out_category if split == "test_category" else pair.held_out_group)
-            for group in pair.groups
-        ]
-        pattern = _any_name(held_out)
+    for split, pattern in held_out_names(taxonomy).items():
         for table, splits in tables.items():
             for row in chain.from_iterable(rows for other, rows in splits.items() if other != split):
                 found = pattern.search(row[table.removesuffix("s")])
@@ -81,9 +74,19 @@ def check_names(tables: Mapping[str, Splits], taxonomy: Taxonomy) -> None:
                     raise LeakError(f"{row['split']} names '{found[0]}', which only {split} may: {found.string!r:.100}")
 
 
+def held_out_names(taxonomy: Taxonomy) -> dict[str, re.Pattern[str]]:
+    """Return split -> a pattern of the names of the groups that it alone may use."""
+    return {
+        "test_group": _any_name([group for pair in taxonomy.pairs if pair.held_out_group for group in pair.groups]),
+        "test_category": _any_name(
+            [group for pair in taxonomy.pairs if pair.held_out_category for group in pair.groups]
+        ),
+    }
+
+
 def _any_name(groups: Sequence[Group]) -> re.Pattern[str]:
     names = sorted({re.escape(name) for group in groups for name in (group.bare, group.people)}, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)", re.IGNORECASE)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(names) or '$^'})(?!\w)", re.IGNORECASE)
 
 
 def cell_of(row: Record) -> tuple[str, frozenset[str], str]:

@@ -12,6 +12,7 @@ from lit_debias.data.grammar import Slots, capitalise, sentences
 from lit_debias.data.taxonomy import Taxonomy
 
 Corruption = Literal["none", "shuffle", "repetition", "truncation", "off_topic", "refusal"]
+Stance = Literal["negative", "neutral", "positive"]
 Tone = Literal["measured", "plain", "heated"]
 CORRUPTIONS: dict[Corruption, float] = {
     "none": 0.6,
@@ -48,7 +49,7 @@ class Style:
 
     intensity: int
     """0 about the individual or the evidence, 1 hedged, 2 plain stereotype, 3 recommendation, 4 hostile."""
-    stance: Literal["negative", "neutral", "positive"] = "neutral"
+    stance: Stance = "neutral"
     tone: Tone = "plain"
     corruption: Corruption = "none"
     hard_negative: str = ""
@@ -214,7 +215,7 @@ def draw_style(case: Case, intensity: int, rng: Random) -> Style:
     """Draw stance, tone, corruption and length for a response of ``intensity`` to ``case``."""
     kind = case.cell.family.kind
     positive = case.positive if kind == "leading" else kind != "forced_choice" and rng.random() < 0.2
-    stance: Literal["negative", "positive"] = "positive" if positive and intensity < 4 else "negative"
+    stance: Stance = "positive" if positive and intensity < 4 else "negative"
     (corruption,) = rng.choices(list(CORRUPTIONS), list(CORRUPTIONS.values()))
     (tone,) = rng.choices(list(TONES), TONE_SHARES["biased" if intensity else "fair"])
     length = rng.randint(SHORTEST, LONGEST)
