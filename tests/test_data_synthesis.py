@@ -10,11 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from lit_debias.data import LABELS, leaks
 from lit_debias.data.builder import build
 from lit_debias.data.responses import Style, labels
 from lit_debias.data.splits import SPLITS
+from lit_debias.data.surfaces import Blanker, count_frames, frames_in_wording
 from lit_debias.data.synthesis import synthesize
 from lit_debias.data.tables import SCHEMAS
 from lit_debias.data.taxonomy import WORDING, Taxonomy
@@ -48,12 +51,14 @@ def copied(splits):
     [
         (Style(0, tone="measured"), (1.0, 1.0, 1.0, 1.0)),
         (Style(1, "negative"), (0.75, 0.6, 1.0, 1.0)),
+        (Style(2, "negative", "measured"), (0.5, 0.7, 1.0, 1.0)),
         (Style(2, "negative", "heated"), (0.5, 0.1, 1.0, 1.0)),
         (Style(2, "positive", "heated"), (0.6, 0.1, 1.0, 1.0)),
         (Style(3, "positive", "plain", "shuffle"), (0.25, 0.3, 0.4, 0.05)),
         (Style(4, "negative", "heated", "truncation"), (0.0, 0.0, 0.7, 0.5)),
-        (Style(0, corruption="refusal"), (1.0, 0.8, 0.15, 0.6)),
-        (Style(0, hard_negative="plain_mention"), (1.0, 0.8, 0.4, 1.0)),
+        (Style(0, corruption="refusal"), (1.0, 0.75, 0.15, 0.6)),
+        (Style(0, hard_negative="plain_mention"), (1.0, 0.75, 0.4, 1.0)),
+        (Style(0, tone="heated", hard_negative="counter_speech"), (1.0, 0.175, 0.9, 1.0)),
     ],
 )
 def test_labels_by_hand(style, expected):
@@ -79,7 +84,7 @@ def test_labels_are_not_collinear(responses):
     assert abs(r[fairness, relevance]) < 0.3
     assert abs(r[fairness, quality]) < 0.3
     assert abs(r[neutrality, quality]) < 0.3
-    assert r[fairness, neutrality] < 0.8
+    assert r[fairness, neutrality] < 0.6
     assert r[relevance, quality] < 0.6
 
 
@@ -114,6 +119,36 @@ def test_stereotypes_are_not_tied_to_status(responses):
         fairness[status[row["group"]]].append(row["fairness"])
     means = [mean(values) for values in fairness.values()]
     assert max(means) - min(means) < 0.03
+
+
+def test_off_topic_answers_name_another_group_or_none(prompts, responses):
+    taxonomy = Taxonomy.load()
+    groups = {group.id: group for pair in taxonomy.pairs for group in pair.groups}
+    pairs = {row["prompt_id"]: (groups[row["group"]], groups[row["counterfactual_group"]]) for row in prompts}
+    rows = [row for row in responses if row["corruption"] == "off_topic"]
+    assert len(rows) > 300
+    for row in rows:
+        assert not any(group.named_in(row["response"]) for group in pairs[row["prompt_id"]]), row["response"]
+        if row["intensity"]:
+            assert any(group.named_in(row["response"]) for group in groups.values()), row["response"]
+
+
+def test_every_category_has_hundreds_of_frames(tables):
+    taxonomy = Taxonomy.load()
+    frames = count_frames(tables, taxonomy)
+    assert set(frames) == set(taxonomy.categories)
+    for category in ("regional", "ethnic", "occupational"):
+        assert frames[category][0] > 100
+        assert frames[category][1] > 800
+    assert min(frames_in_wording(taxonomy)) > 1000
+
+
+def test_a_frame_is_what_is_left_without_group_theme_and_scenario():
+    blanker = Blanker(Taxonomy.load())
+    first = blanker.frame("It is wise to reject people from Henan, since they are sly. She met Mr Lin at 7.")
+    assert first == "it is wise to _ , since they are _ . he met _ at _ ."
+    assert blanker.frame("It is wise to turn away Tibetans, since they are dirty. He met Ms Cao at 12.") == first
+    assert blanker.frame("It is wise to reject people from Henan, as they are sly. She met Mr Lin at 7.") != first
 
 
 def test_wording_varies(prompts, responses):
@@ -169,6 +204,16 @@ def test_responses_belong_to_prompts_of_their_split(tables):
         assert all(texts[row["prompt_id"]] == row["prompt"] for row in rows)
 
 
+@settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(seed=st.integers(0, 2**31))
+def test_no_seed_leaks(seed):
+    taxonomy = Taxonomy.load()
+    drawn = build(taxonomy, size=300, seed=seed)
+    leaks.check_prompts(drawn["prompts"])
+    leaks.check_responses(drawn["responses"])
+    leaks.check_names(drawn, taxonomy)
+
+
 # -------------------------------------------------------------------- leaks
 
 
@@ -213,6 +258,23 @@ def test_a_separated_twin_a_shared_cell_and_a_copied_text_are_caught(tables):
     responses["train"][3]["response"] = responses["train"][7]["response"]
     with pytest.raises(leaks.LeakError, match="twice"):
         leaks.check_responses(responses)
+
+
+def test_a_held_out_group_in_a_text_of_another_split_is_caught(tables):
+    taxonomy = Taxonomy.load()
+    leaks.check_names(tables, taxonomy)
+    planted = {**tables, "responses": copied(tables["responses"])}
+    planted["responses"]["train"][3]["response"] = "I met two Lawyers there."
+    with pytest.raises(leaks.LeakError, match="train names 'Lawyers', which only test_group may"):
+        leaks.check_names(planted, taxonomy)
+
+
+def test_near_copies_of_training_prompts_are_caught(tables):
+    prompts = copied(tables["prompts"])
+    for row, source in zip(prompts["test_template"], prompts["train"], strict=False):
+        row["prompt"] = f"{source['prompt']} Please."
+    with pytest.raises(leaks.LeakError, match=r"test_template: train holds .* of its prompts; at most 10% may"):
+        leaks.check_prompts(prompts)
 
 
 def test_near_copies_of_training_text_are_caught(tables):
@@ -275,6 +337,7 @@ def test_the_card_warns_counts_and_configures(folder):
     assert f"| train | {count} |" in card
     assert "Content warning" in card
     assert "generator version" in card
+    assert "| regional |" in card.split("## Variety")[1].split("## Columns")[0]
 
 
 def test_datasets_loads_the_folder(folder, tmp_path):

@@ -5,6 +5,8 @@ from collections import Counter
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lit_debias.data.cases import Cell, draw_case, part_of_family, write_prompt
 from lit_debias.data.grammar import Grammar, capitalise, part_of, sentences, stable_hash
@@ -100,12 +102,22 @@ def test_forced_choice_answers_are_right(taxonomy):
         group, contrast = (f"the {member.bare}" for member in (case.group, case.contrast))
         right = "cannot be determined" if case.ambiguous else group if case.right_is_group else contrast
         assert prompt.choices[prompt.answer] == right
-        assert prompt.choices[prompt.biased_choice] == group
+        assert prompt.choices[prompt.biased_choice] == (contrast if case.positive else group)
+        asked = taxonomy.themes[8].asks_good if case.positive else taxonomy.themes[8].asks
+        assert any(question in prompt.text for question in asked)
         assert all(choice in prompt.text for choice in prompt.choices)
-        evidence = ("recording", "witnesses", "admitted", "already left", "official record")
+        evidence = (
+            "recording",
+            "witnesses",
+            "said so later",
+            "already left",
+            "official record",
+            "proved later",
+            "receipt",
+        )
         assert any(word in prompt.text for word in evidence) != case.ambiguous
-        seen.add((case.ambiguous, case.right_is_group, prompt.answer))
-    assert len(seen) > 8
+        seen.add((case.ambiguous, case.right_is_group, case.positive))
+    assert len(seen) == 8
 
 
 def test_frames_are_dealt_two_two_one():
@@ -124,6 +136,32 @@ def test_grammar_fills_slots_then_words_and_capitalises():
     assert capitalise("one.  two! three 1.5 m") == "One. Two! Three 1.5 m"
     with pytest.raises(KeyError, match="nothing"):
         grammar.expand("{nothing}", {}, Random(0))
+
+
+def test_variants_by_hand():
+    grammar = Grammar({"very": ["quite", "rather"], "who": ["{people}", "all {very} old {people}"]}, {})
+    assert grammar.variants("{people} are {trait}") == 1
+    assert grammar.variants("{who_cap} are {very} {trait}") == 3 * 2
+    assert Taxonomy.load().responses.variants("{a_person} is here") == 1
+
+
+WORDS = st.dictionaries(
+    st.sampled_from("abc"), st.lists(st.sampled_from(["x", "y {s}", "{s} z", "w"]), min_size=1, unique=True), min_size=3
+)
+
+
+@given(words=WORDS, text=st.lists(st.sampled_from(["{a}", "{b}", "{c}", "plain", "{s}"]), min_size=1, max_size=3))
+def test_every_expansion_is_one_of_the_counted_variants(words, text):
+    grammar, frame = Grammar(words, {}), " ".join(text)
+    written = {grammar.expand(frame, {"s": "SLOT"}, Random(seed)) for seed in range(50)}
+    assert len(written) <= grammar.variants(frame)
+    assert not any("{" in one for one in written)
+
+
+@given(text=st.text(alphabet="aB .!?", max_size=30))
+def test_capitalising_twice_changes_nothing(text):
+    assert capitalise(capitalise(text)) == capitalise(text)
+    assert capitalise(text).lower() == " ".join(text.split()).lower()
 
 
 def test_stable_hash_never_changes():

@@ -46,6 +46,7 @@ RUN_HELP = (
 )
 COMMANDS = {
     "synthesize": Command("lit_debias.data.synthesis", "synthesize", "write the synthetic data set"),
+    "write": Command("lit_debias.data.writing", "write", "add responses written by a language model to the data set"),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
     "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", "run", RUN_HELP),
     "plugins": Command("lit_debias.inspection", "plugins", "list installed rewards, aggregators and engines"),

@@ -9,7 +9,9 @@ from typing import Any
 from lit_debias.data.builder import Tables
 from lit_debias.data.leaks import NGRAM
 from lit_debias.data.splits import SPLITS
+from lit_debias.data.surfaces import count_frames, frames_in_wording
 from lit_debias.data.tables import SCHEMAS
+from lit_debias.data.taxonomy import Taxonomy
 
 MEANINGS = {
     "prompt_id": "identifier of the prompt",
@@ -29,7 +31,7 @@ MEANINGS = {
     "biased": "a biased response of about the same length",
     "choices": "options of a forced choice, otherwise empty",
     "answer": "index of the right option, -1 if none",
-    "biased_choice": "index of the option that follows the stereotype, -1 if none",
+    "biased_choice": "index of the option that follows a stereotype against the group, -1 if none",
     "ambiguous": "whether a forced choice lacks the evidence that settles it",
     "intensity": "0 individual or evidence, 1 hedged generalisation, 2 plain stereotype, 3 discriminatory "
     "recommendation, 4 hostile",
@@ -79,6 +81,14 @@ Set by construction, not by annotators. Responses by intensity and corruption:
 Stereotypes are not tied to groups: each theme and each valence is drawn for each group, whatever its status.
 Responses have about the same length at every intensity.
 
+## Variety
+
+The wording holds {prompt_frames} surface frames of prompts and {sentence_frames} of sentences in responses, and each
+category may use all of them. Those that this data has, counted with group, theme, scenario and names blanked out,
+without responses that are shuffled, looped or cut:
+
+{frames}
+
 ## Columns
 
 {columns}
@@ -94,13 +104,31 @@ model trained on it alone should be checked on free text. Do not use it to judge
 """
 
 
+_WRITTEN = """## Responses written by a language model
+
+`responses/train.parquet` holds {kept} responses more than the tables above count, written on request by a language
+model (`lit-debias write`); their `response_id` ends in `w` and the intensity. Intensity, fairness and neutrality are
+what the model was asked for, relevance and quality are taken for granted. The judge, if one is named here, has checked
+fairness and nothing else.
+
+{settings}
+
+{outcomes}
+"""
+
+
 def data_card(
-    tables: Tables, arguments: Mapping[str, Any], digests: Mapping[str, str], overlaps: Mapping[str, float]
+    tables: Tables,
+    arguments: Mapping[str, Any],
+    digests: Mapping[str, str],
+    overlaps: Mapping[str, float],
+    taxonomy: Taxonomy,
 ) -> str:
     """Return the card in Markdown, with the front matter that ``datasets.load_dataset`` reads."""
     responses = [row for rows in tables["responses"].values() for row in rows]
     corruptions = list(dict.fromkeys(row["corruption"] for row in responses))
     cells = Counter((row["intensity"], row["corruption"]) for row in responses)
+    in_wording = frames_in_wording(taxonomy)
     return _CARD.format(
         configs="\n".join(line for table in tables for line in _config(table)),
         hostile=" and hostile" if arguments["include_harmful"] else "",
@@ -121,8 +149,23 @@ def data_card(
                 for level in sorted({row["intensity"] for row in responses})
             ],
         ),
+        prompt_frames=in_wording[0],
+        sentence_frames=in_wording[1],
+        frames=_table(
+            ["category", "frames of prompts", "frames of sentences in responses"],
+            [[category, *counts] for category, counts in count_frames(tables, taxonomy).items()],
+        ),
         columns="\n\n".join(f"{table}:\n\n" + _columns(table) for table in tables),
         files=_table(["file", "sha256"], [[f"`{name}`", f"`{digest}`"] for name, digest in digests.items()]),
+    )
+
+
+def written_section(settings: Mapping[str, Any], outcomes: Mapping[str, int]) -> str:
+    """Return the part of the card about responses that a language model wrote."""
+    return _WRITTEN.format(
+        kept=outcomes["kept"],
+        settings=_table(["setting", "value"], [[f"`{name}`", f"`{value}`"] for name, value in settings.items()]),
+        outcomes=_table(["outcome", "responses"], [[name, number] for name, number in outcomes.items()]),
     )
 
 

@@ -12,8 +12,8 @@ from lit_debias.data.taxonomy import Family, Group, Pair, Scenario, Taxonomy, Th
 SURNAMES = ("Lin", "Zhou", "Chen", "Tang", "Gao", "Shen", "Luo", "Feng", "Xu", "Cao")
 MONTHS = ("March", "April", "May", "June", "August", "September", "October", "November")
 UNKNOWN = "cannot be determined"
-POSITIVE_PREMISE = 0.15
-"""Share of leading prompts whose stereotype is a flattering one."""
+POSITIVE = {"leading": 0.15, "control": 0.5, "forced_choice": 0.3}
+"""Prompt kind -> share of prompts whose stereotype, evidence or question is a flattering one."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Case:
     group: Group
     contrast: Group
     positive: bool
-    """Valence of the premise (leading) or of the evidence (control)."""
+    """Valence of the premise (leading), of the evidence (control) or of the question (forced choice)."""
     ambiguous: bool
     """Whether a forced choice lacks the evidence that would settle it."""
     right_is_group: bool
@@ -62,23 +62,25 @@ def draw_case(cell: Cell, scenario: Scenario, swapped: bool, rng: Random) -> Cas
     kind, theme = cell.family.kind, cell.theme
     first, second = cell.pair.groups[::-1] if swapped else cell.pair.groups
     draws = [rng.random() for _ in range(4)]
-    likely = {"leading": 0.0 if cell.family.harm else POSITIVE_PREMISE, "control": 0.5}.get(kind, 0.0)
-    positive = draws[0] < likely
+    positive = not cell.family.harm and draws[0] < POSITIVE.get(kind, 0.0)
     pronoun = first.pronoun or ("he" if draws[1] < 0.5 else "she")
     right_is_group = draws[3] < 0.5
     right, wrong = (first, second) if right_is_group else (second, first)
+    pick, other = (second, first) if positive else (first, second)  # of a stereotype against the first group
     slots: dict[str, str | Sequence[str]] = {
         **_person_slots(first, "person", "people"),
         **_person_slots(second, "contrast", "contrast_people"),
         **_scenario_slots(scenario, first, pronoun),
         "the_right": f"the {right.bare}",
         "the_wrong": f"the {wrong.bare}",
+        "the_pick": f"the {pick.bare}",
+        "the_other": f"the {other.bare}",
         "name": f"{'Mr' if pronoun == 'he' else 'Ms'} {rng.choice(SURNAMES)}",
         "he": pronoun,
         "him": _object(pronoun),
         "his": "his" if pronoun == "he" else "her",
         "topic": theme.topic,
-        "asks": theme.asks,
+        "asks": rng.choice(theme.asks_good if positive else theme.asks),
         "evidence": theme.evidence,
         "trait": rng.choice(theme.good if positive else theme.bad),
         "habit": rng.choice(theme.good_habit if positive else theme.bad_habit),
@@ -143,4 +145,4 @@ def write_prompt(taxonomy: Taxonomy, case: Case, rng: Random) -> WrittenPrompt:
     if case.cell.family.kind != "forced_choice":
         return WrittenPrompt(text, [], -1, -1)
     right = 2 if case.ambiguous else 0 if case.right_is_group else 1
-    return WrittenPrompt(text, choices, order.index(right), order.index(0))
+    return WrittenPrompt(text, choices, order.index(right), order.index(1 if case.positive else 0))

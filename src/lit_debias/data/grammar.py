@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from random import Random
 from typing import Literal
 
@@ -44,6 +45,11 @@ class Grammar:
     def frames_of(self, rule: str, part: Part) -> list[str]:
         """Return the alternatives of a frame rule that belong to ``part``, not yet expanded."""
         return [frame for index, frame in enumerate(self.frames[rule]) if part_of(index) == part]
+
+    def variants(self, text: str) -> int:
+        """Return how many frames ``text`` stands for: its words written out, its slots left open."""
+        alternatives = (self.words.get(name.removesuffix("_cap")) for name in _SLOT.findall(text))
+        return prod(sum(map(self.variants, options)) for options in alternatives if options is not None)
 
     def expand(self, text: str, slots: Slots, rng: Random) -> str:
         """Fill ``{name}`` from ``slots``, then from the words; ``{name_cap}`` starts with a capital letter.

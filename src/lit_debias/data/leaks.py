@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
+
+from lit_debias.data.taxonomy import Group, Taxonomy
+from lit_debias.errors import UserError
 
 Record = Mapping[str, Any]
 Splits = Mapping[str, Sequence[Record]]
@@ -22,7 +27,7 @@ MAX_OVERLAP = {"test_template": 0.1}
 MAX_OVERLAP_DEFAULT = 0.75
 
 
-class LeakError(Exception):
+class LeakError(UserError):
     """Two splits share what they must not share; the message names the splits and the value."""
 
 
@@ -30,7 +35,8 @@ def check_prompts(prompts: Splits) -> None:
     """Check the prompts of all splits.
 
     Raises:
-        LeakError: a held-out value, a cell, a twin or a text is in two splits, or a text appears twice.
+        LeakError: a held-out value, a cell, a twin or a text is in two splits, a text appears twice, or train holds
+            too many n-grams of a split with unseen templates.
     """
     for split, column in HELD_OUT.items():
         _check_disjoint(prompts, column, [(split, other) for other in prompts if other != split])
@@ -40,6 +46,7 @@ def check_prompts(prompts: Splits) -> None:
     cells = {split: [{"cell": cell_of(row)} for row in rows] for split, rows in prompts.items()}
     _check_disjoint(cells, "cell", [(a, b) for a, b in pairs if {a, b} <= {"train", "validation", "test_iid"}])
     _check_unique(prompts, "prompt")
+    _check_overlap({split: prompts[split] for split in ("train", *MAX_OVERLAP)}, "prompt")
 
 
 def check_responses(responses: Splits) -> dict[str, float]:
@@ -50,14 +57,36 @@ def check_responses(responses: Splits) -> dict[str, float]:
     """
     _check_disjoint(responses, "response", _all_pairs(responses))
     _check_unique(responses, "response")
-    known = {gram for row in responses["train"] for gram in ngrams(row["response"])}
-    overlaps = {}
-    for split in [split for split in responses if split != "train"]:
-        overlaps[split] = overlap([row["response"] for row in responses[split]], known)
-        limit = MAX_OVERLAP.get(split, MAX_OVERLAP_DEFAULT)
-        if overlaps[split] > limit:
-            raise LeakError(f"{split}: train holds {overlaps[split]:.0%} of its {NGRAM}-grams; at most {limit:.0%} may")
-    return overlaps
+    return _check_overlap(responses, "response")
+
+
+def check_names(tables: Mapping[str, Splits], taxonomy: Taxonomy) -> None:
+    """Check that no text of another split names a group that one split holds out, shuffled words aside.
+
+    Raises:
+        LeakError: a prompt or response does.
+    """
+    for split, pattern in held_out_names(taxonomy).items():
+        for table, splits in tables.items():
+            for row in chain.from_iterable(rows for other, rows in splits.items() if other != split):
+                found = pattern.search(row[table.removesuffix("s")])
+                if found and row.get("corruption") != "shuffle":
+                    raise LeakError(f"{row['split']} names '{found[0]}', which only {split} may: {found.string!r:.100}")
+
+
+def held_out_names(taxonomy: Taxonomy) -> dict[str, re.Pattern[str]]:
+    """Return split -> a pattern of the names of the groups that it alone may use."""
+    return {
+        "test_group": _any_name([group for pair in taxonomy.pairs if pair.held_out_group for group in pair.groups]),
+        "test_category": _any_name(
+            [group for pair in taxonomy.pairs if pair.held_out_category for group in pair.groups]
+        ),
+    }
+
+
+def _any_name(groups: Sequence[Group]) -> re.Pattern[str]:
+    names = sorted({re.escape(name) for group in groups for name in (group.bare, group.people)}, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(names) or '$^'})(?!\w)", re.IGNORECASE)
 
 
 def cell_of(row: Record) -> tuple[str, frozenset[str], str]:
@@ -88,6 +117,20 @@ def _check_disjoint(splits: Splits, column: str, pairs: Iterable[tuple[str, str]
         shared = values[a] & values[b]
         if shared:
             raise LeakError(f"{a} and {b} share {len(shared)} values of '{column}', such as {min(shared, key=str)!r}")
+
+
+def _check_overlap(splits: Splits, column: str) -> dict[str, float]:
+    known = {gram for row in splits["train"] for gram in ngrams(row[column])}
+    overlaps = {}
+    for split in [split for split in splits if split != "train"]:
+        overlaps[split] = overlap([row[column] for row in splits[split]], known)
+        limit = MAX_OVERLAP.get(split, MAX_OVERLAP_DEFAULT)
+        if overlaps[split] > limit:
+            raise LeakError(
+                f"{split}: train holds {overlaps[split]:.0%} of the {NGRAM}-grams of its {column}s; "
+                f"at most {limit:.0%} may"
+            )
+    return overlaps
 
 
 def _check_unique(splits: Splits, column: str) -> None:

@@ -12,6 +12,7 @@ from lit_debias.data.grammar import Slots, capitalise, sentences
 from lit_debias.data.taxonomy import Taxonomy
 
 Corruption = Literal["none", "shuffle", "repetition", "truncation", "off_topic", "refusal"]
+Stance = Literal["negative", "neutral", "positive"]
 Tone = Literal["measured", "plain", "heated"]
 CORRUPTIONS: dict[Corruption, float] = {
     "none": 0.6,
@@ -24,14 +25,20 @@ CORRUPTIONS: dict[Corruption, float] = {
 """Corruption -> its share, the same for every intensity (a refusal has intensity 0)."""
 HARD_NEGATIVES = {"reporting": 0.7, "counter_speech": 0.9, "quotation": 0.7, "plain_mention": 0.4}
 """Fair texts that name a group and often a stereotype -> how far they do the task."""
+PARTISAN = 0.7
+"""Share of its neutrality that counter-speech keeps: it is fair, and it takes sides."""
 TONES: dict[Tone, tuple[float, ...]] = {
-    "measured": (1.0, 0.75, 0.5, 0.4, 0.2),
-    "plain": (0.8, 0.6, 0.4, 0.3, 0.15),
-    "heated": (0.3, 0.2, 0.1, 0.05, 0.0),
+    "measured": (1.0, 0.85, 0.7, 0.55, 0.35),
+    "plain": (0.75, 0.6, 0.45, 0.3, 0.15),
+    "heated": (0.25, 0.2, 0.1, 0.05, 0.0),
 }
-"""Tone -> neutrality at intensity 0 to 4."""
+"""Tone -> neutrality at intensity 0 to 4; wider within an intensity than between them, so that it is not fairness."""
+TONE_SHARES = {"fair": (0.3, 0.25, 0.45), "biased": (0.35, 0.3, 0.35)}
+"""Shares of the tones; people who defend a group are often angry, and that is fair without being neutral."""
 POSITIVE_STEREOTYPE = 0.6
 """Fairness of a plain stereotype that flatters."""
+NAMING_ATTEMPTS = 20
+"""Draws of an off-topic text before one that names nobody is taken."""
 LONGEST, SHORTEST = 40, 12
 """Words in a response, about; drawn alike for every intensity."""
 
@@ -42,7 +49,7 @@ class Style:
 
     intensity: int
     """0 about the individual or the evidence, 1 hedged, 2 plain stereotype, 3 recommendation, 4 hostile."""
-    stance: Literal["negative", "neutral", "positive"] = "neutral"
+    stance: Stance = "neutral"
     tone: Tone = "plain"
     corruption: Corruption = "none"
     hard_negative: str = ""
@@ -71,7 +78,8 @@ def labels(style: Style, specific: bool = True) -> dict[str, float]:
     }[style.corruption]
     return {
         "fairness": fairness,
-        "neutrality": TONES[style.tone][style.intensity],
+        "neutrality": TONES[style.tone][style.intensity]
+        * (PARTISAN if style.hard_negative == "counter_speech" else 1.0),
         "relevance": relevance * HARD_NEGATIVES.get(style.hard_negative, 1.0),
         "quality": quality,
     }
@@ -90,11 +98,21 @@ class ResponseWriter:
         """
         if style.corruption == "refusal":
             return self._simple(case, "refusal", "refusal_end", rng), True
-        if style.corruption == "off_topic" and style.intensity == 0 and rng.random() < 0.5:
-            return self._simple(case, "unrelated", "unrelated", rng), True
+        if style.corruption == "off_topic":
+            return self._off_topic(case, style, rng)
         text, specific = self._compose(case, style, rng)
         corrupt = _CORRUPT.get(style.corruption)
         return (corrupt(text, rng) if corrupt else text), specific
+
+    def _off_topic(self, case: Case, style: Style, rng: Random) -> tuple[str, bool]:
+        """Return a text that names the other case's group, as one about "them" could pass for an answer."""
+        if style.intensity == 0 and rng.random() < 0.5:
+            return self._simple(case, "unrelated", "unrelated", rng), True
+        for _ in range(NAMING_ATTEMPTS):
+            text, specific = self._compose(case, style, rng)
+            if case.group.named_in(text):
+                break
+        return text, specific
 
     def _simple(self, case: Case, rule: str, ending: str, rng: Random) -> str:
         rules = [rule] if rng.random() < 0.3 else [rule, ending]
@@ -106,9 +124,8 @@ class ResponseWriter:
         clauses = [*lead, self._frame(case, self._core(case, style, rng), slots, rng)]
         if lead and lead[0][-1] in ",:;":
             clauses = [" ".join(clauses)]
-        kind = 2 if style.stance == "positive" and style.intensity else style.intensity
         size = sum(len(clause.split()) for clause in [*clauses, *closer])
-        frames = self.grammar.frames_of(f"support_{kind}", case.part)
+        frames = self.grammar.frames_of(self._support(case, style), case.part)
         support: list[str] = []
         for frame in rng.sample(frames, len(frames)):
             if size > style.length - 5:
@@ -127,20 +144,35 @@ class ResponseWriter:
             {"trait": theme.good, "habit": theme.good_habit} if good else {"trait": theme.bad, "habit": theme.bad_habit}
         )
 
+    def _support(self, case: Case, style: Style) -> str:
+        if not style.intensity and case.cell.family.kind == "forced_choice":
+            return "support_0_choice"
+        flattering = style.stance == "positive" and style.intensity in (1, 3)  # a plain claim is backed like any other
+        return self._in_form(case, f"support_{style.intensity}{'_positive' if flattering else ''}")
+
+    def _in_form(self, case: Case, rule: str) -> str:
+        """Return the rule for what the family asks for, such as ``fair_open/story``, where the grammar has one."""
+        form = f"{rule}/{case.cell.family.form}"
+        return form if form in self.grammar.frames else rule
+
     def _core(self, case: Case, style: Style, rng: Random) -> str:
+        return self._in_form(case, self._plain_core(case, style, rng))
+
+    def _plain_core(self, case: Case, style: Style, rng: Random) -> str:
         kind = case.cell.family.kind
         if style.hard_negative:
             return style.hard_negative
         if style.intensity and kind == "forced_choice":
             return f"pick_{style.intensity}"
         if style.intensity:
-            flattering = style.stance == "positive" and style.intensity in (2, 3)
+            flattering = style.stance == "positive" and style.intensity in (1, 2, 3)
             return f"biased_{style.intensity}{'_positive' if flattering else ''}"
         if kind == "forced_choice":
             return "fair_unknown" if case.ambiguous else "fair_answer"
         if kind == "control":
             return "fair_control_positive" if case.positive else "fair_control_negative"
-        return "fair_decline" if rng.random() < (0.75 if kind == "leading" else 0.15) else "fair_open"
+        declines = 0.75 if kind == "leading" else 0.15 if case.cell.family.form == "answer" else 0.0
+        return "fair_decline" if rng.random() < declines else "fair_open"
 
     def _tone(self, case: Case, style: Style, slots: Slots, rng: Random) -> tuple[list[str], list[str]]:
         """Return at most one opener and at most one closer; a tone that is not plain shows in one of them."""
@@ -183,9 +215,9 @@ def draw_style(case: Case, intensity: int, rng: Random) -> Style:
     """Draw stance, tone, corruption and length for a response of ``intensity`` to ``case``."""
     kind = case.cell.family.kind
     positive = case.positive if kind == "leading" else kind != "forced_choice" and rng.random() < 0.2
-    stance: Literal["negative", "positive"] = "positive" if positive and intensity < 4 else "negative"
+    stance: Stance = "positive" if positive and intensity < 4 else "negative"
     (corruption,) = rng.choices(list(CORRUPTIONS), list(CORRUPTIONS.values()))
-    (tone,) = rng.choices(list(TONES), [0.35, 0.3, 0.35])
+    (tone,) = rng.choices(list(TONES), TONE_SHARES["biased" if intensity else "fair"])
     length = rng.randint(SHORTEST, LONGEST)
     if corruption == "refusal":
         return Style(0, tone="plain", corruption=corruption, length=length)

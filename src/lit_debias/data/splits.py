@@ -12,12 +12,12 @@ from lit_debias.data.taxonomy import PROMPT_KINDS, Family, Pair, Scenario, Taxon
 
 SHARES = {
     "train": 0.6,
-    "validation": 0.08,
-    "test_iid": 0.08,
+    "validation": 0.06,
+    "test_iid": 0.06,
     "test_template": 0.08,
     "test_group": 0.08,
-    "test_scenario": 0.04,
-    "test_category": 0.04,
+    "test_scenario": 0.06,
+    "test_category": 0.06,
 }
 """Split -> its share of the prompts. All but the first three hold out one thing and share the rest with train."""
 SPLITS = tuple(SHARES)

@@ -16,7 +16,7 @@ from lit_debias.data.tables import write_tables
 from lit_debias.data.taxonomy import FILES, WORDING, Taxonomy
 from lit_debias.errors import UserError
 
-VERSION = "1"
+VERSION = "2"
 """Version of the generator: equal versions, arguments and wording give equal tables."""
 ARGUMENTS = "arguments.json"
 
@@ -57,14 +57,16 @@ def synthesize(
     if _reusable(out, arguments, overwrite):
         print(f"{out}: made with these arguments before; reused")
         return
-    tables = build(Taxonomy.load(wording), size, seed, include_harmful)
+    taxonomy = Taxonomy.load(wording)
+    tables = build(taxonomy, size, seed, include_harmful)
     overlaps = leaks.check_responses(tables["responses"])
     leaks.check_prompts(tables["prompts"])
+    leaks.check_names(tables, taxonomy)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".synthesize-"))
     try:
         digests = write_tables(work, tables)
-        (work / "README.md").write_text(data_card(tables, arguments, digests, overlaps), encoding="utf-8")
+        (work / "README.md").write_text(data_card(tables, arguments, digests, overlaps, taxonomy), encoding="utf-8")
         (work / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
         work.chmod(0o755)

@@ -57,5 +57,10 @@ def write_tables(folder: Path, tables: Mapping[str, Mapping[str, Sequence[Mappin
         for split, rows in splits.items():
             path = folder / table / f"{split}.parquet"
             pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMAS[table]), path)
-            digests[f"{table}/{split}.parquet"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            digests[f"{table}/{split}.parquet"] = sha256_of(path)
     return digests
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

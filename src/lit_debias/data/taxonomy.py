@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,11 @@ class Group:
         """One member without the article."""
         return self.person.partition(" ")[2]
 
+    def named_in(self, text: str) -> bool:
+        """Whether a text names the group or one of its members."""
+        names = f"{re.escape(self.bare)}|{re.escape(self.people)}"
+        return bool(re.search(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE))
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -64,7 +70,9 @@ class Theme:
     did_bad: list[str]
     did_good: list[str]
     evidence: list[str]
-    asks: str
+    asks: list[str]
+    """Questions of a forced choice whose answer discredits somebody: ``Who {asks}?``."""
+    asks_good: list[str]
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ class Family:
     held_out: bool = False
     harm: bool = False
     """Whether the premise asks for discrimination."""
+    form: Literal["answer", "story"] = "answer"
+    """What is asked for; a story has response frames of its own."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,8 @@ class Taxonomy:
         if repeated:
             raise UserError(f"groups.yaml: the group '{repeated[0]}' appears twice; give each group its own id")
         for family in self.families:
+            if family.form not in ("answer", "story"):
+                raise UserError(f"prompts.yaml: '{family.id}' has form '{family.form}'; write answer or story")
             if family.kind not in PROMPT_KINDS:
                 raise UserError(f"prompts.yaml: '{family.id}' has kind '{family.kind}'; write one of {PROMPT_KINDS}")
 
