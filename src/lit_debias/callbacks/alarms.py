@@ -22,17 +22,13 @@ class RewardHackingAlarm(Callback):
     Each alarm logs a reading as ``alarms/<name>``, higher is worse, and prints a line when the reading crosses its bar;
     once, until it is back below.
 
-    ============ ============================================================================= =====
-    name         reading                                                                       bar
-    ============ ============================================================================= =====
-    dominance    share of the advantages' variance that one reward accounts for                0.9
-    length       factor by which the mean length of completions grew or shrank                 2.0
-    distinct_2   part of the variety of word pairs that is lost                                0.5
-    duplicates   rise in completions that repeat one of their group                            0.3
-    copying      rise in word trigrams that stand in the prompt                                0.3
-    refusals     rise in completions that are empty or refuse                                  0.2
-    judges       fall of a judge from its best validation, if the reward has risen since then  0.05
-    ============ ============================================================================= =====
+    - ``dominance`` (bar 0.9): share of the advantages' variance that one reward accounts for
+    - ``length`` (2.0): factor by which the mean length of completions grew or shrank
+    - ``distinct_2`` (0.5): part of the variety of word pairs that is lost
+    - ``duplicates`` (0.3): rise in the share of completions that repeat one of their group
+    - ``copying`` (0.3): rise in the share of word trigrams that stand in the prompt
+    - ``refusals`` (0.2): rise in the share of completions that are empty or refuse
+    - ``judges`` (0.05): fall of a judge from its best validation, if the reward has risen since then
 
     All but the last compare the mean over the latest rollouts with that over the first ones; values are means over
     ranks, so that all ranks decide alike.
@@ -57,7 +53,7 @@ class RewardHackingAlarm(Callback):
         if min(warmup, window) < 1:
             raise UserError(f"RewardHackingAlarm: warmup={warmup}, window={window}; write at least 1")
         self.warmup, self.window = warmup, window
-        self.bars = {name: alarm.bar for name, alarm in ALARMS.items()} | (bars or {})
+        self.bars: dict[str, float | None] = {**{name: alarm.bar for name, alarm in ALARMS.items()}, **(bars or {})}
         self.stop = list(stop or [])
         self.values: dict[str, list[float]] = {}
         """Name -> values of the first ``warmup`` rollouts, then of the latest ``window``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from lit_debias.grpo.advantages import group_advantages
 from lit_debias.text import is_refusal, ngrams, words
@@ -28,14 +29,18 @@ def dominance(experience: Experience) -> Values:
     """
     scores = experience.scores
     every = torch.ones_like(experience.advantages, dtype=torch.bool)
-    columns = [group_advantages(scores.values[name], scores.valid[name], "group", 1e-6) for name in scores.values]
-    target = group_advantages(experience.advantages, every, "group", 1e-6).flatten().double().cpu()
-    if len(columns) < 2 or not target.any():
+    target = _standardised(experience.advantages, every)
+    if len(scores.values) < 2 or not target.any():
         return {}
-    table = torch.stack([column.flatten().double().cpu() for column in columns], 1)
+    table = torch.stack([_standardised(scores.values[name], scores.valid[name]) for name in scores.values], 1)
     weights = torch.linalg.lstsq(table, target[:, None], driver="gelsd").solution[:, 0]  # for any rank
     shares = weights * (table.T @ target) / target.square().sum()
     return {f"dominance/{name}": share for name, share in zip(scores.values, shares.tolist(), strict=True)}
+
+
+def _standardised(values: Tensor, valid: Tensor) -> Tensor:
+    """Return [P x G] float64 on the CPU, of mean 0 and variance 1 within each group; 0 where nothing differs."""
+    return group_advantages(values, valid, "group", min_std=1e-6, eps=1e-9).flatten().double().cpu()
 
 
 def length(experience: Experience) -> Values:
@@ -118,11 +123,11 @@ class Alarm:
 
 
 ALARMS = {
-    "dominance": Alarm(lambda now, before: now, 0.9, "the share of the advantages' variance that this reward makes"),
+    "dominance": Alarm(lambda now, _: now, 0.9, "the share of the advantages' variance that this reward makes"),
     "length": Alarm(factor, 2.0, "the mean tokens of a completion"),
     "distinct_2": Alarm(loss, 0.5, "the share of different ones among all word pairs"),
     "duplicates": Alarm(rise, 0.3, "the share of completions that repeat one of their group"),
     "copying": Alarm(rise, 0.3, "the share of word trigrams that stand in the prompt"),
     "refusals": Alarm(rise, 0.2, "the share of completions that are empty or refuse"),
-    "judges": Alarm(lambda now, before: before - now, 0.05, "what this judge says, while the reward rose,"),
+    "judges": Alarm(lambda now, before: before - now, 0.05, "what this judge gives, while the reward rose,"),
 }
