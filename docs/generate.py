@@ -12,6 +12,7 @@ from docstring_parser import parse
 from lightning import Callback, LightningDataModule
 
 from lit_debias import callbacks, cli, data
+from lit_debias.baselines import DPO, SFT
 from lit_debias.module import GRPO
 from lit_debias.plugins import components, get_plugin_manager
 from lit_debias.policy import QLoRAPolicy
@@ -72,7 +73,7 @@ def parts() -> Iterator[str]:
     for name, command in cli.COMMANDS.items():
         yield section(f"`lit-debias {name}`", command.load())
     yield "## Training\n"
-    for cls in (GRPO, QLoRAPolicy, *exported(data, LightningDataModule), *exported(callbacks, Callback)):
+    for cls in (GRPO, SFT, DPO, QLoRAPolicy, *exported(data, LightningDataModule), *exported(callbacks, Callback)):
         yield section(f"`{cls.__name__}`", cls)
     found = components(get_plugin_manager())
     for kind in ("reward", "aggregator", "engine"):

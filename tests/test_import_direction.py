@@ -17,7 +17,7 @@ PLUGINS = sorted((ROOT / "plugins").glob("*/src/*"))
 
 # Bottom to top. A module may import what stands in a line above its own, or in its own.
 LAYERS = [
-    ["errors", "types", "distributed"],
+    ["errors", "types", "distributed", "text"],
     ["grpo"],
     ["rewards"],
     ["models", "model_checks", "inference_copy"],
@@ -27,7 +27,8 @@ LAYERS = [
     ["rollout"],
     ["builtins"],
     ["data", "metrics"],
-    ["module"],
+    ["adapter_module"],
+    ["module", "baselines"],
     ["callbacks"],
     ["evaluation"],
     ["report"],

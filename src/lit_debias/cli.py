@@ -35,7 +35,7 @@ class Command:
 
 
 TRAINER_COMMANDS = {
-    "fit": "train: GRPO on a policy, or a reward model",
+    "fit": "train: a policy with GRPO, SFT or DPO, or a reward model",
     "validate": "score greedy completions of the validation prompts",
     "test": "score greedy completions of the test prompts",
     "predict": "write completions for prompts",

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
-import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lit_debias import distributed, metrics
+from lit_debias.adapter_module import AdapterModule
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
 from lit_debias.grpo.packing import pack
@@ -34,7 +27,7 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import Experience, PromptBatch, Rollout
 
 
-class GRPO(LightningModule):
+class GRPO(AdapterModule):
     """Group Relative Policy Optimization (arXiv 2402.03300) with several rewards.
 
     One training step takes a batch of prompts, samples a group of completions for each, scores them, and makes
@@ -60,6 +53,8 @@ class GRPO(LightningModule):
         UserError: a group of fewer than 2, or weights and rewards with different names.
     """
 
+    remedy = "lower the learning rate or raise the aggregator's min_std"
+
     def __init__(
         self,
         policy: QLoRAPolicy,
@@ -77,20 +72,16 @@ class GRPO(LightningModule):
         max_grad_norm: float = 1.0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
         if not rewards:
             raise UserError("rewards is empty; name at least one reward under model.init_args.rewards")
-        self.automatic_optimization = False
-        self.strict_loading = False  # checkpoints hold the adapter alone; on_load_checkpoint compares the names
-        self.policy = policy
         self.rewards = RewardSuite(rewards)
         self.aggregator = aggregator or WeightedSum(dict.fromkeys(rewards, 1.0))
         self.engine = engine or LocalEngine()
         self.loss = loss or DAPOLoss()
         self.judges = RewardSuite(judges or {})
         self.group_size, self.inner_epochs, self.micro_batch_groups = group_size, inner_epochs, micro_batch_groups
-        self.mask_truncated, self.max_grad_norm, self.seed = mask_truncated, max_grad_norm, seed
-        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
+        self.mask_truncated, self.seed = mask_truncated, seed
         self.rollout_step = 0
         self.experience: Experience | None = None
         self._check()
@@ -157,7 +148,7 @@ class GRPO(LightningModule):
         if experience.old_logprobs is None:
             experience.old_logprobs = torch.cat(parts)
             self._log(metrics.of_sampling(experience))
-        norm = self._optimizer_step(optimizer)
+        norm = self._optimizer_step(optimizer, f"rollout step {self.rollout_step}", experience.rollout.prompts)
         experience.epochs_done += 1
         self._log(metrics.of_update(sums, size) | {"grad_norm": norm}, bar=("kl",))
 
@@ -204,31 +195,6 @@ class GRPO(LightningModule):
         )
         return loss, logprobs.detach(), measured
 
-    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        strategy = self.trainer.strategy
-        if last or not isinstance(strategy, ParallelStrategy):
-            return nullcontext()
-        return cast(AbstractContextManager[None], strategy.block_backward_sync())
-
-    def _optimizer_step(self, optimizer: Optimizer) -> float:
-        parameters = self.policy.trainable_parameters().values()
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
-        if not math.isfinite(norm):  # the same on every rank: gradients have been averaged
-            prompt = cast(Experience, self.experience).rollout.prompts.texts[0]
-            raise FloatingPointError(
-                f"the gradient of rollout step {self.rollout_step} is not finite (first prompt: {prompt!r:.60}); "
-                "lower the learning rate or raise the aggregator's min_std; the last checkpoint is untouched"
-            )
-        optimizer.step()
-        self.policy.weights_changed()
-        if self.make_scheduler is not None:
-            cast(LRScheduler, self.lr_schedulers()).step()
-        return norm
-
-    def _log(self, values: Mapping[str, float], bar: Collection[str] = ()) -> None:
-        for name, value in values.items():
-            self.log(name, value, on_step=True, on_epoch=False, prog_bar=name in bar, sync_dist=True, batch_size=1)
-
     # ---------------------------------------------------------------- validation, test, prediction
 
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
@@ -265,8 +231,7 @@ class GRPO(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the data's columns before a model is loaded."""
-        # The state after the optimiser step, which Lightning warns of, is the one to resume from.
-        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+        super().setup(stage)
         columns = getattr(getattr(self.trainer, "datamodule", None), "column_names", None)
         if columns is not None:
             self.rewards.check_columns(columns)
@@ -276,23 +241,15 @@ class GRPO(LightningModule):
         """Load policy and rewards onto this rank's device; called for every stage, loads once."""
         if self.policy.lm is not None:
             return
-        device = self.trainer.strategy.root_device
-        self.policy.load(device)
+        super().configure_model()
+        device = self.policy.device
         self.rewards.setup(device)
         self.judges.setup(device)
         self._scored = get_plugin_manager().hook.lit_debias_scored
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over the adapter's parameters, and the schedule if there is one."""
-        optimizer = self.make_optimizer(self.policy.trainable_parameters().values())
-        if self.make_scheduler is None:
-            return optimizer
-        return [optimizer], [self.make_scheduler(optimizer)]
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, the step, and a rollout that still has inner epochs to go; leave the base out."""
-        trained = self.policy.trainable_parameters()
-        checkpoint["state_dict"] = {f"policy.{name}": parameter.detach() for name, parameter in trained.items()}
+        super().on_save_checkpoint(checkpoint)
         experience = self.experience.state_dict() if self.experience is not None and self.pending else None
         checkpoint["grpo"] = {
             "rollout_step": self.rollout_step,
@@ -306,18 +263,10 @@ class GRPO(LightningModule):
         Raises:
             UserError: the checkpoint is of another adapter, or another number of processes in the middle of a step.
         """
-        expected = {f"policy.{name}": tuple(p.shape) for name, p in self.policy.trainable_parameters().items()}
-        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        if expected != found:
-            odd = min(set(expected.items()) ^ set(found.items()))
-            raise UserError(
-                f"the checkpoint does not fit the policy (first difference: {odd[0]} {list(odd[1])}); "
-                "write the model, rank and targets that it was trained with"
-            )
+        super().on_load_checkpoint(checkpoint)
         state = checkpoint["grpo"]
         self.rollout_step = state["rollout_step"]
         self.aggregator.load_state_dict(state["aggregator"])
-        self.policy.weights_changed()
         experiences = state["experience"]
         if any(experiences) and len(experiences) != distributed.world_size():
             raise UserError(

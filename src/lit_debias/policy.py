@@ -191,11 +191,18 @@ class QLoRAPolicy(nn.Module):
                 )
         return pad(rows, self._pad_id, left=True, device=self.device)
 
-    def encode(self, prompts: PromptBatch, completions: list[list[str]]) -> Rollout:
-        """Return given completions [P][G] as a rollout without behaviour log-probs (all 0) or end-of-sequence token."""
+    def encode(self, prompts: PromptBatch, completions: list[list[str]], *, end: bool = False) -> Rollout:
+        """Return given completions [P][G] as a rollout without behaviour log-probs (all 0).
+
+        Args:
+            prompts: P prompts.
+            completions: Their texts.
+            end: Append the end-of-sequence token, which a policy must learn and a score of a text leaves out.
+        """
         prompt_ids, prompt_mask = self.encode_prompts(prompts.texts)
         flat = [text for group in completions for text in group]
-        rows = [self.tokenizer.encode(text, add_special_tokens=False) for text in flat]
+        ending = [self._end_id] if end else []
+        rows = [self.tokenizer.encode(text, add_special_tokens=False) + ending for text in flat]
         ids, mask = pad(rows, self._pad_id, left=False, device=self.device)
         shape = (len(prompts), len(completions[0]), ids.shape[1])
         return Rollout(
@@ -219,6 +226,13 @@ class QLoRAPolicy(nn.Module):
     @property
     def _pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)  # masked everywhere, so any id will do
+
+    @property
+    def _end_id(self) -> int:
+        if not self.eos_token_ids:
+            raise UserError(f"policy: model '{self.source}' has no end-of-sequence token to train")
+        own = self.tokenizer.eos_token_id
+        return self.eos_token_ids[0] if own is None else int(own)
 
     def _prompt_ids(self, text: str) -> list[int]:
         if not self.tokenizer.chat_template:

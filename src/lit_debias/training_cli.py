@@ -15,7 +15,7 @@ from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Imported for their short names in YAML.
-from lit_debias import callbacks, data, module  # noqa: F401
+from lit_debias import baselines, callbacks, data, module  # noqa: F401
 from lit_debias.cli import Parser
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.plugins import components, get_plugin_manager
@@ -39,7 +39,7 @@ class TrainingCLI(LightningCLI):
             datamodule_class=LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            auto_configure_optimizers=False,  # GRPO builds its own from the adapter's parameters
+            auto_configure_optimizers=False,  # the modules build their own from the adapter's parameters
             seed_everything_default=42,
             parser_class=TrainingParser,
             parser_kwargs={"prog": "lit-debias"},

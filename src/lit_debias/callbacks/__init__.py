@@ -1,6 +1,7 @@
-"""Lightning callbacks for GRPO runs."""
+"""Lightning callbacks for GRPO and its baselines."""
 
 from lit_debias.callbacks.adapter_export import AdapterExport
+from lit_debias.callbacks.alarms import RewardHackingAlarm
 from lit_debias.callbacks.completions import CompletionTable, PredictionFile
 
-__all__ = ["AdapterExport", "CompletionTable", "PredictionFile"]
+__all__ = ["AdapterExport", "CompletionTable", "PredictionFile", "RewardHackingAlarm"]

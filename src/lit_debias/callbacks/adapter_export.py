@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from lit_debias.module import GRPO
+from lit_debias.adapter_module import AdapterModule
 from lit_debias.policy import TRAINED
 
 
@@ -25,11 +25,11 @@ class AdapterExport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write on the first rank."""
-        if trainer.is_global_zero and isinstance(pl_module, GRPO):
+        if trainer.is_global_zero and isinstance(pl_module, AdapterModule):
             export_adapter(pl_module, self.out)
 
 
-def export_adapter(module: GRPO, out: Path) -> None:
+def export_adapter(module: AdapterModule, out: Path) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json`` into ``out``, all or nothing."""
     assert module.policy.lm is not None
     out.parent.mkdir(parents=True, exist_ok=True)

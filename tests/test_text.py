@@ -1,6 +1,6 @@
 import pytest
 
-from lit_debias.evaluation.text import distinct_credit, is_refusal, repetition, words
+from lit_debias.text import distinct_credit, is_refusal, repetition, words
 
 
 def test_words_are_lower_case_and_keep_apostrophes():
