@@ -93,7 +93,9 @@ def build_network(
     network = RewardNetwork(encoder, tokenizer, dimensions, max_length, dropout, pooling)
     if saved:
         _read_heads(network, folder, set(saved.dimensions))
-        network.calibration |= {name: saved.calibration[name] for name in network.dimensions if name in saved.calibration}
+        network.calibration |= {
+            name: saved.calibration[name] for name in network.dimensions if name in saved.calibration
+        }
     return network
 
 
@@ -132,14 +134,18 @@ def save_network(network: RewardNetwork, manifest: Manifest, out: Path) -> None:
         network.encoder.save_pretrained(work)
         network.tokenizer.save_pretrained(work)
         save_file({key: value.contiguous() for key, value in network.heads.state_dict().items()}, work / HEADS)
-        whole = replace(manifest, pooling=network.pooling, calibration=network.calibration)
-        write_json(work / MANIFEST, asdict(whole))
+        write_manifest(replace(manifest, pooling=network.pooling, calibration=network.calibration), work)
         work.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
         work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write ``reward_model.json`` into a reward model's folder."""
+    write_json(folder / MANIFEST, asdict(manifest))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
