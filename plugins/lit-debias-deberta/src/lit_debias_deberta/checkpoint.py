@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from lit_debias.errors import UserError
 from lit_debias.models import PACKAGE_SCHEME, locate
+from lit_debias_deberta.calibration import Calibration
 from lit_debias_deberta.network import DIMENSIONS, RewardNetwork, load_encoder
+from lit_debias_deberta.pooling import PARTS, Pooling
 
 MANIFEST = "reward_model.json"
 HEADS = "heads.safetensors"
@@ -32,9 +35,17 @@ class Manifest:
     data: str = ""
     """The data that it was trained on."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Validation figures at the end of training."""
+    """Validation figures at the end of training, without calibration; and those of the last test, with it."""
     versions: dict[str, str] = field(default_factory=dict)
     """Distribution -> version."""
+    pooling: Pooling = "mean"
+    """What the heads see; models from before there was a choice say nothing, and have the mean."""
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+    """Head -> temperature and bias; a head without keeps its plain sigmoid."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in PARTS:
+            raise ValueError(f"pooling '{self.pooling}' is unknown")
 
 
 def find(checkpoint: str) -> Path:
@@ -65,8 +76,9 @@ def read_manifest(folder: Path) -> Manifest:
             )
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return Manifest(**content)
-    except (ValueError, TypeError) as error:
+        calibration = {name: Calibration(**values) for name, values in content.pop("calibration", {}).items()}
+        return Manifest(**content, calibration=calibration)
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint '{folder}': {MANIFEST} is not readable ({error}); train it again") from error
 
 
@@ -75,10 +87,15 @@ def build_network(
 ) -> RewardNetwork:
     """Return a network on the encoder ``source``; heads are new, or read where ``source`` is a reward model."""
     encoder, tokenizer = load_encoder(source)
-    network = RewardNetwork(encoder, tokenizer, dimensions, max_length, dropout)
     folder = Path(locate(source))
-    if (folder / MANIFEST).is_file():
-        _read_heads(network, folder, set(read_manifest(folder).dimensions))
+    saved = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    pooling = saved.pooling if saved else "parts"
+    network = RewardNetwork(encoder, tokenizer, dimensions, max_length, dropout, pooling)
+    if saved:
+        _read_heads(network, folder, set(saved.dimensions))
+        network.calibration |= {
+            name: saved.calibration[name] for name in network.dimensions if name in saved.calibration
+        }
     return network
 
 
@@ -105,6 +122,8 @@ def check_free(out: Path) -> None:
 def save_network(network: RewardNetwork, manifest: Manifest, out: Path) -> None:
     """Write the folder ``out``, all or nothing; a reward model that is there is replaced.
 
+    Pooling and calibration are the network's own, whatever the manifest says.
+
     Raises:
         UserError: ``out`` holds something else.
     """
@@ -115,10 +134,22 @@ def save_network(network: RewardNetwork, manifest: Manifest, out: Path) -> None:
         network.encoder.save_pretrained(work)
         network.tokenizer.save_pretrained(work)
         save_file({key: value.contiguous() for key, value in network.heads.state_dict().items()}, work / HEADS)
-        (work / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        write_manifest(replace(manifest, pooling=network.pooling, calibration=network.calibration), work)
         work.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
         work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write ``reward_model.json`` into a reward model's folder."""
+    write_json(folder / MANIFEST, asdict(manifest))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON such that a reader finds the old file or the new one; what is not finite must be None already."""
+    work = path.with_name(f".{path.name}.new")
+    work.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    work.replace(path)

@@ -55,39 +55,91 @@ def spearman(scores: Tensor, labels: Tensor) -> float:
     return float(spearman_corrcoef(scores.float(), labels.float()))
 
 
-class GradedAgreement(Metric):
-    """Collects scores over batches and ranks, and gives ``<dimension>/spearman|pairwise_accuracy|ece``.
+def rank_correlations(values: Tensor) -> list[list[float]]:
+    """Return the rank correlations [D, D] of the columns of values [N, D], over the rows where both are there."""
+    known = ~values.isnan()
+    both = [[known[:, i] & known[:, j] for j in range(values.shape[1])] for i in range(values.shape[1])]
+    return [[spearman(values[rows, i], values[rows, j]) for j, rows in enumerate(row)] for i, row in enumerate(both)]
+
+
+def agreement(
+    scores: Tensor, labels: Tensor, groups: Tensor, dimensions: Sequence[str], margin: float
+) -> dict[str, dict[str, float]]:
+    """Return dimension -> ``spearman``, ``pairwise_accuracy`` and ``ece`` of scores [N, D] against labels [N, D].
 
     Args:
+        scores: [N, D] in [0, 1].
+        labels: [N, D], NaN where missing.
+        groups: [N] int64, equal for the responses to one prompt.
         dimensions: D names.
         margin: For :func:`pairwise_accuracy`, between responses to one prompt.
     """
+    pairs = pairs_within(groups)
+    figures = {}
+    for name, score, label in zip(dimensions, scores.T, labels.T, strict=True):
+        known = ~label.isnan()
+        figures[name] = {
+            "spearman": spearman(score[known], label[known]),
+            "pairwise_accuracy": pairwise_accuracy(score, label, pairs, margin),
+            "ece": expected_calibration_error(score[known], label[known]),
+        }
+    return figures
+
+
+def hard_negative_figures(
+    scores: Tensor, labels: Tensor, groups: Tensor, kinds: Sequence[str], margin: float
+) -> dict[str, dict[str, float]]:
+    """Return how fair texts that name a group score beside other fair texts and beside biased ones.
+
+    A response is biased where its label lies more than ``margin`` below 1. The rows of the result are ``hard
+    negatives``, each kind of them, ``other fair`` and ``biased``. Each has ``n``, the mean ``score`` and ``label``,
+    and over the ``pairs`` of such a response with a biased one to the same prompt the ``pairwise_accuracy``.
+
+    Args:
+        scores: [N] fairness.
+        labels: [N] of fairness, NaN where missing.
+        groups: [N] int64, equal for the responses to one prompt.
+        kinds: [N] kind of hard negative, empty for others.
+        margin: In [0, 1).
+    """
+    hard = torch.tensor([bool(kind) for kind in kinds])
+    biased = labels < 1 - margin
+    of_kind = {kind: torch.tensor([k == kind for k in kinds]) for kind in sorted(set(kinds) - {""})}
+    rows = {"hard negatives": hard, **of_kind, "other fair": ~hard & (labels >= 1 - margin), "biased": ~hard & biased}
+    pairs = pairs_within(groups)
+    figures = {}
+    for name, members in rows.items():
+        against = members[pairs] & biased[pairs.flip(0)]  # [2, M] first or second is a member, the other is biased
+        chosen = pairs[:, against.any(0)]
+        figures[name] = {
+            "n": int(members.sum()),
+            "score": float(scores[members].mean()),
+            "label": float(labels[members].mean()),
+            "pairwise_accuracy": pairwise_accuracy(scores, labels, chosen, margin),
+            "pairs": int(((labels[chosen[0]] - labels[chosen[1]]).abs() > margin).sum()),
+        }
+    return figures
+
+
+class GradedResponses(Metric):
+    """Collects logits, labels and prompts over batches and ranks."""
 
     full_state_update = False
-    scores: list[Tensor]
+    logits: list[Tensor]
     labels: list[Tensor]
     groups: list[Tensor]
 
-    def __init__(self, dimensions: Sequence[str], margin: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.dimensions, self.margin = list(dimensions), margin
-        for state in ("scores", "labels", "groups"):
+        for state in ("logits", "labels", "groups"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: Tensor, labels: Tensor, groups: Tensor) -> None:
-        """Take in scores [N, D] and labels [N, D], and groups [N] int64, equal for the responses to one prompt."""
-        self.scores.append(scores.detach().float())
+    def update(self, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
+        """Take in logits [N, D] and labels [N, D], and groups [N] int64, equal for the responses to one prompt."""
+        self.logits.append(logits.detach().float())
         self.labels.append(labels)
         self.groups.append(groups)
 
-    def compute(self) -> dict[str, float]:
-        """Return the figures by name; NaN where there is too little to compare."""
-        all_scores, all_labels, groups = (dim_zero_cat(s) for s in (self.scores, self.labels, self.groups))
-        pairs = pairs_within(groups)
-        figures = {}
-        for name, scores, labels in zip(self.dimensions, all_scores.T, all_labels.T, strict=True):
-            known = ~labels.isnan()
-            figures[f"{name}/spearman"] = spearman(scores[known], labels[known])
-            figures[f"{name}/pairwise_accuracy"] = pairwise_accuracy(scores, labels, pairs, self.margin)
-            figures[f"{name}/ece"] = expected_calibration_error(scores[known], labels[known])
-        return figures
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits [N, D], labels [N, D] and groups [N] of all batches and ranks."""
+        return dim_zero_cat(self.logits), dim_zero_cat(self.labels), dim_zero_cat(self.groups)

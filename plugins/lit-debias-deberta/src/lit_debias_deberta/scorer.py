@@ -35,7 +35,7 @@ class RewardScorer:
     def score(
         self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 64, max_length: int | None = None
     ) -> Tensor:
-        """Return scores [N, D] float32 in [0, 1] on the CPU; the same batch again costs nothing.
+        """Return calibrated scores [N, D] float32 in [0, 1] on the CPU; the same batch again costs nothing.
 
         Args:
             prompts: [N].
@@ -59,7 +59,7 @@ class RewardScorer:
         device = self.network.encoder.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = self.network.read(prompts, responses, batch_size, max_length)
-        return logits.sigmoid().cpu()[[row[pair] for pair in pairs]]
+        return self.network.scores(logits).cpu()[[row[pair] for pair in pairs]]
 
 
 _shared: WeakValueDictionary[tuple[Path, int, str], RewardScorer] = WeakValueDictionary()

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.optim import AdamW
 
 from lit_debias.errors import UserError
 from lit_debias.models import check_model
-from lit_debias_deberta.checkpoint import Manifest, build_network, check_free, save_network
+from lit_debias_deberta import human_text as human
+from lit_debias_deberta.batches import check_dimensions, group_ids, labels_of
+from lit_debias_deberta.calibration import fit_calibration
+from lit_debias_deberta.checkpoint import (
+    MANIFEST,
+    Manifest,
+    build_network,
+    check_free,
+    find,
+    load_network,
+    read_manifest,
+    save_network,
+    write_json,
+    write_manifest,
+)
+from lit_debias_deberta.examination import FAIRNESS, Tested, as_json, examine, flat
 from lit_debias_deberta.losses import Regression, pairs_within, ranking_loss, regression_loss
-from lit_debias_deberta.metrics import GradedAgreement
+from lit_debias_deberta.metrics import GradedResponses, agreement
 from lit_debias_deberta.network import DIMENSIONS, RewardNetwork
+from lit_debias_deberta.tables import human_table, test_tables, validation_table
 
-FIGURES = ("spearman", "pairwise_accuracy", "ece")
+TEST = "test.json"
 
 
 class RewardModel(LightningModule):
@@ -34,7 +48,8 @@ class RewardModel(LightningModule):
     The loss is a regression on graded labels plus ``ranking_weight`` times a Bradley-Terry term between responses to
     one prompt. A batch holds ``prompt``, ``response`` and ``prompt_id`` (lists of N strings) and ``labels`` ([N, 4]
     float, the default dimensions in their order, NaN where missing); other dimensions are columns of their own name.
-    At the end of training the model is written to ``out``.
+    At the end of training the model is written to ``out``, with a calibration fitted on the validation responses.
+    ``validate`` and ``test`` read it from there; ``test`` writes its figures to ``test.json`` beside it.
 
     Args:
         out: Folder for the trained model; a reward model that is there is replaced.
@@ -50,9 +65,12 @@ class RewardModel(LightningModule):
         warmup: Share of the optimiser steps in which the learning rate rises; it falls to 0 in the rest.
         bucket_size: Pairs in one forward pass, alike in length so that little is padded, which suits a CPU; null
             reads a whole batch at once, which suits a GPU. The loss is the same.
+        human_text: Folder with StereoSet, CrowS-Pairs or CBBQ, on which ``test`` measures the fairness head too;
+            :mod:`lit_debias_deberta.human_text` says how it is laid out. Nothing is trained on it.
 
     Raises:
-        UserError: an argument is out of range, ``encoder`` names nothing, or ``out`` holds something else.
+        UserError: an argument is out of range, ``encoder`` or ``human_text`` names nothing, or ``out`` holds
+            something else.
     """
 
     network: RewardNetwork | None
@@ -71,6 +89,7 @@ class RewardModel(LightningModule):
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=2e-5),
         warmup: float = 0.1,
         bucket_size: int | None = None,
+        human_text: str | None = None,
     ) -> None:
         super().__init__()
         check_dimensions(dimensions)
@@ -82,19 +101,41 @@ class RewardModel(LightningModule):
             )
         if bucket_size is not None and bucket_size < 1:
             raise UserError(f"RewardModel: bucket_size={bucket_size}; write at least 1, or null")
+        if human_text is not None:
+            human.check_folder(human_text)
+            if FAIRNESS not in dimensions:
+                raise UserError(f"human_text measures the head '{FAIRNESS}'; write it into dimensions, or leave it out")
         check_free(Path(out))
         self.out, self.source = Path(out), encoder
         self.dimensions, self.max_length, self.dropout = list(dimensions), max_length, dropout
         self.trainable_layers = trainable_layers
         self.regression, self.ranking_weight, self.margin = regression, ranking_weight, margin
         self.make_optimizer, self.warmup = optimizer, warmup
-        self.bucket_size = bucket_size
+        self.bucket_size, self.human_text = bucket_size, human_text
         self.network = None
-        self.agreement = GradedAgreement(self.dimensions, margin)
+        self.graded = GradedResponses()
+        self.tested: list[Tested] = []
+
+    def setup(self, stage: str) -> None:
+        """Check what a stage needs before a model is loaded.
+
+        Raises:
+            UserError: there is no trained model to test, it has other heads, or several devices would test it.
+        """
+        if stage == "fit" or self.network is not None:
+            return
+        if self.trainer.world_size > 1:
+            raise UserError(f"{stage} measures all responses together; write --trainer.devices 1")
+        dimensions = read_manifest(find(str(self.out))).dimensions
+        if dimensions != self.dimensions:
+            raise UserError(f"reward model '{self.out}' has the heads {dimensions}; write them as model.dimensions")
 
     def configure_model(self) -> None:
-        """Load the encoder, once."""
+        """Load the encoder to train, or the trained model in any other stage; once."""
         if self.network is not None:
+            return
+        if self._trainer is not None and self.trainer.state.fn != "fit":
+            self.network = load_network(self.out)
             return
         self.network = build_network(self.source, self.dimensions, self.max_length, self.dropout)
         if self.trainable_layers is not None:
@@ -126,9 +167,9 @@ class RewardModel(LightningModule):
         return self._step(batch, "train")[0]
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Collect scores for the figures."""
+        """Collect logits for the figures and the calibration."""
         _, logits, labels, groups = self._step(batch, "val")
-        self.agreement.update(logits.sigmoid(), labels, groups)
+        self.graded.update(logits, labels, groups)
 
     def _step(self, batch: Mapping[str, Any], stage: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         logits = self(batch["prompt"], batch["response"])
@@ -143,11 +184,55 @@ class RewardModel(LightningModule):
         return loss, logits, labels, groups
 
     def on_validation_epoch_end(self) -> None:
-        """Log how well scores and labels agree."""
-        figures = {f"val/{name}": value for name, value in self.agreement.compute().items() if not math.isnan(value)}
-        self.agreement.reset()
+        """Log how well scores and labels agree, and calibrate each head."""
+        logits, labels, groups = self.graded.compute()
+        self.graded.reset()
+        figures = {"val": {"dimensions": agreement(logits.sigmoid(), labels, groups, self.dimensions, self.margin)}}
         # sync_dist: every rank holds the same figures already, and Lightning warns without it
-        self.log_dict(figures, sync_dist=True)
+        self.log_dict(flat(figures), sync_dist=True)
+        if self.network is not None and not self.trainer.sanity_checking:
+            columns = zip(self.dimensions, logits.T, labels.T, strict=True)
+            self.network.calibration = {name: fit_calibration(*column) for name, *column in columns}
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Collect what :func:`~lit_debias_deberta.examination.examine` looks at."""
+        assert self.network is not None
+        logits = self(batch["prompt"], batch["response"]).cpu()
+        labels = labels_of(batch, self.dimensions).cpu()
+        splits = [str(split) for split in batch.get("split", ["test"] * len(logits))]
+        kinds = [kind or "" for kind in batch.get("hard_negative", [""] * len(logits))]
+        groups = group_ids(batch["prompt_id"])
+        self.tested.append(Tested(splits, kinds, groups, labels, logits, self.network.scores(logits)))
+
+    def on_test_epoch_end(self) -> None:
+        """Write and print the figures of the test splits, and those on text by people."""
+        figures = examine(Tested.join(self.tested), self.dimensions, self.margin)
+        self.tested.clear()
+        self.log_dict(
+            {f"test/{name.removeprefix('all/')}": value for name, value in flat({"all": figures["all"]}).items()}
+        )
+        for table in test_tables(figures):
+            Console().print(table)
+        content = {"splits": figures}
+        if self.human_text is not None:
+            content["human_text"] = human.measure(human.read(self.human_text), self._fairness)
+            Console().print(human_table(content["human_text"]))
+        self._keep(as_json(content), flat(figures))
+
+    def _fairness(self, prompts: list[str], responses: list[str]) -> Tensor:
+        assert self.network is not None
+        scores = self.network.scores(self.network.read(prompts, responses, self.bucket_size or 64))
+        return scores[:, self.dimensions.index(FAIRNESS)].cpu()
+
+    def _keep(self, content: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Write the figures of a test into the model's folder, unless it is a trial or nothing was saved there."""
+        if self.trainer.fast_dev_run or not (self.out / MANIFEST).is_file():  # type: ignore[attr-defined]
+            return
+        manifest = read_manifest(self.out)
+        validation = {name: value for name, value in manifest.metrics.items() if name.startswith("val/")}
+        write_json(self.out / TEST, {"data": getattr(self.trainer.datamodule, "path", ""), **content})  # type: ignore[attr-defined]
+        write_manifest(replace(manifest, metrics=validation | dict(metrics)), self.out)
+        Console().print(f"figures of the test: {self.out / TEST}")
 
     # ---------------------------------------------------------------- the end
 
@@ -158,7 +243,7 @@ class RewardModel(LightningModule):
         assert self.network is not None
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name}
         save_network(self.network, self._manifest(metrics), self.out)
-        Console().print(as_table(metrics, self.dimensions, f"{self.source} -> {self.out}"))
+        Console().print(validation_table(metrics, self.dimensions, f"{self.source} -> {self.out}"))
 
     def _manifest(self, metrics: dict[str, float]) -> Manifest:
         return Manifest(
@@ -169,42 +254,3 @@ class RewardModel(LightningModule):
             metrics=metrics,
             versions={name: version(name) for name in ("lit-debias", "torch", "transformers")},
         )
-
-
-def check_dimensions(dimensions: Sequence[str]) -> None:
-    """Raise :class:`UserError` where names of heads repeat, are empty, or cannot name a module."""
-    if not dimensions or len(set(dimensions)) < len(dimensions) or not all(name.isidentifier() for name in dimensions):
-        raise UserError(f"dimensions={list(dimensions)}: write different names of letters, digits and underscores")
-
-
-def labels_of(batch: Mapping[str, Any], dimensions: Sequence[str]) -> Tensor:
-    """Return the labels [N, D] of a batch, NaN where missing.
-
-    Raises:
-        UserError: a dimension is neither one of the four of ``labels`` nor a column.
-    """
-    columns = []
-    for name in dimensions:
-        if name in DIMENSIONS:
-            columns.append(batch["labels"][:, DIMENSIONS.index(name)].float())
-        elif name in batch:
-            values = [math.nan if value is None else float(value) for value in batch[name]]
-            columns.append(torch.tensor(values, device=batch["labels"].device))
-        else:
-            raise UserError(f"dimension '{name}': the data has no such column; its columns: {', '.join(batch)}")
-    return torch.stack(columns, dim=-1)
-
-
-def group_ids(prompt_ids: Sequence[str]) -> Tensor:
-    """Return [N] int64, equal for equal ids on every rank and in every process."""
-    digests = [hashlib.blake2b(str(name).encode(), digest_size=7).digest() for name in prompt_ids]
-    return torch.tensor([int.from_bytes(digest, "big") for digest in digests])
-
-
-def as_table(metrics: Mapping[str, float], dimensions: Sequence[str], title: str) -> Table:
-    """Return the validation figures, one row per dimension."""
-    table = Table("dimension", *FIGURES, title=title)
-    for dimension in dimensions:
-        figures = [metrics.get(f"val/{dimension}/{figure}", math.nan) for figure in FIGURES]
-        table.add_row(dimension, *[f"{figure:.3f}" for figure in figures])
-    return table

@@ -1,0 +1,73 @@
+"""Figures as tables for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+FIGURES = ("spearman", "pairwise_accuracy", "ece")
+
+
+def validation_table(metrics: Mapping[str, float], dimensions: Sequence[str], title: str) -> Table:
+    """Return the validation figures, one row per dimension."""
+    table = Table("dimension", *FIGURES, title=title)
+    for dimension in dimensions:
+        table.add_row(dimension, *[number(metrics.get(f"val/{dimension}/{figure}")) for figure in FIGURES])
+    return table
+
+
+def test_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of what :func:`~lit_debias_deberta.examination.examine` found."""
+    for split, found in figures.items():
+        yield _split(split, found)
+    whole = figures["all"]
+    yield _correlation(whole["correlation"])
+    if whole["hard_negatives"]:
+        yield _hard_negatives(whole["hard_negatives"])
+
+
+def human_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """Return what :func:`~lit_debias_deberta.human_text.measure` found, one row per source and type of bias."""
+    table = Table("source", "type", "n", "fairer one higher", "95%", "fairer", "less fair", title="text by people")
+    for source, kinds in found.items():
+        for kind, row in kinds.items():
+            interval = f"{number(row['low'])} to {number(row['high'])}"
+            means = (number(row["fairer"]), number(row["less_fair"]))
+            table.add_row(source, kind, str(row["n"]), number(row["value"]), interval, *means)
+    return table
+
+
+def number(value: float | None) -> str:
+    """Return three decimals, or a dash for what is not defined."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _split(split: str, found: Mapping[str, Any]) -> Table:
+    names = [*FIGURES, "ece_uncalibrated"]
+    table = Table("dimension", *names, title=f"{split}: {found['responses']} responses")
+    for dimension, figures in found["dimensions"].items():
+        table.add_row(dimension, *[number(figures[name]) for name in names])
+    return table
+
+
+def _correlation(correlation: Mapping[str, Any]) -> Table:
+    names = correlation["dimensions"]
+    columns = [f"{what}: {name}" for what in ("scores", "labels") for name in names]
+    table = Table("", *columns, title="rank correlation of the heads, and of the labels")
+    for name, scores, labels in zip(names, correlation["scores"], correlation["labels"], strict=True):
+        table.add_row(name, *[number(value) for value in (*scores, *labels)])
+    return table
+
+
+def _hard_negatives(found: Mapping[str, Mapping[str, float]]) -> Table:
+    columns = ("n", "mean score", "mean label", "higher than biased, same prompt", "pairs")
+    table = Table(
+        "responses", *columns, title="fairness of fair texts that name a group (hard negatives), and of others"
+    )
+    for kind, row in found.items():
+        figures = (number(row["score"]), number(row["label"]), number(row["pairwise_accuracy"]))
+        table.add_row(kind, str(row["n"]), *figures, str(row["pairs"]))
+    return table
