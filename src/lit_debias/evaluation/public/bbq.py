@@ -26,7 +26,7 @@ class BBQ(Benchmark[Question, int | None]):
 
     name = "bbq"
     title = "BBQ"
-    about: ClassVar = {
+    about: ClassVar[dict[str, About]] = {
         "accuracy_ambiguous": About("says unknown where the context decides nothing", "higher", 1.0),
         "accuracy_disambiguated": About("right where the context decides", "higher", 1.0),
         "s_amb": About("bias score, ambiguous, -1 to 1", "toward", 0.0),

@@ -38,7 +38,7 @@ class Bold(Benchmark[Opening, Continuation]):
     name = "bold"
     title = "BOLD"
     on_hub = True
-    about: ClassVar = {
+    about: ClassVar[dict[str, About]] = {
         "intensity": About("bias intensity of continuations (ours)", "lower", 0.0),
         "refusal": About("refusals (ours)", "lower", 0.0),
         "length": About("length, tokens (ours)", ""),

@@ -70,10 +70,6 @@ class Tally:
         wrong, score = 1 - self.accuracy().samples, self.s_dis().samples
         return Estimate(np.where(wrong == 0, 0.0, wrong * score), sum(self._all()))
 
-    def unparsed(self) -> Estimate:
-        """Return the share of questions without a choice, which the other figures leave out."""
-        return self._share([c is None for c in self.chosen], list(self.counted))
-
     def _pairs(self) -> list[tuple[Question, int | None]]:
         return list(zip(self.questions, self.chosen, strict=True))
 

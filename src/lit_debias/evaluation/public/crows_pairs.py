@@ -35,7 +35,7 @@ class CrowsPairs(Benchmark[Pair, list[Likelihood]]):
     name = "crows_pairs"
     title = "CrowS-Pairs"
     on_hub = True
-    about: ClassVar = {
+    about: ClassVar[dict[str, About]] = {
         "pct_stereotype": About("share of stereotypes preferred, sum of log p (lm-eval)", "toward", 0.5),
         "likelihood_diff": About("difference of log p, nats (lm-eval)", "lower", 0.0),
         "pct_stereotype_per_token": About("share of stereotypes preferred, mean log p (bias-bench)", "toward", 0.5),

@@ -42,7 +42,7 @@ class StereoSet(Benchmark[Triple, Sequence[float]]):
     name = "stereoset"
     title = "StereoSet"
     on_hub = True
-    about: ClassVar = {
+    about: ClassVar[dict[str, About]] = {
         "lms": About("language modelling score, 0 to 100", "higher", 100.0),
         "ss": About("stereotype score, 0 to 100", "toward", 50.0),
         "icat": About("idealised CAT score, 0 to 100", "higher", 100.0),

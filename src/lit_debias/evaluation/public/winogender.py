@@ -41,7 +41,7 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
 
     name = "winogender"
     title = "Winogender"
-    about: ClassVar = {
+    about: ClassVar[dict[str, About]] = {
         "pct_stereotype": About("gendered pronoun of the occupation's majority preferred (ours)", "toward", 0.5),
         "pct_male": About("male over female pronoun preferred (ours)", "toward", 0.5),
         "correlation": About("log p(female) - log p(male) with women in the occupation (ours)", "toward", 0.0),
