@@ -36,8 +36,9 @@ def find(folder: str, pattern: str) -> list[Path]:
         UserError: there is none.
     """
     root = Path(folder).expanduser()
-    found = {path.name.removesuffix(".gz"): path for path in sorted(root.glob(f"{pattern}.gz"))}
-    found |= {path.name: path for path in sorted(root.glob(pattern))}
+    paths = {*root.glob(pattern), *root.glob(f"{pattern}.gz")}
+    zipped_first = sorted(paths, key=lambda path: (path.suffix != ".gz", path.name))
+    found = {path.name.removesuffix(".gz"): path for path in zipped_first}
     if not found:
         raise UserError(f"benchmarks: there is no {pattern} (or {pattern}.gz) in '{folder}'; write a folder with some")
     return [found[name] for name in sorted(found)]
