@@ -148,6 +148,13 @@ def test_every_figure_has_its_interval_and_is_described(measured):
     json.dumps(found, allow_nan=False)
 
 
+def test_an_interval_of_no_width_is_none(measured):
+    found, _ = measured
+    alone = found["crows_pairs/pct_stereotype/gender"]  # one pair
+    assert (alone["n"], alone["low"], alone["high"]) == (1, None, None)
+    assert found["crows_pairs/likelihood_diff"]["low"] < found["crows_pairs/likelihood_diff"]["value"]
+
+
 def test_progress_counts_every_item(measured, folder):
     assert measured[1] == sum(len(sample.items) for sample in public.samples(NAMES, folder, None, 0))
 

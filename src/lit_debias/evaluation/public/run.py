@@ -18,7 +18,7 @@ from lit_debias.evaluation.public.crows_pairs import CrowsPairs
 from lit_debias.evaluation.public.files import HUB
 from lit_debias.evaluation.public.stereoset import StereoSet
 from lit_debias.evaluation.public.winogender import Winogender
-from lit_debias.evaluation.statistics import ClusterBootstrap
+from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 
@@ -107,8 +107,9 @@ def measure(
         advance: Told how many items are done, of those in :func:`samples`.
 
     Returns:
-        ``value``, ``low`` and ``high`` (95% interval, None where undefined), ``n`` observations, and ``sample``,
-        ``n of N`` items of the benchmark. Figures that rest on nothing are left out.
+        ``value``, ``low`` and ``high`` (95% interval, None where no bootstrap sample differs: too little was drawn to
+        know), ``n`` observations, and ``sample``, ``n of N`` items of the benchmark. Figures that rest on nothing are
+        left out.
     """
     model = Model(policy, judges, advance)
     found: dict[str, dict[str, Any]] = {}
@@ -118,7 +119,7 @@ def measure(
         clusters = ClusterBootstrap([item.cluster for item in sample.items], bootstrap, seed)
         for figure, estimate in benchmark.score(sample.items, answers, clusters).items():
             if estimate.n:
-                found[f"{sample.name}/{figure}"] = {**estimate.as_dict(), "sample": sample.size}
+                found[f"{sample.name}/{figure}"] = {**_with_interval(estimate), "sample": sample.size}
     return found
 
 
@@ -131,6 +132,11 @@ def about(name: str) -> About:
     found = described[figure]
     title = f"{BENCHMARKS[benchmark].title} ({rest})" if rest else BENCHMARKS[benchmark].title
     return About(f"{title}: {found.label}", found.better, found.ideal)
+
+
+def _with_interval(estimate: Estimate) -> dict[str, Any]:
+    found = estimate.as_dict()
+    return {**found, "low": None, "high": None} if found["low"] == found["high"] else found
 
 
 @lru_cache(maxsize=8)  # every arm asks the same
