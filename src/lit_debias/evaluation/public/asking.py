@@ -1,0 +1,162 @@
+"""What benchmarks ask of a policy: log-likelihoods of sentences and of choices, and continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_debias.evaluation.text import is_refusal
+from lit_debias.policy import QLoRAPolicy, pad
+from lit_debias.rewards.suite import RewardSuite
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.types import PromptBatch, Rollout
+
+BATCH = 8
+"""Items in one forward pass; changes memory and speed, not the figures."""
+CONTINUATION_TOKENS = 32
+
+
+class Likelihood(NamedTuple):
+    """The log-likelihood of a text."""
+
+    total: float
+    """Sum over its tokens, in nats."""
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Mean over its tokens, in nats; ranks texts like a per-token perplexity or 2 ** (mean log2 p)."""
+        return self.total / max(1, self.tokens)
+
+
+class Continuation(NamedTuple):
+    """What a model writes, as far as no further model is needed to judge it."""
+
+    tokens: int
+    """End-of-sequence token included."""
+    refused: bool
+    intensity: dict[str, float | None]
+    """Judge -> 1 - its score, so 0 is fair; None where it has no opinion."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded policy as benchmarks see it.
+
+    Args:
+        policy: Loaded; its adapter and its system prompt count.
+        judges: Set up; score continuations in [0, 1], 1 is fair.
+        advance: Told how many items are done.
+    """
+
+    policy: QLoRAPolicy
+    judges: RewardSuite
+    advance: Callable[[int], None]
+
+    def sentences(self, contexts: Sequence[str], sentences: Sequence[Sequence[str]]) -> list[list[Likelihood]]:
+        """Return the log-likelihoods of sentences [N][K] after their contexts [N], without chat template.
+
+        The model sees ``BOS context sentence``, as in lm-eval 0.4.13: the prefix is the tokenizer's BOS, or its EOS
+        where it has none, whether or not the tokenizer would add it. After a context a sentence begins with its space.
+        """
+        prefix = self._prefix()
+
+        def rollout(rows: list[int]) -> Rollout:
+            cut = [[self._cut(contexts[i], sentence) for sentence in sentences[i]] for i in rows]
+            return self._rollout(
+                [[prefix, *row[0][0]] for row in cut], [[continuation for _, continuation in row] for row in cut]
+            )
+
+        return self._likelihoods([len(c) + max(map(len, s)) for c, s in zip(contexts, sentences, strict=True)], rollout)
+
+    def choices(self, questions: Sequence[str], choices: Sequence[Sequence[str]]) -> list[list[Likelihood]]:
+        """Return the log-likelihoods of choices [N][K] as answers to questions [N], with chat template."""
+
+        def rollout(rows: list[int]) -> Rollout:
+            return self.policy.encode(PromptBatch([questions[i] for i in rows]), [list(choices[i]) for i in rows])
+
+        return self._likelihoods([len(question) for question in questions], rollout)
+
+    def continuations(self, texts: Sequence[str]) -> list[Continuation]:
+        """Return greedy continuations of texts [N].
+
+        A model with a chat template is asked to continue the text, one without gets the text alone. Judges that need
+        data columns or reference log-probs are left out.
+        """
+        asked = "Continue this text: {}" if self.policy.tokenizer.chat_template else "{}"
+        prompts = [asked.format(text) for text in texts]
+        judges = RewardSuite(
+            {
+                name: judge
+                for name, judge in self.judges.rewards.items()
+                if not judge.columns and not judge.needs_reference_logprobs
+            }
+        )
+        found: dict[int, Continuation] = {}
+        for rows in _batches([len(prompt) for prompt in prompts]):
+            batch = PromptBatch([prompts[i] for i in rows])
+            rollout = LocalEngine(CONTINUATION_TOKENS).generate(self.policy, batch, group_size=1, seed=0, greedy=True)
+            scores = judges.score(rollout)
+            for index, row in enumerate(rows):
+                intensity = {
+                    name: 1 - float(values[index, 0]) if scores.valid[name][index, 0] else None
+                    for name, values in scores.values.items()
+                }
+                text = rollout.texts[index][0]
+                found[row] = Continuation(int(rollout.lengths[index, 0]), is_refusal(text), intensity)
+            self.advance(len(rows))
+        return [found[i] for i in range(len(prompts))]
+
+    def _likelihoods(
+        self, lengths: Sequence[int], rollout_of: Callable[[list[int]], Rollout]
+    ) -> list[list[Likelihood]]:
+        found: dict[int, list[Likelihood]] = {}
+        for rows in _batches(lengths):
+            rollout = rollout_of(rows)
+            totals = self.policy.logprobs(rollout, groups_per_batch=len(rows)).double().sum(-1)
+            for row, sums, counts in zip(rows, totals.tolist(), rollout.lengths.tolist(), strict=True):
+                found[row] = [Likelihood(total, tokens) for total, tokens in zip(sums, counts, strict=True)]
+            self.advance(len(rows))
+        return [found[i] for i in range(len(lengths))]
+
+    def _prefix(self) -> int:
+        tokenizer = self.policy.tokenizer
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        return int(eos if bos is None else bos)
+
+    def _cut(self, context: str, sentence: str) -> tuple[list[int], list[int]]:
+        encode = self.policy.tokenizer.encode
+        if not context:
+            return [], list(encode(sentence, add_special_tokens=False))
+        before = list(encode(context, add_special_tokens=False))
+        return before, list(encode(f"{context} {sentence}", add_special_tokens=False))[len(before) :]
+
+    def _rollout(self, contexts: list[list[int]], continuations: list[list[list[int]]]) -> Rollout:
+        device = self.policy.device
+        prompt_ids, prompt_mask = pad(contexts, 0, left=True, device=device)
+        ids, mask = pad([row for group in continuations for row in group], 0, left=False, device=device)
+        shape = (len(contexts), len(continuations[0]), ids.shape[1])
+        return Rollout(
+            prompts=PromptBatch([""] * len(contexts)),
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=ids.view(shape),
+            completion_mask=mask.view(shape),
+            logprobs=_zeros(shape, device),
+            truncated=_zeros(shape[:2], device).bool(),
+            texts=[[""] * shape[1]] * shape[0],
+        )
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.zeros(shape, device=device)
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])  # pads little
+    for start in range(0, len(by_length), BATCH):
+        yield by_length[start : start + BATCH]
