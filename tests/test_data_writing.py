@@ -274,11 +274,11 @@ def test_the_judge_decides_at_the_tolerance(data, score, kept):
 
 def test_a_judge_outside_0_to_1_and_numbers_out_of_range(data):
     assignments = assign(prompts_of(data), {}, [0], 1, 0)
-    with pytest.raises(UserError, match="judge returned 1.5; a judge must score from 0"):
+    with pytest.raises(UserError, match=r"judge returned 1.5; a judge must score from 0"):
         Sieve(Taxonomy.load(), Mark({"": 1.5}), 0.3, 0.7).sift(assignments, ["Here is an answer."], [])
     with pytest.raises(UserError, match="tolerance=0"):
         Sieve(Taxonomy.load(), None, 0, 0.7)
-    with pytest.raises(UserError, match="similarity=1.5"):
+    with pytest.raises(UserError, match=r"similarity=1.5"):
         Sieve(Taxonomy.load(), None, 0.3, 1.5)
 
 

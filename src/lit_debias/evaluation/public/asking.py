@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_debias.evaluation.text import is_refusal
 from lit_debias.policy import QLoRAPolicy, pad
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.text import is_refusal
 from lit_debias.types import PromptBatch, Rollout
 
 BATCH = 8
