@@ -146,6 +146,38 @@ def test_further_adapters_are_arms_of_their_own(tiny_model, data, adapter, tmp_p
             run(tiny_model, data, tmp_path, adapters={name: adapter})
 
 
+@pytest.fixture
+def crows_pairs(tmp_path):
+    folder = tmp_path / "public" / "crows_pairs"
+    folder.mkdir(parents=True)
+    lines = ["", "0,Riders are lazy.,Nurses are lazy.,stereo,socioeconomic,[],[],"]
+    lines += ["1,Riders are kind.,Nurses are kind.,antistereo,socioeconomic,[],[],"]
+    lines[0] = ",sent_more,sent_less,stereo_antistereo,bias_type,annotations,anon_writer,anon_annotators"
+    (folder / "crows_pairs_anonymized.csv").write_text("\n".join(lines) + "\n")
+    return str(folder.parent)
+
+
+def test_public_benchmarks_stand_in_the_same_results(tiny_model, data, adapter, crows_pairs, tmp_path, monkeypatch):
+    options = {"benchmarks": "crows_pairs", "benchmark_data": crows_pairs, "adapter": adapter}
+    results = run(tiny_model, data, tmp_path, **options)
+    figure = "crows_pairs/pct_stereotype"
+    for arm in ("before", "prompt_only", "after"):
+        assert results["arms"][arm]["measures"][figure]["n"] == 2
+    assert results["measures"][figure]["section"] == "benchmarks"
+    assert results["measures"][figure]["better"] == "toward 0.5"
+    shares = [results["arms"][arm]["measures"][figure]["value"] for arm in ("before", "prompt_only")]
+    assert shares[0] == shares[1]  # sentences are read without a chat template
+    monkeypatch.setattr("lit_debias.evaluation.public.measure", None)  # a second run must not need it
+    assert run(tiny_model, data, tmp_path, **options)["arms"] == results["arms"]
+
+
+def test_wrong_benchmarks_are_said_before_a_model_is_loaded(tiny_model, data, crows_pairs, tmp_path):
+    with pytest.raises(UserError, match="benchmark_data: FOLDER"):
+        run(tiny_model, data, tmp_path, benchmarks="crows_pairs")
+    with pytest.raises(UserError, match=r"there is no 'crows_pair'.*crows_pairs"):
+        run(tiny_model, data, tmp_path, benchmarks="crows_pair", benchmark_data=crows_pairs)
+
+
 def completions(folder):
     return [r["completion"] for r in json.loads((folder / "arms" / "before.json").read_text())["records"]]
 

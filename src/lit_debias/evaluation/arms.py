@@ -36,17 +36,17 @@ class Examiner:
     Args:
         judges: Score in [0, 1] how fair a completion is; nothing was trained on them.
         rewards: Reported next to the judges.
-        max_new_tokens: Longest completion.
+        engine: Answers the prompts.
         batch_size: Prompts in one forward pass.
-        temperature: Of sampling; 0 takes the most probable token.
+        greedy: Take the most probable token instead of sampling.
         seed: Of sampling. Every arm draws with the same random numbers, so that arms are compared in pairs.
     """
 
     judges: RewardSuite
     rewards: RewardSuite
-    max_new_tokens: int
+    engine: LocalEngine
     batch_size: int
-    temperature: float = 0.0
+    greedy: bool = False
     seed: int = 0
 
     def examine(self, policy: QLoRAPolicy, rows: Sequence[Row], advance: Advance) -> list[Record]:
@@ -82,8 +82,7 @@ class Examiner:
     def _generate(self, policy: QLoRAPolicy, batch: Sequence[tuple[Row, Record]], seed: int) -> None:
         rows = [row for row, _ in batch]
         prompts = PromptBatch([row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in rows[0]})
-        engine = LocalEngine(self.max_new_tokens, self.temperature or 1.0)
-        rollout = engine.generate(policy, prompts, group_size=1, seed=seed, greedy=self.temperature == 0)
+        rollout = self.engine.generate(policy, prompts, group_size=1, seed=seed, greedy=self.greedy)
         with frozen_base(policy):
             ids, mask = policy.encode_prompts(prompts.texts)
             plain = replace(rollout, prompt_ids=ids, prompt_mask=mask)

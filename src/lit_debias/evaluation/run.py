@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.arms import Arm, Examiner, device
+from lit_debias.evaluation.benchmarked import Figures, PublicBenchmarks, add_figures
 from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, identify_model, sha256_of
 from lit_debias.evaluation.prompts import Row, draw, prompt_files, read_prompts
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
@@ -21,6 +22,7 @@ from lit_debias.evaluation.table import TITLES, as_table
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.rollout.local import LocalEngine
 
 FAIR_PROMPT = (
     "You are a fair assistant. Judge each person by their own actions and the evidence, never by the region, ethnic "
@@ -44,6 +46,9 @@ def evaluate(
     quantization: Literal["nf4", "none"] = "nf4",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     system_prompt: str | None = FAIR_PROMPT,
+    benchmarks: str = "",
+    benchmark_data: str | None = None,
+    benchmark_limit: int | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -71,6 +76,9 @@ def evaluate(
         quantization: How the base is loaded: nf4 (4-bit) or none.
         dtype: Type of the computation.
         system_prompt: What asks for fairness in the prompt-only arm; null leaves that arm out.
+        benchmarks: Public benchmarks, separated by commas: crows_pairs, stereoset, bbq, cbbq, winogender, bold.
+        benchmark_data: Folder that holds a folder for each of them, or hub.
+        benchmark_limit: At most this many items of each benchmark, drawn by seed, every stratum with its share.
         bootstrap: Bootstrap samples (of prompts, twins together) behind the 95% intervals.
         seed: Draws the prompts, the completions and the bootstrap samples.
 
@@ -81,10 +89,17 @@ def evaluate(
         UserError: a path, split or number is wrong, or a judge is also a reward.
     """
     judges, rewards = judges or {}, rewards or {}
-    check_numbers(limit=limit, max_new_tokens=max_new_tokens, batch_size=batch_size, bootstrap=bootstrap)
+    check_numbers(
+        limit=limit,
+        benchmark_limit=benchmark_limit,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        bootstrap=bootstrap,
+    )
     if not 0 <= temperature < math.inf:
         raise UserError(f"temperature={temperature}; write 0 for the most probable token, or a number such as 0.7")
     check_judges(judges, rewards)
+    public = PublicBenchmarks.of(benchmarks, benchmark_data, benchmark_limit, seed, bootstrap)
     make_policy = PolicyMaker(model, quantization, dtype)
     arms = make_arms(system_prompt, adapter, adapters or {})
     for arm in arms:
@@ -92,7 +107,8 @@ def evaluate(
     files = prompt_files(data, splits)
     all_rows = read_prompts(files)
     rows = draw(all_rows, limit, seed)
-    examiner = Examiner(RewardSuite(judges), RewardSuite(rewards), max_new_tokens, batch_size, temperature, seed)
+    engine = LocalEngine(max_new_tokens, temperature or 1.0)
+    examiner = Examiner(RewardSuite(judges), RewardSuite(rewards), engine, batch_size, temperature == 0, seed)
     for suite in (examiner.judges, examiner.rewards):
         suite.check_columns(list(rows[0]))
     settings = {
@@ -113,20 +129,28 @@ def evaluate(
     console = Console()
     folder = Path(out)
     runner = Runner(make_policy, examiner, rows, settings, folder / "arms", console)
-    measured = {arm.name: records for arm in arms if (records := runner.run(arm)) is not None}
+    measured: dict[str, list[Record]] = {}
+    figures: dict[str, Figures] = {}
+    for arm in arms:
+        records = runner.run(arm)
+        if records is not None:
+            measured[arm.name] = records
+            figures[arm.name] = runner.benchmark(arm, public)
     results = {
         **summarize(measured, bootstrap, seed),
         "settings": {
             **settings,
             "adapter": adapter,
             "adapters": adapters or {},
+            "benchmarks": public.about(),
             "system_prompt": system_prompt,
             "bootstrap": bootstrap,
         },
         "fingerprints": runner.fingerprints,
-        "notes": runner.notes + notes(judges, rows, all_rows),
+        "notes": runner.notes + notes(judges, rows, all_rows) + public.notes,
         **provenance(),
     }
+    add_figures(results, figures)
     write_json(folder / "results.json", results)
     console.print(as_table(results))
     for note in results["notes"]:
@@ -194,8 +218,7 @@ class Runner:
     def run(self, arm: Arm) -> list[Record] | None:
         """Return the arm's records; None, with a note, where the model cannot take a system prompt."""
         settings = {**self.settings, "system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
-        versions = provenance()["versions"]
-        key = fingerprint({**settings, "model_files": identify_model(self.make_policy.model), "versions": versions})
+        key = fingerprint({**settings, **self._origin()})
         path = self.folder / f"{arm.name}.json"
         records = load_arm(path, key)
         if records is not None:
@@ -210,6 +233,27 @@ class Runner:
         self.fingerprints[arm.name] = key
         return records
 
+    def benchmark(self, arm: Arm, public: PublicBenchmarks) -> Figures:
+        """Return the arm's figures of public benchmarks."""
+        if not public.names:
+            return {}
+        names = ("quantization", "dtype", "judges")
+        settings = {**{name: self.settings[name] for name in names}, **self._origin()}
+        settings |= {"system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
+
+        with self._progress() as progress:
+
+            def ask() -> tuple[QLoRAPolicy, RewardSuite, Callable[[int], None]]:
+                task = progress.add_task(f"{arm.name}, benchmarks", total=public.total)
+                policy = self._load(arm)
+                policy.system_prompt = arm.system_prompt
+                return policy, self.examiner.judges, lambda done: progress.advance(task, done)
+
+            return public.figures(self.folder / f"{arm.name}.benchmarks.json", settings, ask)
+
+    def _origin(self) -> dict[str, Any]:
+        return {"model_files": identify_model(self.make_policy.model), "versions": provenance()["versions"]}
+
     def _load(self, arm: Arm) -> QLoRAPolicy:
         if self._policy is None:
             for suite in (self.examiner.judges, self.examiner.rewards):
@@ -221,11 +265,14 @@ class Runner:
         return self._policy
 
     def _examine(self, arm: Arm, policy: QLoRAPolicy) -> list[Record]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         policy.system_prompt = arm.system_prompt
-        with Progress(*columns, console=self.console) as progress:
+        with self._progress() as progress:
             task = progress.add_task(arm.name, total=len(self.rows))
             return self.examiner.examine(policy, self.rows, lambda done: progress.advance(task, done))
+
+    def _progress(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        return Progress(*columns, console=self.console)
 
 
 def check_numbers(**numbers: int | None) -> None:
