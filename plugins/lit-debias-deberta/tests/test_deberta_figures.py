@@ -9,7 +9,15 @@ import torch
 from torch.nn import functional as F
 
 from lit_debias_deberta.losses import pairs_within, ranking_loss, regression_loss
-from lit_debias_deberta.metrics import GradedAgreement, expected_calibration_error, pairwise_accuracy, spearman
+from lit_debias_deberta.metrics import (
+    GradedResponses,
+    agreement,
+    expected_calibration_error,
+    hard_negative_figures,
+    pairwise_accuracy,
+    rank_correlations,
+    spearman,
+)
 
 NAN = math.nan
 
@@ -87,19 +95,66 @@ def test_spearman_gives_ties_their_mean_rank():
     assert math.isnan(spearman(torch.tensor([0.1, 0.2]), torch.tensor([0.5, 0.5])))
 
 
-def test_agreement_over_batches_equals_agreement_of_all():
+def test_what_is_collected_over_batches_is_what_came_in():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(12, 2), torch.rand(12, 2)
+    groups = torch.tensor([1, 2, 3] * 4)  # the responses to one prompt lie in different batches
+    graded = GradedResponses()
+    for rows in (slice(0, 5), slice(5, 12)):
+        graded.update(logits[rows], labels[rows], groups[rows])
+    assert all(torch.equal(a, b) for a, b in zip(graded.compute(), (logits, labels, groups), strict=True))
+
+
+def test_agreement_takes_each_dimension_by_itself():
     torch.manual_seed(0)
     scores, labels = torch.rand(12, 2), torch.rand(12, 2)
     labels[3, 0] = labels[8, 1] = NAN
-    groups = torch.tensor([1, 2, 3] * 4)  # the responses to one prompt lie in different batches
-    whole, parts = GradedAgreement(["a", "b"], 0.1), GradedAgreement(["a", "b"], 0.1)
-    whole.update(scores, labels, groups)
-    for rows in (slice(0, 5), slice(5, 12)):
-        parts.update(scores[rows], labels[rows], groups[rows])
-    assert parts.compute() == whole.compute()
+    groups = torch.tensor([1, 2, 3] * 4)
+    figures = agreement(scores, labels, groups, ["a", "b"], 0.1)
     known = ~labels[:, 1].isnan()
-    assert whole.compute()["b/ece"] == expected_calibration_error(scores[known, 1], labels[known, 1])
-    assert 0 < whole.compute()["a/pairwise_accuracy"] < 1
+    assert figures["b"]["ece"] == expected_calibration_error(scores[known, 1], labels[known, 1])
+    assert figures["b"]["spearman"] == spearman(scores[known, 1], labels[known, 1])
+    assert figures["a"]["pairwise_accuracy"] == pairwise_accuracy(scores[:, 0], labels[:, 0], pairs_within(groups), 0.1)
+
+
+def test_rank_correlations_by_hand():
+    # ranks: first 1 2 3 4, second 4 3 2 1, third 1 2 4 3: 1 - 6 * sum d^2 / (4 * 15)
+    values = torch.tensor([[0.1, 0.9, 1.0], [0.2, 0.7, 2.0], [0.3, 0.6, 8.0], [0.9, 0.5, 5.0], [0.4, NAN, NAN]])
+    found = rank_correlations(values)
+    assert found[0] == pytest.approx([1, -1, 0.8], abs=1e-5)
+    assert found[2] == pytest.approx([0.8, -0.8, 1], abs=1e-5)  # fifth row is left out where a value is missing
+
+
+def test_hard_negatives_by_hand():
+    scores = torch.tensor([0.9, 0.4, 0.8, 0.5, 0.3, 0.7, 0.6])
+    labels = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.5, 0.0, NAN])
+    kinds = ["", "quotation", "reporting", "", "", "", ""]
+    groups = torch.tensor([1, 1, 2, 1, 1, 2, 2])
+    found = hard_negative_figures(scores, labels, groups, kinds, margin=0.1)
+    # prompt 1: quotation .4 below .5 and above .3; prompt 2: reporting .8 above .7; the unlabelled one counts nowhere
+    expected = {
+        "n": 2,
+        "score": pytest.approx(0.6),
+        "label": 1.0,
+        "pairwise_accuracy": pytest.approx(2 / 3),
+        "pairs": 3,
+    }
+    assert found["hard negatives"] == expected
+    assert (found["quotation"]["pairwise_accuracy"], found["reporting"]["pairwise_accuracy"]) == (0.5, 1.0)
+    assert (found["other fair"]["n"], found["other fair"]["pairs"], found["other fair"]["score"]) == (
+        1,
+        2,
+        pytest.approx(0.9),
+    )
+    # among biased ones the pair 0 against 0.5 of prompt 1, in the wrong order
+    assert found["biased"] == {
+        "n": 3,
+        "score": pytest.approx(0.5),
+        "label": pytest.approx(1 / 6),
+        "pairwise_accuracy": 0.0,
+        "pairs": 1,
+    }
+    assert list(found) == ["hard negatives", "quotation", "reporting", "other fair", "biased"]
 
 
 def test_bradley_terry_is_the_log_sigmoid_of_the_difference():

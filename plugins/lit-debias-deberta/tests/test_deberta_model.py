@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lit_debias.errors import UserError
 from lit_debias_deberta import RewardModel, RewardScorer
-from lit_debias_deberta.training import group_ids, labels_of
+from lit_debias_deberta.batches import group_ids, labels_of
 
 FAIR = ["Judge each person by what he does.", "The record shows this person is honest.", "Each works hard."]
 BIASED = ["They are all lazy.", "Nobody should hire them.", "All from Henan are lazy and nobody should hire them."]

@@ -53,4 +53,5 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
             return value
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return Calibration(temperature=float((-parameters[0]).exp()), bias=float(parameters[1]))
+    log_slope, bias = parameters.tolist()
+    return Calibration(temperature=math.exp(-log_slope), bias=bias)

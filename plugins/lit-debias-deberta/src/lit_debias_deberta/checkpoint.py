@@ -20,6 +20,7 @@ from lit_debias_deberta.pooling import PARTS, Pooling
 
 MANIFEST = "reward_model.json"
 HEADS = "heads.safetensors"
+TEST = "test.json"
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def save_network(network: RewardNetwork, manifest: Manifest, out: Path) -> None:
         network.encoder.save_pretrained(work)
         network.tokenizer.save_pretrained(work)
         save_file({key: value.contiguous() for key, value in network.heads.state_dict().items()}, work / HEADS)
-        write_manifest(replace(manifest, pooling=network.pooling, calibration=network.calibration), work)
+        _write_manifest(replace(manifest, pooling=network.pooling, calibration=network.calibration), work)
         work.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
@@ -143,13 +144,20 @@ def save_network(network: RewardNetwork, manifest: Manifest, out: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write ``reward_model.json`` into a reward model's folder."""
-    write_json(folder / MANIFEST, asdict(manifest))
+def save_test(content: Mapping[str, Any], metrics: Mapping[str, float], folder: Path) -> None:
+    """Write ``test.json`` beside a reward model, and its flat figures into the manifest in the place of older ones."""
+    manifest = read_manifest(folder)
+    validation = {name: value for name, value in manifest.metrics.items() if name.startswith("val/")}
+    _write_json(folder / TEST, content)
+    _write_manifest(replace(manifest, metrics=validation | dict(metrics)), folder)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON such that a reader finds the old file or the new one; what is not finite must be None already."""
+def _write_manifest(manifest: Manifest, folder: Path) -> None:
+    _write_json(folder / MANIFEST, asdict(manifest))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON such that a reader finds the old file or the new one."""
     work = path.with_name(f".{path.name}.new")
     work.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     work.replace(path)

@@ -16,7 +16,7 @@ FAIRNESS = "fairness"
 
 
 @dataclass(frozen=True)
-class Tested:
+class ScoredResponses:
     """N responses with D labels and scores."""
 
     splits: list[str]
@@ -33,7 +33,7 @@ class Tested:
     """[N, D] calibrated, in [0, 1]."""
 
     @classmethod
-    def join(cls, parts: Sequence[Tested]) -> Tested:
+    def join(cls, parts: Sequence[ScoredResponses]) -> ScoredResponses:
         """Return the responses of all parts."""
         return cls(
             splits=[split for part in parts for split in part.splits],
@@ -44,10 +44,10 @@ class Tested:
             scores=torch.cat([part.scores for part in parts]),
         )
 
-    def of_split(self, split: str) -> Tested:
+    def of_split(self, split: str) -> ScoredResponses:
         """Return the responses of one split."""
         rows = [row for row, name in enumerate(self.splits) if name == split]
-        return Tested(
+        return ScoredResponses(
             splits=[split] * len(rows),
             hard_negatives=[self.hard_negatives[row] for row in rows],
             groups=self.groups[rows],
@@ -57,7 +57,7 @@ class Tested:
         )
 
 
-def examine(tested: Tested, dimensions: Sequence[str], margin: float) -> dict[str, Any]:
+def examine(tested: ScoredResponses, dimensions: Sequence[str], margin: float) -> dict[str, Any]:
     """Return split -> figures, first over ``all`` of them.
 
     Per split: ``responses`` (N); ``dimensions``: name -> spearman, pairwise_accuracy, ece, ece_uncalibrated;
@@ -89,7 +89,7 @@ def as_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _examine(tested: Tested, dimensions: list[str], margin: float) -> dict[str, Any]:
+def _examine(tested: ScoredResponses, dimensions: list[str], margin: float) -> dict[str, Any]:
     figures = agreement(tested.scores, tested.labels, tested.groups, dimensions, margin)
     for name, logits, labels in zip(dimensions, tested.logits.T, tested.labels.T, strict=True):
         known = ~labels.isnan()

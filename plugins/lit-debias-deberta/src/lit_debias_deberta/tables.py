@@ -19,7 +19,7 @@ def validation_table(metrics: Mapping[str, float], dimensions: Sequence[str], ti
     return table
 
 
-def test_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
+def examination_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
     """Yield the tables of what :func:`~lit_debias_deberta.examination.examine` found."""
     for split, found in figures.items():
         yield _split(split, found)
@@ -55,15 +55,16 @@ def _split(split: str, found: Mapping[str, Any]) -> Table:
 
 def _correlation(correlation: Mapping[str, Any]) -> Table:
     names = correlation["dimensions"]
-    columns = [f"{what}: {name}" for what in ("scores", "labels") for name in names]
-    table = Table("", *columns, title="rank correlation of the heads, and of the labels")
+    table = Table("", *names, title="rank correlation of scores / of labels")
     for name, scores, labels in zip(names, correlation["scores"], correlation["labels"], strict=True):
-        table.add_row(name, *[number(value) for value in (*scores, *labels)])
+        table.add_row(
+            name, *[f"{number(score)} / {number(label)}" for score, label in zip(scores, labels, strict=True)]
+        )
     return table
 
 
 def _hard_negatives(found: Mapping[str, Mapping[str, float]]) -> Table:
-    columns = ("n", "mean score", "mean label", "higher than biased, same prompt", "pairs")
+    columns = ("n", "mean score", "mean label", "right order beside biased", "pairs")
     table = Table(
         "responses", *columns, title="fairness of fair texts that name a group (hard negatives), and of others"
     )

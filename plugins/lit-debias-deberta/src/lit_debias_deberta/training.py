@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lit_debias_deberta.batches import check_dimensions, group_ids, labels_of
 from lit_debias_deberta.calibration import fit_calibration
 from lit_debias_deberta.checkpoint import (
     MANIFEST,
+    TEST,
     Manifest,
     build_network,
     check_free,
@@ -30,16 +30,13 @@ from lit_debias_deberta.checkpoint import (
     load_network,
     read_manifest,
     save_network,
-    write_json,
-    write_manifest,
+    save_test,
 )
-from lit_debias_deberta.examination import FAIRNESS, Tested, as_json, examine, flat
+from lit_debias_deberta.examination import FAIRNESS, ScoredResponses, as_json, examine, flat
 from lit_debias_deberta.losses import Regression, pairs_within, ranking_loss, regression_loss
 from lit_debias_deberta.metrics import GradedResponses, agreement
 from lit_debias_deberta.network import DIMENSIONS, RewardNetwork
-from lit_debias_deberta.tables import human_table, test_tables, validation_table
-
-TEST = "test.json"
+from lit_debias_deberta.tables import examination_tables, human_table, validation_table
 
 
 class RewardModel(LightningModule):
@@ -112,29 +109,29 @@ class RewardModel(LightningModule):
         self.regression, self.ranking_weight, self.margin = regression, ranking_weight, margin
         self.make_optimizer, self.warmup = optimizer, warmup
         self.bucket_size, self.human_text = bucket_size, human_text
-        self.network = None
+        self.network, self.is_trained = None, False
         self.graded = GradedResponses()
-        self.tested: list[Tested] = []
+        self.tested: list[ScoredResponses] = []
 
     def setup(self, stage: str) -> None:
         """Check what a stage needs before a model is loaded.
 
         Raises:
-            UserError: there is no trained model to test, it has other heads, or several devices would test it.
+            UserError: there is no trained model to measure, it has other heads, or several devices would test it.
         """
-        if stage == "fit" or self.network is not None:
-            return
-        if self.trainer.world_size > 1:
-            raise UserError(f"{stage} measures all responses together; write --trainer.devices 1")
-        dimensions = read_manifest(find(str(self.out))).dimensions
-        if dimensions != self.dimensions:
-            raise UserError(f"reward model '{self.out}' has the heads {dimensions}; write them as model.dimensions")
+        if stage == "test" and self.trainer.world_size > 1:
+            raise UserError("test looks at all responses together; write --trainer.devices 1")
+        self.is_trained = stage != "fit"
+        if self.is_trained and self.network is None:
+            dimensions = read_manifest(find(str(self.out))).dimensions
+            if dimensions != self.dimensions:
+                raise UserError(f"reward model '{self.out}' has the heads {dimensions}; write them as model.dimensions")
 
     def configure_model(self) -> None:
         """Load the encoder to train, or the trained model in any other stage; once."""
         if self.network is not None:
             return
-        if self._trainer is not None and self.trainer.state.fn != "fit":
+        if self.is_trained:
             self.network = load_network(self.out)
             return
         self.network = build_network(self.source, self.dimensions, self.max_length, self.dropout)
@@ -202,37 +199,29 @@ class RewardModel(LightningModule):
         splits = [str(split) for split in batch.get("split", ["test"] * len(logits))]
         kinds = [kind or "" for kind in batch.get("hard_negative", [""] * len(logits))]
         groups = group_ids(batch["prompt_id"])
-        self.tested.append(Tested(splits, kinds, groups, labels, logits, self.network.scores(logits)))
+        self.tested.append(ScoredResponses(splits, kinds, groups, labels, logits, self.network.scores(logits)))
 
     def on_test_epoch_end(self) -> None:
         """Write and print the figures of the test splits, and those on text by people."""
-        figures = examine(Tested.join(self.tested), self.dimensions, self.margin)
+        figures = examine(ScoredResponses.join(self.tested), self.dimensions, self.margin)
         self.tested.clear()
         self.log_dict(
             {f"test/{name.removeprefix('all/')}": value for name, value in flat({"all": figures["all"]}).items()}
         )
-        for table in test_tables(figures):
+        for table in examination_tables(figures):
             Console().print(table)
         content = {"splits": figures}
         if self.human_text is not None:
             content["human_text"] = human.measure(human.read(self.human_text), self._fairness)
             Console().print(human_table(content["human_text"]))
-        self._keep(as_json(content), flat(figures))
+        if not self.trainer.fast_dev_run and (self.out / MANIFEST).is_file():  # type: ignore[attr-defined]
+            save_test({"data": self._data(), **as_json(content)}, flat(figures), self.out)
+            Console().print(f"figures: {self.out / TEST}", soft_wrap=True)
 
     def _fairness(self, prompts: list[str], responses: list[str]) -> Tensor:
         assert self.network is not None
         scores = self.network.scores(self.network.read(prompts, responses, self.bucket_size or 64))
         return scores[:, self.dimensions.index(FAIRNESS)].cpu()
-
-    def _keep(self, content: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Write the figures of a test into the model's folder, unless it is a trial or nothing was saved there."""
-        if self.trainer.fast_dev_run or not (self.out / MANIFEST).is_file():  # type: ignore[attr-defined]
-            return
-        manifest = read_manifest(self.out)
-        validation = {name: value for name, value in manifest.metrics.items() if name.startswith("val/")}
-        write_json(self.out / TEST, {"data": getattr(self.trainer.datamodule, "path", ""), **content})  # type: ignore[attr-defined]
-        write_manifest(replace(manifest, metrics=validation | dict(metrics)), self.out)
-        Console().print(f"figures of the test: {self.out / TEST}")
 
     # ---------------------------------------------------------------- the end
 
@@ -250,7 +239,10 @@ class RewardModel(LightningModule):
             dimensions=self.dimensions,
             max_length=self.max_length,
             base_model=self.source,
-            data=str(getattr(self.trainer.datamodule, "path", "")),  # type: ignore[attr-defined]
+            data=self._data(),
             metrics=metrics,
             versions={name: version(name) for name in ("lit-debias", "torch", "transformers")},
         )
+
+    def _data(self) -> str:
+        return str(getattr(self.trainer.datamodule, "path", ""))  # type: ignore[attr-defined]
