@@ -21,7 +21,7 @@ LAYERS = [
     ["grpo"],
     ["rewards"],
     ["models", "model_checks", "inference_copy"],
-    ["lean_model"],
+    ["lean_model", "packed_attention"],
     ["plugins"],
     ["policy"],
     ["rollout"],

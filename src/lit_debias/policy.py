@@ -15,9 +15,10 @@ from lit_debias.errors import UserError
 from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack
 from lit_debias.inference_copy import InferenceCopy
-from lit_debias.lean_model import LeanModel
+from lit_debias.lean_model import LeanModel, why_not_lean
 from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
 from lit_debias.models import check_model, load_causal_lm, load_tokenizer
+from lit_debias.packed_attention import GROUPED, use_group_attention
 from lit_debias.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ class QLoRAPolicy(nn.Module):
         base.train()
         disable_dropout(base)
         check_head(base, self.source)
+        if base.device.type == "cpu" and why_not_lean(base) is None:  # elsewhere a dense mask has not been beaten yet
+            use_group_attention(base)
         if self.gradient_checkpointing:
             set_checkpointing(base, True)
             base.enable_input_require_grads()
@@ -259,14 +262,16 @@ class QLoRAPolicy(nn.Module):
 
     def _predicting_states(self, packed: PackedGroups) -> Tensor:
         decoder = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
+        attention = self.causal_lm.config._attn_implementation
         # Other kinds of attention add the mask to the scores, where True would count as 1.
-        boolean = self.causal_lm.config._attn_implementation == "sdpa"
+        boolean = attention in ("sdpa", GROUPED)
         with self.autocast():
             output = decoder(
                 input_ids=packed.input_ids,
                 attention_mask=packed.attention_mask if boolean else packed.attention_bias(self.dtype),
                 position_ids=packed.position_ids,
                 use_cache=False,
+                **({"packed_groups": packed} if attention == GROUPED else {}),
             )
         return packed.select(output.last_hidden_state)
 

@@ -7,6 +7,7 @@ states, log-probs and gradients are those of every sequence alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class PackedGroups:
     """[N] int64 the token."""
     completion_mask: Tensor
     """[P, G, T] bool, as it was given."""
+    prompt_lengths: Tensor
+    """[P] int64 tokens of each prompt."""
+    positions: Tensor
+    """[N] int64 place of each completion token among the P x L."""
 
     def attention_bias(self, dtype: torch.dtype) -> Tensor:
         """Return the mask in additive form, [P, 1, L, L]: 0 or the lowest finite number.
@@ -40,6 +45,28 @@ class PackedGroups:
         """
         bias = torch.zeros(self.attention_mask.shape, dtype=dtype, device=self.attention_mask.device)
         return bias.masked_fill(~self.attention_mask, torch.finfo(dtype).min)
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        """S, tokens of the longest prompt."""
+        return int(self.prompt_lengths.max())
+
+    @cached_property
+    def completion_positions(self) -> Tensor:
+        """[P x G x T] int64 place of each completion token among the P x L, 0 where the mask is off."""
+        places = torch.zeros_like(self.completion_mask, dtype=torch.long)
+        return places.masked_scatter(self.completion_mask, self.positions).flatten()
+
+    @cached_property
+    def completion_bias(self) -> Tensor:
+        """[P x G, 1, T, S + T] float32: 0 where a completion may attend to its prompt and itself, minus infinity."""
+        prompts, members, tokens = self.completion_mask.shape
+        prompt = torch.arange(self.longest_prompt, device=self.rows.device) < self.prompt_lengths[:, None]
+        own = torch.ones(tokens, tokens, dtype=torch.bool, device=self.rows.device).tril()
+        parts = (prompt[:, None].expand(-1, tokens, -1), own.expand(prompts, -1, -1))
+        bias = torch.zeros(prompts, tokens, self.longest_prompt + tokens, device=self.rows.device)
+        bias.masked_fill_(~torch.cat(parts, -1), -torch.inf)
+        return bias.repeat_interleave(members, 0)[:, None]
 
     def select(self, hidden: Tensor) -> Tensor:
         """Return the [N, H] of [P, L, H] hidden states that predict the completion tokens."""
@@ -86,7 +113,17 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
     segments[rows, columns] = member
 
     predictors = torch.where(token == 0, prompt_lengths[rows], columns) - 1
-    return PackedGroups(input_ids, position_ids, _attention(segments), rows, predictors, targets, completion_mask)
+    return PackedGroups(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=_attention(segments),
+        rows=rows,
+        predictors=predictors,
+        targets=targets,
+        completion_mask=completion_mask,
+        prompt_lengths=prompt_lengths,
+        positions=rows * shape[1] + columns,
+    )
 
 
 _PROMPT, _PADDING = -1, -2
