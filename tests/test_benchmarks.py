@@ -12,7 +12,7 @@ from benchmarks.provenance import commit
 from benchmarks.settings import Settings
 from support import loaded
 
-from lit_debias import inference_copy
+from lit_debias import inference_copy, policy
 from lit_debias.errors import UserError
 from lit_debias.grpo import packing
 
@@ -65,16 +65,28 @@ def stale_copy(monkeypatch):
 
 
 def leaking_pack(monkeypatch):
-    """Completions of a group see each other."""
+    """Completions of a group see each other, under a dense mask."""
 
     def causal(segments):
         rows, length = segments.shape
         return torch.ones(length, length, dtype=torch.bool).tril().expand(rows, 1, length, length)
 
     monkeypatch.setattr(packing, "_attention", causal)
+    monkeypatch.setattr(policy, "use_group_attention", lambda model: None)
 
 
-@pytest.mark.parametrize(("fault", "gate"), [(stale_copy, "sampled_logprobs"), (leaking_pack, "packed_gradient")])
+def leaking_groups(monkeypatch):
+    """Completions see their own future, in attention by groups."""
+    bias = packing.PackedGroups.completion_bias.func
+    monkeypatch.setattr(
+        packing.PackedGroups, "completion_bias", property(lambda packed: torch.zeros_like(bias(packed)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "gate"),
+    [(stale_copy, "sampled_logprobs"), (leaking_pack, "packed_gradient"), (leaking_groups, "packed_gradient")],
+)
 def test_a_planted_fault_fails_its_gate_and_nothing_is_timed(fault, gate, tiny_model, tmp_path, monkeypatch, capsys):
     fault(monkeypatch)
     status, report = bench(tmp_path, *tiny(tiny_model))
