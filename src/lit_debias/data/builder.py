@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import ceil
 from random import Random
 from typing import Any
 
@@ -37,7 +38,7 @@ def build(taxonomy: Taxonomy, size: int, seed: int, include_harmful: bool = True
     builder = _Builder(taxonomy, seed, intensities)
     for split, share in SHARES.items():
         pool = make_pool(taxonomy, split, include_harmful)
-        prompts, responses = builder.split(pool, max(1, round(share * pairs)))
+        prompts, responses = builder.split(pool, ceil(round(share * pairs, 6)))  # 0.07 * 100 is 7.000000000000001
         tables["prompts"][split], tables["responses"][split] = prompts, responses
     return tables
 

@@ -36,7 +36,7 @@ def synthesize(
 
     Args:
         out: Folder to write.
-        size: Labelled responses, about; rounded to whole pairs of counterfactual twins.
+        size: Labelled responses, at least; rounded up to whole pairs of counterfactual twins in each split.
         seed: Equal seeds give byte-identical tables.
         overwrite: Replace a data set that other arguments made.
         include_harmful: Include responses of intensity 3 and 4 (discriminatory and hostile) and prompts that ask for
