@@ -1,6 +1,6 @@
 """One run on a number of CPU processes; the first one writes the adapter. Started by test_ddp.py.
 
-Usage: python ddp_worker.py MODEL PROMPTS OUT DEVICES AGGREGATOR
+Usage: python ddp_worker.py MODEL PROMPTS OUT DEVICES MODULE
 """
 
 import sys
@@ -8,9 +8,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from support import perturb
 
+from lit_debias.adapter_module import AdapterModule
+from lit_debias.baselines import DPO, SFT
+from lit_debias.callbacks import RewardHackingAlarm
 from lit_debias.data import PromptDataModule
 from lit_debias.grpo.loss import DAPOLoss
 from lit_debias.module import GRPO
@@ -30,29 +33,40 @@ class Length(Reward):
         return [len(text) / 40 if len(text) % 4 else None for text in batch.completions]
 
 
-class Perturbed(GRPO):
+class Perturb(Callback):
     """Starts away from zero, so that both factors of LoRA get a gradient."""
 
-    def on_fit_start(self):
+    def on_fit_start(self, trainer, pl_module):
         torch.manual_seed(1)
-        perturb(self.policy)
+        perturb(pl_module.policy)
 
 
-def main(model: str, prompts: str, out: str, devices: str, aggregator: str) -> None:
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    torch.manual_seed(7)
-    weights = {"vowels": 1.0, "length": 0.5}
-    module = Perturbed(
-        QLoRAPolicy(model, quantization="none", dtype="float32", rank=4),
+WEIGHTS = {"vowels": 1.0, "length": 0.5}
+AGGREGATORS = {"sum": WeightedSum(WEIGHTS, scale="batch"), "gdpo": GDPO(WEIGHTS)}
+BASELINES = {"sft": SFT, "dpo": DPO}
+
+
+def build(name: str, model: str) -> AdapterModule:
+    policy = QLoRAPolicy(model, quantization="none", dtype="float32", rank=4)
+    common = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=1e-2), "max_grad_norm": 1e9}
+    if name in BASELINES:
+        return BASELINES[name](policy, **common)
+    return GRPO(
+        policy,
         {"vowels": Vowels(), "length": Length()},
-        aggregator={"sum": WeightedSum(weights, scale="batch"), "gdpo": GDPO(weights)}[aggregator],
+        aggregator=AGGREGATORS[name],
         engine=LocalEngine(6),
         loss=DAPOLoss(beta=0.05),
         group_size=4,
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-2),
-        max_grad_norm=1e9,
+        **common,
     )
+
+
+def main(model: str, prompts: str, out: str, devices: str, name: str) -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    module = build(name, model)
     trainer = Trainer(
         accelerator="cpu",
         devices=int(devices),
@@ -65,6 +79,7 @@ def main(model: str, prompts: str, out: str, devices: str, aggregator: str) -> N
         limit_val_batches=0,
         use_distributed_sampler=False,
         default_root_dir=str(Path(out).parent),
+        callbacks=[Perturb(), RewardHackingAlarm(warmup=1, window=1)],
     )
     trainer.fit(module, PromptDataModule(prompts, batch_size=4, seed=3))
     if trainer.is_global_zero:
@@ -72,7 +87,7 @@ def main(model: str, prompts: str, out: str, devices: str, aggregator: str) -> N
             {
                 "adapter": {name: p.detach().clone() for name, p in module.policy.trainable_parameters().items()},
                 "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-                "prompts": len(module.experience.rollout.prompts),
+                "prompts": len(module.experience.rollout.prompts) if name in AGGREGATORS else None,
             },
             out,
         )

@@ -167,6 +167,21 @@ def test_all_ranks_judge_the_mean_over_ranks(watch, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("reward", "judge", "reading"),
+    [(0.1, 0.5, 0.0), (0.2, 0.5, 0.0), (0.3, 0.7, 0.1), (0.3, 0.9, -0.1)],  # after a reward of 0.2 and a judge at 0.8
+)
+def test_a_judge_is_compared_with_its_best_where_the_reward_rose(tiny_model, monkeypatch, reward, judge, reading):
+    module, alarm, logged = grpo(tiny_model, judges={"j": Chance()}), RewardHackingAlarm(), []
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.append(value))
+    for pair in ((0.1, 0.4), (0.2, 0.8), (reward, judge)):
+        metrics = dict(zip(("eval_reward", "eval_judges/j/mean"), pair, strict=True))
+        run = SimpleNamespace(callback_metrics=metrics, sanity_checking=False, is_global_zero=True)
+        alarm.on_validation_epoch_end(run, module)
+    assert logged == pytest.approx([0.0, -0.4, reading])
+    assert alarm.ringing == ({"judges/j"} if reading > 0.05 else set())
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"stop": ["lenght"]}, "no alarm 'lenght'; did you mean 'length'?"),
