@@ -29,15 +29,15 @@ def examination_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
         yield _hard_negatives(whole["hard_negatives"])
 
 
-def human_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """Return what :func:`~lit_debias_deberta.human_text.measure` found, one row per source and type of bias."""
-    table = Table("source", "type", "n", "fairer one higher", "95%", "fairer", "less fair", title="text by people")
+def human_tables(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[Table]:
+    """Yield what :func:`~lit_debias_deberta.human_text.measure` found: a table per source, a row per type of bias."""
     for source, kinds in found.items():
+        table = Table("type", "pairs", "fairer one higher", "95%", "mean fairer", "mean other", title=source)
         for kind, row in kinds.items():
             interval = f"{number(row['low'])} to {number(row['high'])}"
             means = (number(row["fairer"]), number(row["less_fair"]))
-            table.add_row(source, kind, str(row["n"]), number(row["value"]), interval, *means)
-    return table
+            table.add_row(kind, str(row["n"]), number(row["value"]), interval, *means)
+        yield table
 
 
 def number(value: float | None) -> str:
@@ -57,9 +57,7 @@ def _correlation(correlation: Mapping[str, Any]) -> Table:
     names = correlation["dimensions"]
     table = Table("", *names, title="rank correlation of scores / of labels")
     for name, scores, labels in zip(names, correlation["scores"], correlation["labels"], strict=True):
-        table.add_row(
-            name, *[f"{number(score)} / {number(label)}" for score, label in zip(scores, labels, strict=True)]
-        )
+        table.add_row(name, *[f"{score:.2f} / {label:.2f}" for score, label in zip(scores, labels, strict=True)])
     return table
 
 

@@ -36,7 +36,7 @@ from lit_debias_deberta.examination import FAIRNESS, ScoredResponses, as_json, e
 from lit_debias_deberta.losses import Regression, pairs_within, ranking_loss, regression_loss
 from lit_debias_deberta.metrics import GradedResponses, agreement
 from lit_debias_deberta.network import DIMENSIONS, RewardNetwork
-from lit_debias_deberta.tables import examination_tables, human_table, validation_table
+from lit_debias_deberta.tables import examination_tables, human_tables, validation_table
 
 
 class RewardModel(LightningModule):
@@ -208,19 +208,21 @@ class RewardModel(LightningModule):
         self.log_dict(
             {f"test/{name.removeprefix('all/')}": value for name, value in flat({"all": figures["all"]}).items()}
         )
-        for table in examination_tables(figures):
-            Console().print(table)
+        console = Console()
+        console.print(*examination_tables(figures), sep="\n")
         content = {"splits": figures}
         if self.human_text is not None:
-            content["human_text"] = human.measure(human.read(self.human_text), self._fairness)
-            Console().print(human_table(content["human_text"]))
+            pairs = human.read(self.human_text)
+            console.print(f"scoring {len(pairs)} pairs of texts by people; minutes on a CPU")
+            content["human_text"] = human.measure(pairs, self._fairness)
+            console.print(*human_tables(content["human_text"]), sep="\n")
         if not self.trainer.fast_dev_run and (self.out / MANIFEST).is_file():  # type: ignore[attr-defined]
             save_test({"data": self._data(), **as_json(content)}, flat(figures), self.out)
-            Console().print(f"figures: {self.out / TEST}", soft_wrap=True)
+            console.print(f"figures: {self.out / TEST}", soft_wrap=True)
 
     def _fairness(self, prompts: list[str], responses: list[str]) -> Tensor:
         assert self.network is not None
-        scores = self.network.scores(self.network.read(prompts, responses, self.bucket_size or 64))
+        scores = self.network.scores(self.network.read(prompts, responses, batch_size=64))
         return scores[:, self.dimensions.index(FAIRNESS)].cpu()
 
     # ---------------------------------------------------------------- the end
