@@ -94,7 +94,7 @@ def tradeoff_chart(evaluation: Evaluation, curves: Curves) -> Chart | None:
     if points:
         caption += " Each dot is the mean over one rollout step of training (sampled completions of training prompts)."
     if arms:
-        caption += " The marked points are the arms (greedy completions of the evaluated prompts, 95% intervals)."
+        caption += " The marked points are the arms (answers to the evaluated prompts, 95% intervals)."
     keys = arm_keys(evaluation)
     return Chart(
         name="tradeoff",
