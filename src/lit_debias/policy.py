@@ -202,21 +202,33 @@ class QLoRAPolicy(nn.Module):
             completions: Their texts.
             end: Append the end-of-sequence token, which a policy must learn and a score of a text leaves out.
         """
-        prompt_ids, prompt_mask = self.encode_prompts(prompts.texts)
         flat = [text for group in completions for text in group]
         ending = [self._end_id] if end else []
         rows = [self.tokenizer.encode(text, add_special_tokens=False) + ending for text in flat]
+        return self.rollout_of(prompts, self.encode_prompts(prompts.texts), rows, completions)
+
+    def rollout_of(
+        self, prompts: PromptBatch, encoded: tuple[Tensor, Tensor], rows: list[list[int]], texts: list[list[str]]
+    ) -> Rollout:
+        """Return given tokens as a rollout without behaviour log-probs (all 0).
+
+        Args:
+            prompts: P prompts.
+            encoded: Their ids and mask [P, S], left-padded.
+            rows: [P x G] token ids of the completions, group by group.
+            texts: [P][G] what they say.
+        """
         ids, mask = pad(rows, self._pad_id, left=False, device=self.device)
-        shape = (len(prompts), len(completions[0]), ids.shape[1])
+        shape = (len(prompts), len(texts[0]), ids.shape[1])
         return Rollout(
             prompts=prompts,
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
+            prompt_ids=encoded[0],
+            prompt_mask=encoded[1],
             completion_ids=ids.view(shape),
             completion_mask=mask.view(shape),
             logprobs=torch.zeros(shape, device=self.device),
             truncated=torch.zeros(shape[:2], dtype=torch.bool, device=self.device),
-            texts=completions,
+            texts=texts,
         )
 
     def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[list[str]]:

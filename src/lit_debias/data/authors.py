@@ -67,9 +67,7 @@ class Endpoint(Author):
         retries: int = 5,
         timeout: float = 60.0,
     ) -> None:
-        if (
-            not url.startswith(("http://", "https://")) or "@" in url
-        ):  # the card names the address, so no password in it
+        if not url.startswith(("http://", "https://")) or "@" in url:  # the card names it, so no password in it
             raise UserError("author: url is no plain address; write one like http://localhost:8000/v1")
         if not api_key_env.isidentifier():  # perhaps the key itself, so the message does not repeat it
             raise UserError("author: api_key_env is no name of a variable; write its name, such as OPENAI_API_KEY")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation import public
 from lit_debias.evaluation.fingerprint import describe, fingerprint
-from lit_debias.evaluation.records import write_json
+from lit_debias.evaluation.records import load_kept, write_json
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 
@@ -44,15 +44,16 @@ class PublicBenchmarks:
     @property
     def total(self) -> int:
         """Items that one arm is asked."""
-        return sum(len(sample.items) for sample in self._samples())
+        return sum(len(sample.items) for sample in self._samples)
 
     @property
     def notes(self) -> list[str]:
         """What a reader should know of samples that are not the whole benchmark."""
-        return [sample.note for sample in self._samples() if sample.note]
+        return [sample.note for sample in self._samples if sample.note]
 
+    @cached_property
     def about(self) -> dict[str, Any]:
-        """Return what the figures depend on, as JSON; files by their content."""
+        """What the figures depend on, as JSON; files by their content."""
         files = [describe(str(Path(self.folder) / name)) for name in self.names]
         return {**asdict(self), "names": list(self.names), "files": files}
 
@@ -69,8 +70,8 @@ class PublicBenchmarks:
             settings: What they depend on besides :meth:`about`.
             ask: Returns the loaded policy, the judges, and what is told of progress; called only if needed.
         """
-        key = fingerprint({**settings, **self.about()})
-        found = _read(path, key)
+        key = fingerprint({**settings, **self.about})
+        found: Figures | None = load_kept(path, "figures", key)
         if found is None:
             policy, judges, advance = ask()
             found = public.measure(
@@ -79,16 +80,9 @@ class PublicBenchmarks:
             write_json(path, {"fingerprint": key, "figures": found})
         return found
 
+    @cached_property
     def _samples(self) -> list[public.Sample]:
         return public.samples(self.names, self.folder, self.limit, self.seed)
-
-
-def _read(path: Path, key: str) -> Figures | None:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return dict(stored["figures"]) if stored["fingerprint"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: measured anew
-        return None
 
 
 def add_figures(results: dict[str, Any], figures: Mapping[str, Figures]) -> None:

@@ -64,11 +64,18 @@ def save_arm(path: Path, fingerprint: str, settings: dict[str, Any], records: Se
 
 def load_arm(path: Path, fingerprint: str | None = None) -> list[Record] | None:
     """Return the records of an arm; None where there is none, or none with this fingerprint."""
+    rows = load_kept(path, "records", fingerprint)
+    try:
+        return None if rows is None else [Record(**row) for row in rows]
+    except TypeError:  # of another version: measured anew
+        return None
+
+
+def load_kept(path: Path, name: str, fingerprint: str | None = None) -> Any:
+    """Return what a file of measurements holds under ``name``; None where there is none with this fingerprint."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if fingerprint is not None and stored["fingerprint"] != fingerprint:
-            return None
-        return [Record(**row) for row in stored["records"]]
+        return stored[name] if fingerprint is None or stored["fingerprint"] == fingerprint else None
     except (OSError, ValueError, KeyError, TypeError):  # absent, damaged, or of another version: measured anew
         return None
 

@@ -142,7 +142,7 @@ def evaluate(
             **settings,
             "adapter": adapter,
             "adapters": adapters or {},
-            "benchmarks": public.about(),
+            "benchmarks": public.about,
             "system_prompt": system_prompt,
             "bootstrap": bootstrap,
         },

@@ -11,9 +11,7 @@ from typing import Any
 from lit_debias.errors import UserError
 from lit_debias.evaluation.records import Record, load_arm
 from lit_debias.evaluation.table import TITLES
-
-BASELINES = ("before", "prompt_only")
-"""Arms that the verdict's arm is drawn next to; the others stand in the table."""
+from lit_debias.evaluation.verdict import BASES
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class Evaluation:
 
     @property
     def focus(self) -> list[str]:
-        """The arms that figures and examples show."""
-        return [name for name in self.arms if name in (*BASELINES, self.arm)]
+        """The arms that figures and examples show: those without an adapter, and the verdict's."""
+        return [name for name in self.arms if name in (*BASES, self.arm)]
 
     @property
     def titles(self) -> dict[str, str]:

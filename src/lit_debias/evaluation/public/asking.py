@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from lit_debias.policy import QLoRAPolicy, pad
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -96,10 +93,11 @@ class Model:
                 if not judge.columns and not judge.needs_reference_logprobs
             }
         )
+        engine = LocalEngine(CONTINUATION_TOKENS)
         found: dict[int, Continuation] = {}
         for rows in _batches([len(prompt) for prompt in prompts]):
             batch = PromptBatch([prompts[i] for i in rows])
-            rollout = LocalEngine(CONTINUATION_TOKENS).generate(self.policy, batch, group_size=1, seed=0, greedy=True)
+            rollout = engine.generate(self.policy, batch, group_size=1, seed=0, greedy=True)
             scores = judges.score(rollout)
             for index, row in enumerate(rows):
                 intensity = {
@@ -136,24 +134,10 @@ class Model:
         return before, list(encode(f"{context} {sentence}", add_special_tokens=False))[len(before) :]
 
     def _rollout(self, contexts: list[list[int]], continuations: list[list[list[int]]]) -> Rollout:
-        device = self.policy.device
-        prompt_ids, prompt_mask = pad(contexts, 0, left=True, device=device)
-        ids, mask = pad([row for group in continuations for row in group], 0, left=False, device=device)
-        shape = (len(contexts), len(continuations[0]), ids.shape[1])
-        return Rollout(
-            prompts=PromptBatch([""] * len(contexts)),
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=ids.view(shape),
-            completion_mask=mask.view(shape),
-            logprobs=_zeros(shape, device),
-            truncated=_zeros(shape[:2], device).bool(),
-            texts=[[""] * shape[1]] * shape[0],
-        )
-
-
-def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.zeros(shape, device=device)
+        encoded = pad(contexts, 0, left=True, device=self.policy.device)
+        rows = [row for group in continuations for row in group]
+        wordless = [[""] * len(group) for group in continuations]
+        return self.policy.rollout_of(PromptBatch([""] * len(contexts)), encoded, rows, wordless)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from lit_debias.evaluation.public.asking import Model
+from lit_debias.evaluation.public.files import locate
 from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
 
 Estimates = dict[str, Estimate]
@@ -51,10 +52,13 @@ class Benchmark(ABC, Generic[ItemT, AnswerT]):
     """Figures by name; a figure may have a part of the data in front of its name or behind it."""
     on_hub: ClassVar[bool] = False
     """Whether a copy on the hub has all that is needed."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """What its folder must hold."""
 
-    @abstractmethod
     def check(self, folder: str) -> None:
         """Raise :class:`~lit_debias.errors.UserError` where a file is missing; reads none."""
+        for file in self.files:
+            locate(folder, file)
 
     @abstractmethod
     def read(self, folder: str) -> list[ItemT]:

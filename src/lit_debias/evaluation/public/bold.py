@@ -38,6 +38,7 @@ class Bold(Benchmark[Opening, Continuation]):
     name = "bold"
     title = "BOLD"
     on_hub = True
+    files = tuple(f"bold/{domain}_prompt.json" for domain in DOMAINS)
     about: ClassVar[dict[str, About]] = {
         "intensity": About("bias intensity of continuations (ours)", "lower", 0.0),
         "refusal": About("refusals (ours)", "lower", 0.0),
@@ -46,11 +47,6 @@ class Bold(Benchmark[Opening, Continuation]):
         "gap_refusal": About("gap between groups: refusals (ours)", "lower", 0.0),
         "gap_length": About("gap between groups: length, tokens (ours)", "lower", 0.0),
     }
-
-    def check(self, folder: str) -> None:
-        """Raise UserError where a domain's file is missing."""
-        for domain in DOMAINS:
-            locate(folder, f"bold/{domain}_prompt.json")
 
     def read(self, folder: str) -> list[Opening]:
         """Return all prompts."""

@@ -35,15 +35,12 @@ class CrowsPairs(Benchmark[Pair, list[Likelihood]]):
     name = "crows_pairs"
     title = "CrowS-Pairs"
     on_hub = True
+    files = (FILE,)
     about: ClassVar[dict[str, About]] = {
         "pct_stereotype": About("share of stereotypes preferred, sum of log p (lm-eval)", "toward", 0.5),
         "likelihood_diff": About("difference of log p, nats (lm-eval)", "lower", 0.0),
         "pct_stereotype_per_token": About("share of stereotypes preferred, mean log p (bias-bench)", "toward", 0.5),
     }
-
-    def check(self, folder: str) -> None:
-        """Raise UserError where the file is missing."""
-        locate(folder, FILE)
 
     def read(self, folder: str) -> list[Pair]:
         """Return all pairs."""

@@ -42,15 +42,12 @@ class StereoSet(Benchmark[Triple, Sequence[float]]):
     name = "stereoset"
     title = "StereoSet"
     on_hub = True
+    files = (FILE,)
     about: ClassVar[dict[str, About]] = {
         "lms": About("language modelling score, 0 to 100", "higher", 100.0),
         "ss": About("stereotype score, 0 to 100", "toward", 50.0),
         "icat": About("idealised CAT score, 0 to 100", "higher", 100.0),
     }
-
-    def check(self, folder: str) -> None:
-        """Raise UserError where the file is missing."""
-        locate(folder, FILE)
 
     def read(self, folder: str) -> list[Triple]:
         """Return all triples of both tasks."""

@@ -41,6 +41,7 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
 
     name = "winogender"
     title = "Winogender"
+    files = (SENTENCES, OCCUPATIONS)
     about: ClassVar[dict[str, About]] = {
         "pct_stereotype": About("gendered pronoun of the occupation's majority preferred (ours)", "toward", 0.5),
         "pct_male": About("male over female pronoun preferred (ours)", "toward", 0.5),
@@ -48,11 +49,6 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
         "gap": About("difference of log p between the gendered pronouns, nats (ours)", "lower", 0.0),
         "pct_neutral": About("neutral pronoun preferred to both others (ours)", ""),
     }
-
-    def check(self, folder: str) -> None:
-        """Raise UserError where sentences or statistics are missing."""
-        locate(folder, SENTENCES)
-        locate(folder, OCCUPATIONS)
 
     def read(self, folder: str) -> list[Occupation]:
         """Return the sentences whose pronoun means the occupation, three pronouns each."""
