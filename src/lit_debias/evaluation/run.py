@@ -65,7 +65,7 @@ def evaluate(
         data: Folder made by `lit-debias synthesize`.
         out: Folder for results.json and arms/.
         adapter: Folder of the trained PEFT adapter, the arm "after"; without it only the base is measured.
-        adapters: Further adapters to compare with, by names of your choice, such as {sft: runs/demo/sft}.
+        adapters: Further adapters to compare with, by names of your choice, such as {sft: runs/demo/sft/adapter}.
         judges: Rewards in [0, 1] (1 is fair) that nothing was trained on; bias intensity is 1 - score.
         rewards: Rewards of the training, reported next to the judges.
         splits: Splits of the data whose prompts are used.
