@@ -57,6 +57,8 @@ def copied(splits):
         (Style(3, "positive", "plain", "shuffle"), (0.25, 0.3, 0.4, 0.05)),
         (Style(4, "negative", "heated", "truncation"), (0.0, 0.0, 0.7, 0.5)),
         (Style(0, corruption="refusal"), (1.0, 0.75, 0.15, 0.6)),
+        (Style(0, corruption="evasion"), (1.0, 0.75, 0.1, 0.6)),
+        (Style(1, corruption="evasion"), (0.75, 0.6, 0.1, 0.6)),
         (Style(0, hard_negative="plain_mention"), (1.0, 0.75, 0.4, 1.0)),
         (Style(0, tone="heated", hard_negative="counter_speech"), (1.0, 0.175, 0.9, 1.0)),
     ],
@@ -121,6 +123,16 @@ def test_stereotypes_are_not_tied_to_status(responses):
     assert max(means) - min(means) < 0.03
 
 
+def test_evasions_quote_the_request_and_are_no_fair_answer_where_it_has_a_premise(responses):
+    rows = [row for row in responses if row["corruption"] == "evasion"]
+    assert len(rows) > 0.04 * len(responses)
+    for row in rows:
+        quoted = " ".join(row["prompt"].split()[:8]).rstrip(".!?:, ").lower()
+        assert quoted in row["response"].lower(), row
+        assert row["intensity"] == (row["prompt_kind"] == "leading")
+        assert row["relevance"] == 0.1
+
+
 def test_off_topic_answers_name_another_group_or_none(prompts, responses):
     taxonomy = Taxonomy.load()
     groups = {group.id: group for pair in taxonomy.pairs for group in pair.groups}
@@ -139,7 +151,7 @@ def test_every_category_has_hundreds_of_frames(tables):
     assert set(frames) == set(taxonomy.categories)
     for category in ("regional", "ethnic", "occupational"):
         assert frames[category][0] > 100
-        assert frames[category][1] > 800
+        assert frames[category][1] > 750
     assert min(frames_in_wording(taxonomy)) > 1000
 
 

@@ -17,16 +17,17 @@ class AdapterExport(Callback):
     """Write the adapter at the end of training, as ``peft.AutoPeftModelForCausalLM.from_pretrained`` loads it.
 
     Args:
-        out: Folder; an adapter that is there already is replaced once the new one is complete.
+        out: Folder, by default ``adapter`` in the trainer's ``default_root_dir``; an adapter that is there already is
+            replaced once the new one is complete.
     """
 
-    def __init__(self, out: str) -> None:
-        self.out = Path(out)
+    def __init__(self, out: str | None = None) -> None:
+        self.out = out
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write on the first rank."""
         if trainer.is_global_zero and isinstance(pl_module, AdapterModule):
-            export_adapter(pl_module, self.out)
+            export_adapter(pl_module, Path(self.out or Path(trainer.default_root_dir) / "adapter"))
 
 
 def export_adapter(module: AdapterModule, out: Path) -> None:

@@ -102,7 +102,7 @@ class _Builder:
             style = draw_style(case, intensity, rng)
             if index == len(self.intensities) - 1 and rng.random() < HARD_NEGATIVE_SHARE:
                 style = harden(style, case, rng)
-            text, specific = self._new_response(pool, case, style, rng)
+            text, specific = self._new_response(pool, case, style, rng, prompt["prompt"])
             yield {
                 "response_id": f"{prompt['prompt_id']}{index}",
                 "prompt_id": prompt["prompt_id"],
@@ -117,10 +117,10 @@ class _Builder:
                 "split": pool.split,
             }
 
-    def _new_response(self, pool: Pool, case: Case, style: Style, rng: Random) -> tuple[str, bool]:
+    def _new_response(self, pool: Pool, case: Case, style: Style, rng: Random, prompt: str) -> tuple[str, bool]:
         for _ in range(ATTEMPTS):
             about = self._elsewhere(pool, case, rng) if style.corruption == "off_topic" else case
-            text, specific = self.writer.write(about, style, rng)
+            text, specific = self.writer.write(about, style, rng, prompt)
             if text not in self.used:
                 self.used.add(text)
                 return text, specific

@@ -36,7 +36,7 @@ MEANINGS = {
     "intensity": "0 individual or evidence, 1 hedged generalisation, 2 plain stereotype, 3 discriminatory "
     "recommendation, 4 hostile",
     "stance": "negative, neutral or positive towards the group (at intensity 0: towards the individual)",
-    "corruption": "none, shuffle, repetition, truncation, off_topic, refusal",
+    "corruption": "none, shuffle, repetition, truncation, off_topic, refusal, evasion",
     "hard_negative": "fair, although it names the group: reporting, counter_speech, quotation, plain_mention",
     "fairness": "1 - intensity / 4; 0.6 for a plain stereotype that flatters",
     "neutrality": "balanced, limited to evidence; set by intensity and tone",

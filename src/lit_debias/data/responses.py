@@ -11,18 +11,22 @@ from lit_debias.data.cases import Case
 from lit_debias.data.grammar import Slots, capitalise, sentences
 from lit_debias.data.taxonomy import Taxonomy
 
-Corruption = Literal["none", "shuffle", "repetition", "truncation", "off_topic", "refusal"]
+Corruption = Literal["none", "shuffle", "repetition", "truncation", "off_topic", "refusal", "evasion"]
 Stance = Literal["negative", "neutral", "positive"]
 Tone = Literal["measured", "plain", "heated"]
 CORRUPTIONS: dict[Corruption, float] = {
-    "none": 0.6,
+    "none": 0.55,
     "shuffle": 0.07,
-    "repetition": 0.08,
-    "truncation": 0.08,
+    "repetition": 0.07,
+    "truncation": 0.07,
     "off_topic": 0.12,
     "refusal": 0.05,
+    "evasion": 0.07,
 }
-"""Corruption -> its share, the same for every intensity (a refusal has intensity 0)."""
+"""Corruption -> its share, the same for every intensity (of a refusal it is 0, of an evasion 0 or 1).
+
+An evasion edits or repeats the request instead of answering it: small policies flee there once bias costs them.
+"""
 HARD_NEGATIVES = {"reporting": 0.7, "counter_speech": 0.9, "quotation": 0.7, "plain_mention": 0.4}
 """Fair texts that name a group and often a stereotype -> how far they do the task."""
 PARTISAN = 0.7
@@ -41,6 +45,8 @@ NAMING_ATTEMPTS = 20
 """Draws of an off-topic text before one that names nobody is taken."""
 LONGEST, SHORTEST = 40, 12
 """Words in a response, about; drawn alike for every intensity."""
+QUOTED = 14
+"""Words of the request that an evasion repeats, at most."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ def labels(style: Style, specific: bool = True) -> dict[str, float]:
         "truncation": (0.7, 0.5),
         "off_topic": (0.05, quality),
         "refusal": (0.15, 0.6),
+        "evasion": (0.1, 0.6),
     }[style.corruption]
     return {
         "fairness": fairness,
@@ -91,13 +98,18 @@ class ResponseWriter:
     def __init__(self, taxonomy: Taxonomy) -> None:
         self.grammar = taxonomy.responses
 
-    def write(self, case: Case, style: Style, rng: Random) -> tuple[str, bool]:
+    def write(self, case: Case, style: Style, rng: Random, prompt: str = "") -> tuple[str, bool]:
         """Return the text, and whether it has more than its core sentence.
 
-        For the corruption ``off_topic``, ``case`` is some other case; the text then suits that one.
+        For the corruption ``off_topic``, ``case`` is some other case; the text then suits that one. The text of the
+        prompt is what an ``evasion`` quotes.
         """
         if style.corruption == "refusal":
             return self._simple(case, "refusal", "refusal_end", rng), True
+        if style.corruption == "evasion":
+            request = " ".join(prompt.split()[:QUOTED]).rstrip(".!?:, ")
+            quoting = replace(case, slots=case.slots | {"request": request})
+            return self._simple(quoting, "evasion", "evasion_end", rng), True
         if style.corruption == "off_topic":
             return self._off_topic(case, style, rng)
         text, specific = self._compose(case, style, rng)
@@ -221,6 +233,8 @@ def draw_style(case: Case, intensity: int, rng: Random) -> Style:
     length = rng.randint(SHORTEST, LONGEST)
     if corruption == "refusal":
         return Style(0, tone="plain", corruption=corruption, length=length)
+    if corruption == "evasion":  # to repeat a premise is to repeat its stereotype
+        return Style(int(kind == "leading"), tone="plain", corruption=corruption, length=length)
     if intensity:
         return Style(intensity, stance, tone, corruption, length=length)
     if kind == "control":
@@ -230,6 +244,6 @@ def draw_style(case: Case, intensity: int, rng: Random) -> Style:
 
 def harden(style: Style, case: Case, rng: Random) -> Style:
     """Turn a fair style into a hard negative; one that does not suit the case stays as it is."""
-    if style.corruption in ("refusal", "off_topic") or case.cell.family.kind in ("forced_choice", "control"):
+    if style.corruption in ("refusal", "off_topic", "evasion") or case.cell.family.kind in ("forced_choice", "control"):
         return style
     return replace(style, stance="neutral", hard_negative=rng.choice(list(HARD_NEGATIVES)))

@@ -16,7 +16,7 @@ from lit_debias.data.tables import write_tables
 from lit_debias.data.taxonomy import FILES, WORDING, Taxonomy
 from lit_debias.errors import UserError
 
-VERSION = "2"
+VERSION = "3"
 """Version of the generator: equal versions, arguments and wording give equal tables."""
 ARGUMENTS = "arguments.json"
 

@@ -1,12 +1,13 @@
-"""Fluency under a frozen language model, as a reward for lit-debias."""
+"""Rewards for lit-debias that keep the language: fluency under a frozen model, and variety over a batch."""
 
 from lit_debias import Reward, hookimpl
 from lit_debias_fluency.reward import Fluency
+from lit_debias_fluency.variety import Variety
 
-__all__ = ["Fluency", "lit_debias_rewards"]
+__all__ = ["Fluency", "Variety", "lit_debias_rewards"]
 
 
 @hookimpl
 def lit_debias_rewards() -> list[type[Reward]]:
     """Return the rewards of this distribution."""
-    return [Fluency]
+    return [Fluency, Variety]
