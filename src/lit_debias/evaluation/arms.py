@@ -86,7 +86,7 @@ class Examiner:
             choices = [list(row["choices"]) for row, _ in batch]
             for (_, record), values in zip(batch, mean_logprobs(policy, batch, choices), strict=True):
                 record.choice_logprobs = values
-            advance(len(batch))
+            advance(sum(row["prompt_kind"] not in GENERATED_KINDS for row, _ in batch))
         self._read_prose(policy, [record for record in records if record.prompt_kind == PROSE], advance)
         return records
 
