@@ -34,6 +34,22 @@ def record(i: int, side: int, score: float, text: str, **more) -> Record:
     )
 
 
+def passage(i: int, logprob: float) -> Record:
+    """Return a passage of prose that was read, 4 tokens long."""
+    return Record(
+        **dict.fromkeys(("prompt_id", "twin_id"), f"prose-{i}"),
+        **dict.fromkeys(("split", "prompt_kind"), "prose"),
+        **dict.fromkeys(("category", "group"), "all"),
+        prompt=f"A passage of prose, {i}.",
+        counterfactual_prompt="",
+        ambiguous=False,
+        answer=-1,
+        biased_choice=-1,
+        prose_logprob=logprob,
+        prose_tokens=4,
+    )
+
+
 def write_evaluation(folder: Path, arms: dict[str, list[Record]], **changes) -> dict:
     """Write results.json and arms/ as `lit-debias evaluate` does; ``changes`` replace top-level parts."""
     for name, records in arms.items():

@@ -123,6 +123,41 @@ def test_perplexity_weighs_tokens():
     assert figures(records)["perplexity"] == pytest.approx(math.exp(3))
 
 
+def test_perplexity_under_another_model_weighs_its_own_tokens():
+    # 2 tokens of -1 and 6 of -3: exp(20 / 8), whatever the policy's tokens are; an empty completion counts nothing
+    read = [(2, -2.0), (6, -18.0), (0, 0.0)]
+    records = [said("x", tokens=9, twin=str(i), other_tokens=n, other_logprob=p) for i, (n, p) in enumerate(read)]
+    assert figures(records)["perplexity_other"] == pytest.approx(math.exp(2.5))
+    assert "perplexity_other" not in figures([said("x", tokens=9)])
+
+
+def test_similarity_is_a_mean_over_completions_with_a_reference():
+    records = [said("x", twin="1", similarity=0.9), said("x", twin="2", similarity=-0.1), said("x", twin="3")]
+    assert figures(records)["similarity"] == pytest.approx(0.4)
+
+
+def passage(i, logprob, tokens):
+    return record(twin=f"prose-{i}", prompt=f"passage {i}", kind="prose", prose_logprob=logprob, prose_tokens=tokens)
+
+
+def test_prose_is_measured_beside_the_prompts_and_changes_nothing_of_theirs():
+    # 3 tokens of -2 and 1 token of -6: exp(12 / 4)
+    prose = [passage(0, -6.0, 3), passage(1, -6.0, 1)]
+    found, without = summary(before=[*arm(0.5), *prose]), summary(before=arm(0.5))
+    measures = found["arms"]["before"]["measures"]
+    estimate = measures.pop("prose_perplexity")
+    assert estimate["value"] == pytest.approx(math.exp(3))
+    assert estimate["n"] == 2
+    assert (estimate["low"], estimate["high"]) == pytest.approx((math.exp(2), math.exp(6)))  # one of both alone
+    for name, other in without["arms"]["before"]["measures"].items():  # intervals too
+        assert measures.pop(name) == pytest.approx(other), name
+    assert not measures
+    parts = found["arms"]["before"]["breakdowns"]["judge"]
+    assert list(parts["prompt_kind"]) == ["open"]
+    assert list(parts["category"]) == ["c"]
+    assert found["prompts"] == without["prompts"]
+
+
 def test_utility_of_words():
     refused = said("I cannot help with that", tokens=2, twin="1", kind="control", rewards={"fluent": 0.5})
     answered = said("a b a b a b", tokens=6, twin="2", rewards={"fluent": None})
@@ -173,6 +208,23 @@ def test_verdict_fails_what_is_not_reached():
     # bias falls by less than half; perplexity rises; distinct-2 and refusals stay; asking was better
     assert passed == [False, False, True, True, False]
     assert "2 of 5 checks pass" in found["verdict"]["sentence"]
+
+
+def test_verdict_takes_the_perplexity_under_another_model_and_similarity():
+    def with_readers(rows, other, similarity):
+        for each in rows:
+            each.other_logprob, each.other_tokens, each.similarity = other, 2, similarity
+        return rows
+
+    before = with_readers(arm(0.2), -4.0, 0.6)
+    found = summary(before=before, after=with_readers(arm(0.8, base=-3.0), -4.0, 0.56))["verdict"]
+    assert "perplexity under another frozen model does not change clearly: from 7.39 to 7.39" in found["sentence"]
+    passed = {check["name"].partition(":")[0]: check["passed"] for check in found["checks"]}
+    assert passed["perplexity under another frozen model"]
+    assert not passed["similarity to the neutral reference, cosine"]  # -6.7%
+    assert "perplexity under the frozen base" not in passed
+    better = summary(before=before, after=with_readers(arm(0.8), -4.0, 0.58))["verdict"]
+    assert all(check["passed"] for check in better["checks"])
 
 
 def test_an_unclear_improvement_does_not_pass():

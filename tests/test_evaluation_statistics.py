@@ -17,6 +17,17 @@ def test_every_sample_draws_as_many_clusters_as_there_are():
     assert (bootstrap.weights.sum(axis=1) == 3).all()
 
 
+def test_every_sample_draws_as_many_clusters_of_each_stratum():
+    strata = ["prompts", "prose", "prompts", "prose", "prompts"]
+    apart = ClusterBootstrap(["a", "x", "b", "y", "a"], 200, 0, strata).weights
+    assert (apart[0] == 1).all()
+    assert (apart[:, [0, 2]].sum(axis=1) == 2).all()  # a and b
+    assert (apart[:, [1, 3]].sum(axis=1) == 2).all()  # x and y
+    assert apart[:, 1].std() > 0
+    # what is added to the data leaves the draws of the first stratum as they were
+    assert (apart[:, [0, 2]] == ClusterBootstrap(["a", "b", "a"], 200, 0).weights).all()
+
+
 def test_twins_are_resampled_together():
     # Each twin pair sums to 1, so no sample can have another mean; rows drawn alone would.
     estimate = ClusterBootstrap(["a", "a", "b", "b"], 200, 0).mean([0.0, 1.0, 0.25, 0.75])

@@ -20,7 +20,7 @@ LAYERS = [
     ["errors", "types", "distributed", "text"],
     ["grpo"],
     ["rewards"],
-    ["models", "model_checks", "inference_copy"],
+    ["models", "model_checks", "inference_copy", "language_model"],
     ["lean_model", "packed_attention"],
     ["plugins"],
     ["policy"],
@@ -37,7 +37,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH_ONLY = {"grpo", "rewards"}
-PUBLIC = {"lit_debias", "lit_debias.errors", "lit_debias.models"}
+PUBLIC = {"lit_debias", "lit_debias.errors", "lit_debias.models", "lit_debias.language_model"}
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> Iterator[str]:

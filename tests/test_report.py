@@ -3,7 +3,7 @@ import re
 import sys
 
 import pytest
-from report_material import EVIL, log_csv, many_arms, record, write_evaluation
+from report_material import EVIL, log_csv, many_arms, passage, record, write_evaluation
 
 from lit_debias.cli import main
 from lit_debias.errors import UserError
@@ -188,6 +188,33 @@ def test_runs_on_other_data_are_told(run, arms, tmp_path):
     text = text_of(report([str(run), str(tmp_path / "second")]))
     assert "the runs are of different data (data_sha256)" in text
     assert "different models" not in text
+
+
+def test_prose_is_a_measure_and_no_prompt(tmp_path, arms):
+    measured = {name: [*rows, *(passage(i, -4.0 - i) for i in range(3))] for name, rows in arms.items()}
+    write_evaluation(tmp_path, measured)
+    text = text_of(report(str(tmp_path)))
+    assert re.search(r"perplexity on held-out prose.*?<td>.*?3\.490", text, re.DOTALL)  # exp(15 / 12)
+    assert "8 prompts (4 with their twins)" in text
+    assert "A passage of prose" not in text
+    assert "Twins side by side" in text
+
+
+def test_the_other_perplexity_is_the_one_in_the_headline_and_between_runs(tmp_path, arms):
+    for name, factor in (("before", 1.0), ("after", 1.5)):
+        for each in arms[name]:
+            each.other_logprob, each.other_tokens, each.similarity = -3.0 * factor, 3, 0.8 / factor
+    for name, model in (("first", "a model"), ("second", "another model")):
+        write_evaluation(tmp_path / name, arms, settings={"perplexity_model": model})
+    text = text_of(report([str(tmp_path / "first"), str(tmp_path / "second")]))
+    tiles = text.split('class="tiles"')[1].split("<nav")[0]
+    assert re.findall(r"<dt>(.*?)</dt>", tiles)[:3] == [
+        "perplexity under another frozen model",
+        "distinct pairs of words",
+        "similarity to the neutral reference, cosine",
+    ]
+    assert "+64.9%" in text.split('id="runs"')[1].split("</table>")[0]  # exp(0.5), where that under the base is +0%
+    assert "different perplexity models" in text
 
 
 def test_many_arms_have_a_column_each_and_figures_show_three(tmp_path):

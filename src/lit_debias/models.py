@@ -10,6 +10,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,6 +110,24 @@ def _digest(path: Path, modified: int) -> str:  # noqa: ARG001  # the time makes
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def loading(source: str) -> Iterator[None]:
+    """Within the context, a model that is not there, or that transformers does not know, is a :class:`UserError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model '{source}' cannot be loaded ({str(error).splitlines()[0]}); without a network write a local "
+            "folder, or pkg://PACKAGE/PATH"
+        ) from error
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what a text without chat template begins with: the BOS token, or EOS where there is none."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return int(eos if bos is None else bos)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

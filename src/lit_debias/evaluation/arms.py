@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from lit_debias.errors import UserError
-from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, Row
+from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, PROSE, Row
+from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.records import Record
+from lit_debias.evaluation.sentence_encoder import SentenceEncoder
+from lit_debias.language_model import LanguageModel
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -40,6 +43,8 @@ class Examiner:
         batch_size: Prompts in one forward pass.
         greedy: Take the most probable token instead of sampling.
         seed: Of sampling. Every arm draws with the same random numbers, so that arms are compared in pairs.
+        other: Another language model, which reads the completions.
+        encoder: Compares completions with the neutral responses.
     """
 
     judges: RewardSuite
@@ -48,6 +53,16 @@ class Examiner:
     batch_size: int
     greedy: bool = False
     seed: int = 0
+    other: LanguageModel | None = None
+    encoder: SentenceEncoder | None = None
+
+    def load(self, device: torch.device) -> None:
+        """Load every model but the policy onto ``device``; does nothing for those that are there."""
+        for suite in (self.judges, self.rewards):
+            suite.setup(device)
+        for model in (self.other, self.encoder):
+            if model is not None:
+                model.load(device)
 
     def examine(self, policy: QLoRAPolicy, rows: Sequence[Row], advance: Advance) -> list[Record]:
         """Return a record per row; ``advance`` is told how many rows are done."""
@@ -71,8 +86,15 @@ class Examiner:
             choices = [list(row["choices"]) for row, _ in batch]
             for (_, record), values in zip(batch, mean_logprobs(policy, batch, choices), strict=True):
                 record.choice_logprobs = values
-            advance(len(batch))
+            advance(sum(row["prompt_kind"] not in GENERATED_KINDS for row, _ in batch))
+        self._read_prose(policy, [record for record in records if record.prompt_kind == PROSE], advance)
         return records
+
+    def _read_prose(self, policy: QLoRAPolicy, records: Sequence[Record], advance: Advance) -> None:
+        passages = [[record.prompt] for record in records]
+        found = Model(policy, self.judges, advance).sentences([""] * len(passages), passages)
+        for record, [likelihood] in zip(records, found, strict=True):
+            record.prose_logprob, record.prose_tokens = likelihood.total, likelihood.tokens
 
     def _batches(self, pairs: list[tuple[Row, Record]]) -> Iterator[list[tuple[Row, Record]]]:
         by_length = sorted(pairs, key=lambda pair: len(pair[0]["prompt"]))  # pads little
@@ -95,6 +117,20 @@ class Examiner:
             record.tokens = int(rollout.lengths[index, 0])
             record.base_logprob = float(logprobs[index].sum())
             record.judges, record.rewards = _row(judged, index), _row(scored, index)
+        self._read_again(batch)
+
+    def _read_again(self, batch: Sequence[tuple[Row, Record]]) -> None:
+        """Let the other language model and the encoder read the completions of a batch."""
+        said = [(row, record, record.completion or "") for row, record in batch]
+        if self.other is not None:
+            _, logprobs = self.other.read([record.prompt for _, record, _ in said], [text for _, _, text in said])
+            for (_, record), values in zip(batch, logprobs, strict=True):
+                record.other_logprob, record.other_tokens = float(values.double().sum()), len(values)
+        compared = [(record, text, row["reference"]) for row, record, text in said if row["reference"]]
+        if self.encoder is not None and compared:
+            found = self.encoder.similarity([text for _, text, _ in compared], [given for _, _, given in compared])
+            for (record, _, _), value in zip(compared, found, strict=True):
+                record.similarity = value
 
 
 @contextlib.contextmanager

@@ -39,7 +39,10 @@ ABOUT = {
     "gap_length": About("twins: difference of length, tokens", "lower", "twins"),
     "gap_refusal": About("twins: one refused, one answered", "lower", "twins"),
     "perplexity": About("perplexity under the frozen base", "lower", "utility"),
+    "perplexity_other": About("perplexity under another frozen model", "lower", "utility"),
+    "prose_perplexity": About("perplexity on held-out prose", "lower", "utility"),
     "accuracy": About("right choice where the context decides", "higher", "utility"),
+    "similarity": About("similarity to the neutral reference, cosine", "higher", "utility"),
     "distinct_1": About("distinct words", "higher", "utility"),
     "distinct_2": About("distinct pairs of words", "higher", "utility"),
     "repetition": About("repeated word triples in a completion", "lower", "utility"),
@@ -163,13 +166,15 @@ def choices(records: Sequence[Record], bootstrap: ClusterBootstrap) -> Estimates
 
 
 def utility(records: Sequence[Record], bootstrap: ClusterBootstrap, budgets: Sequence[int]) -> Estimates:
-    """Return what bias must not be paid with, over all completions; perplexity weighs every token the same."""
+    """Return what bias must not be paid with, over all completions; perplexities weigh every token the same."""
     texts = [record.completion for record in records]
     refusals = [None if text is None else float(is_refusal(text)) for text in texts]
     control = [value if r.prompt_kind not in BIAS_KINDS else None for r, value in zip(records, refusals, strict=True)]
-    surprise = bootstrap.ratio([-record.base_logprob for record in records], [record.tokens for record in records])
     found = {
-        "perplexity": replace(surprise, samples=np.exp(surprise.samples)),
+        "perplexity": perplexity(bootstrap, [(r.base_logprob, r.tokens) for r in records]),
+        "perplexity_other": perplexity(bootstrap, [(r.other_logprob, r.other_tokens) for r in records]),
+        "prose_perplexity": perplexity(bootstrap, [(r.prose_logprob, r.prose_tokens) for r in records]),
+        "similarity": bootstrap.mean([r.similarity for r in records]),
         "repetition": bootstrap.mean([None if text is None else repetition(text) for text in texts]),
         "length": bootstrap.mean([None if r.completion is None else float(r.tokens) for r in records]),
         "refusal": bootstrap.mean(refusals),
@@ -180,6 +185,17 @@ def utility(records: Sequence[Record], bootstrap: ClusterBootstrap, budgets: Seq
     for name in dict.fromkeys(name for record in records for name in record.rewards):
         found[f"reward/{name}"] = bootstrap.mean([record.rewards.get(name) for record in records])
     return found
+
+
+def perplexity(bootstrap: ClusterBootstrap, texts: Sequence[tuple[float, int]]) -> Estimate:
+    """Return exp of the mean negative log-probability of a token, from each text's sum in nats and its tokens."""
+    surprise = bootstrap.ratio([-logprob for logprob, _ in texts], [tokens for _, tokens in texts])
+    return replace(surprise, samples=np.exp(surprise.samples))
+
+
+def fluency_measure(measures: Iterable[str]) -> str:
+    """Return which perplexity of completions counts: under another model, or under the base where there is no other."""
+    return "perplexity_other" if "perplexity_other" in measures else "perplexity"
 
 
 def judges_of(records: Iterable[Record]) -> list[str]:

@@ -16,6 +16,8 @@ from lit_debias.errors import UserError, did_you_mean
 Row = dict[str, Any]
 BIAS_KINDS = ("open", "leading")
 GENERATED_KINDS = (*BIAS_KINDS, "control")
+PROSE = "prose"
+"""Kind of the rows that are no prompts but passages to be read; see :mod:`~lit_debias.evaluation.prose`."""
 DEFAULTS: Row = {
     "category": "all",
     "group": "all",

@@ -34,6 +34,15 @@ class Record:
     """Length of the completion, end-of-sequence token included."""
     base_logprob: float = 0.0
     """Sum over those tokens under the frozen base, without a system prompt."""
+    other_logprob: float = 0.0
+    """Sum over the completion's tokens under another frozen model, if one was named."""
+    other_tokens: int = 0
+    """How many tokens they are to that model; no end-of-sequence token is among them."""
+    similarity: float | None = None
+    """Cosine in [-1, 1] of the completion and the neutral response."""
+    prose_logprob: float = 0.0
+    """Sum over the tokens of a passage of prose (the "prompt"), read without chat template."""
+    prose_tokens: int = 0
     judges: dict[str, float | None] = field(default_factory=dict)
     rewards: dict[str, float | None] = field(default_factory=dict)
     reference_logprob: float | None = None

@@ -16,6 +16,7 @@ import torch
 
 import lit_debias
 from lit_debias.evaluation.measures import ABOUT, Estimates, breakdown, judges_of, measure, word_budgets
+from lit_debias.evaluation.prompts import PROSE
 from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.statistics import ClusterBootstrap, compare
 from lit_debias.evaluation.table import title
@@ -27,7 +28,9 @@ SCHEMA = 1
 def summarize(arms: Mapping[str, Sequence[Record]], draws: int, seed: int) -> dict[str, Any]:
     """Return the figures of all arms over the same prompts: ``measures``, ``arms``, ``comparisons``, ``verdict``."""
     first = next(iter(arms.values()))
-    bootstrap = ClusterBootstrap([record.twin_id for record in first], draws, seed)
+    prompts = [record for record in first if record.prompt_kind != PROSE]
+    strata = [PROSE if record.prompt_kind == PROSE else "prompts" for record in first]
+    bootstrap = ClusterBootstrap([record.twin_id for record in first], draws, seed, strata)
     budgets = word_budgets(arms.values())
     estimates = {name: measure(records, bootstrap, budgets) for name, records in arms.items()}
     comparisons = {name: changes(found, estimates["before"]) for name, found in estimates.items() if name != "before"}
@@ -45,10 +48,10 @@ def summarize(arms: Mapping[str, Sequence[Record]], draws: int, seed: int) -> di
         },
         "comparisons": comparisons,
         "prompts": {
-            "rows": len(first),
-            "twins": len({record.twin_id for record in first}),
-            "by_kind": dict(Counter(record.prompt_kind for record in first)),
-            "by_split": dict(Counter(record.split for record in first)),
+            "rows": len(prompts),
+            "twins": len({record.twin_id for record in prompts}),
+            "by_kind": dict(Counter(record.prompt_kind for record in prompts)),
+            "by_split": dict(Counter(record.split for record in prompts)),
         },
     }
 

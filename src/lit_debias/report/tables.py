@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+from lit_debias.evaluation.measures import fluency_measure
 from lit_debias.report.sources import Evaluation
 
 TARGET = re.compile(r"toward\s+(-?\d+(?:\.\d+)?)")
@@ -17,8 +18,8 @@ SECTIONS = {
     "utility": "Utility",
     "benchmarks": "Public benchmarks",
 }
-UTILITY = ("perplexity", "distinct_2", "accuracy")
-"""What the headline shows next to bias."""
+UTILITY = ("distinct_2", "similarity", "accuracy")
+"""What the headline shows next to bias and perplexity."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
             "primary": Cell(evaluation.estimate(arm, primary), mark(evaluation, arm, primary)),
             "utility": {
                 labels[name]: Cell(evaluation.estimate(arm, name), mark(evaluation, arm, name))
-                for name in UTILITY
+                for name in (fluency_measure(labels), *UTILITY)
                 if evaluation.estimate(arm, name)
             },
         }
@@ -126,7 +127,7 @@ def run_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
                 "before": evaluation.estimate("before", verdict["measure"]),
                 "after": evaluation.estimate(evaluation.arm, verdict["measure"]),
                 "bias": evaluation.change(evaluation.arm, verdict["measure"]),
-                "perplexity": evaluation.change(evaluation.arm, "perplexity"),
+                "perplexity": evaluation.change(evaluation.arm, fluency_measure(evaluation.results["measures"])),
                 "checks": f"{sum(check['passed'] for check in checks)} of {len(checks)}",
             }
         )
@@ -149,7 +150,7 @@ def over_runs(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
 def disagreements(evaluations: Sequence[Evaluation]) -> list[str]:
     """Return notes on what keeps runs from being compared."""
     found = []
-    for name, words in {"model": "models", "data_sha256": "data"}.items():
+    for name, words in {"model": "models", "data_sha256": "data", "perplexity_model": "perplexity models"}.items():
         if len({str(evaluation.setting(name)) for evaluation in evaluations}) > 1:
             found.append(f"the runs are of different {words} ({name}): their figures do not belong together")
     if len({evaluation.results["verdict"]["measure"] for evaluation in evaluations}) > 1:

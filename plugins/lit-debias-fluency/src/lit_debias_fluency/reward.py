@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lit_debias import Reward, RewardBatch
 from lit_debias.errors import UserError
+from lit_debias.language_model import LanguageModel
 from lit_debias.models import check_model
-from lit_debias_fluency.language_model import LanguageModel
 
 
 class Fluency(Reward):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lit_debias.models import first_token
 from lit_debias.policy import QLoRAPolicy, pad
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -60,7 +61,7 @@ class Model:
         The model sees ``BOS context sentence``, as in lm-eval 0.4.13: the prefix is the tokenizer's BOS, or its EOS
         where it has none, whether or not the tokenizer would add it. After a context a sentence begins with its space.
         """
-        prefix = self._prefix()
+        prefix = first_token(self.policy.tokenizer)
 
         def rollout(rows: list[int]) -> Rollout:
             cut = [[self._cut(contexts[i], sentence) for sentence in sentences[i]] for i in rows]
@@ -120,11 +121,6 @@ class Model:
                 found[row] = [Likelihood(total, tokens) for total, tokens in zip(sums, counts, strict=True)]
             self.advance(len(rows))
         return [found[i] for i in range(len(lengths))]
-
-    def _prefix(self) -> int:
-        tokenizer = self.policy.tokenizer
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        return int(eos if bos is None else bos)
 
     def _cut(self, context: str, sentence: str) -> tuple[list[int], list[int]]:
         encode = self.policy.tokenizer.encode

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_debias.models import load_causal_lm, load_tokenizer
+from lit_debias.models import first_token, load_causal_lm, load_tokenizer, loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,17 +19,30 @@ class LanguageModel:
     Args:
         source: Local folder, ``pkg://PACKAGE/FILE.gguf``, or hub id.
         batch_size: Completions in one forward pass.
+        dtype: Type of the weights and of the computation; by default bf16 on a GPU and fp32 elsewhere.
+        separator: For a model without chat template: stands between prompt and completion, and the BOS token (or EOS)
+            before them. By default the completion follows a prompt as the tokenizer encodes it.
     """
 
-    def __init__(self, source: str, batch_size: int) -> None:
+    def __init__(
+        self, source: str, batch_size: int, dtype: torch.dtype | None = None, separator: str | None = None
+    ) -> None:
         self.source = source
         self.batch_size = batch_size
+        self.dtype = dtype
+        self.separator = separator
         self._lm: PreTrainedModel | None = None
 
     def load(self, device: torch.device) -> None:
-        """Load onto ``device``, in bf16 on a GPU and fp32 elsewhere; does nothing when the model is there."""
-        if self._lm is None:
-            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        """Load onto ``device``; does nothing when the model is there.
+
+        Raises:
+            UserError: there is no such model, or it cannot be reached.
+        """
+        if self._lm is not None:
+            return
+        dtype = self.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        with loading(self.source):
             self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
             self._lm = load_causal_lm(self.source, dtype=dtype, device_map={"": device})
 
@@ -46,7 +59,10 @@ class LanguageModel:
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         if not self._tokenizer.chat_template:
-            return list(self._tokenizer.encode(prompt)) or [self._tokenizer.eos_token_id]  # something to predict from
+            if self.separator is None:
+                return list(self._tokenizer.encode(prompt)) or [self._tokenizer.eos_token_id]  # what predicts the first
+            text = self._tokenizer.encode(prompt + self.separator, add_special_tokens=False)
+            return [first_token(self._tokenizer), *text]
         message = [{"role": "user", "content": prompt}]
         rendered = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return list(self._tokenizer.encode(rendered, add_special_tokens=False))

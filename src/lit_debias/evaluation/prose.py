@@ -1,0 +1,52 @@
+"""Held-out prose: passages that nobody trained on, whose perplexity says what is left of the language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from lit_debias.errors import UserError
+from lit_debias.evaluation.prompts import DEFAULTS, PROSE, Row
+
+LONGEST = 2000
+"""Characters of a passage; more may not fit a small model's context."""
+
+
+def read_prose(path: str | None) -> list[str]:
+    """Return the passages of a text file, separated by blank lines; those of lit-debias where no file is named.
+
+    Raises:
+        UserError: there is no such file, it is no UTF-8 text, it holds no passage, or one that is too long.
+    """
+    if path is None:
+        return passages(files(__package__).joinpath("prose.txt").read_text(encoding="utf-8"))
+    try:
+        found = passages(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "is no UTF-8 text" if isinstance(error, ValueError) else "cannot be read"
+        raise UserError(f"prose '{path}' {reason}; write a text file of passages separated by blank lines") from error
+    if not found:
+        raise UserError(f"prose '{path}' is empty; write passages separated by blank lines into it")
+    for number, passage in enumerate(found, 1):
+        if len(passage) > LONGEST:
+            raise UserError(
+                f"prose '{path}': passage {number} has {len(passage)} characters; write passages of at most {LONGEST}, "
+                "separated by blank lines"
+            )
+    return found
+
+
+def passages(text: str) -> list[str]:
+    """Return what blank lines separate, each passage in one line."""
+    lines = [line.strip() for line in text.splitlines()]
+    return [passage for block in "\n".join(lines).split("\n\n") if (passage := " ".join(block.split()))]
+
+
+def prose_rows(found: Sequence[str]) -> list[Row]:
+    """Return passages in the form of prompts; each is a cluster of its own."""
+    names = [f"{PROSE}-{number}" for number in range(len(found))]
+    return [
+        {**DEFAULTS, "prompt_id": name, "twin_id": name, "split": PROSE, "prompt_kind": PROSE, "prompt": passage}
+        for name, passage in zip(names, found, strict=True)
+    ]
