@@ -35,9 +35,10 @@ KINDS = {"relative": "relative change", "difference": "change in points"}
 
 
 def verdict(arms: Mapping[str, Estimates], comparisons: Comparisons) -> dict[str, Any]:
-    """Return ``sentence``, the measure and the arm that it is about (``measure``, ``arm``), and ``checks``.
+    """Return ``sentence``, the measure and the arm that it is about (``measure``, ``arm``), ``checks`` and ``against``.
 
-    The arm is "after", or the last adapter where there is no such arm.
+    The arm is "after", or the last adapter where there is no such arm; ``against`` is the paired difference of its
+    measure from each other arm's, that of "before" aside, which is in ``comparisons``.
 
     Args:
         arms: Name of the arm -> its estimates; "before" must be there.
@@ -50,16 +51,20 @@ def verdict(arms: Mapping[str, Estimates], comparisons: Comparisons) -> dict[str
             "arm": None,
             "sentence": "Nothing here measures bias: no judge, and no pair of responses.",
             "checks": [],
+            "against": {},
         }
     arm = next(reversed([name for name in arms if name not in BASES]), None)
     if arm is None:
-        return {"measure": primary, "arm": None, "sentence": _without_adapter(arms, primary), "checks": []}
+        sentence = _without_adapter(arms, primary)
+        return {"measure": primary, "arm": None, "sentence": sentence, "checks": [], "against": {}}
     found = checks(arms, comparisons, primary, arm)
     names = [name for name in (primary, "perplexity") if name in comparisons[arm]]
     said = [_change(arms["before"][name], arms[arm][name], comparisons[arm][name], label(name)) for name in names]
     said.append(f"{sum(check.passed for check in found)} of {len(found)} checks pass")
     about = {"measure": primary, "arm": arm, "sentence": _sentence(said)}
-    return about | {"checks": [asdict(check) for check in found]}
+    others = [name for name in arms if name not in ("before", arm) and primary in arms[name]]
+    against = {name: compare(arms[arm][primary], arms[name][primary]) for name in others}
+    return about | {"checks": [asdict(check) for check in found], "against": against}
 
 
 def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str, arm: str) -> list[Check]:
