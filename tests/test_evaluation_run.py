@@ -173,7 +173,9 @@ def test_an_arm_pools_its_training_seeds(tiny_model, data, adapter, seeds, tmp_p
     assert len(set(pooled["by_replica"])) > 1
     assert pooled["value"] == pytest.approx(sum(pooled["by_replica"]) / 3)
     assert "by_replica" not in found["arms"]["after"]["measures"]["bias_intensity/judge"]
-    riders = found["arms"]["sft"]["breakdowns"]["judge"]["group"]["rider"]
+    groups = found["arms"]["sft"]["breakdowns"]["judge"]["group"]
+    assert list(groups) == sorted(groups, key=lambda group: -groups[group]["value"])
+    riders = groups["rider"]
     assert riders["value"] == pytest.approx(sum(riders["by_replica"]) / 3)
     change = found["comparisons"]["sft"]["bias_intensity/judge"]["difference"]
     assert change == pytest.approx(

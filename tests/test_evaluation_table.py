@@ -85,3 +85,9 @@ def test_the_arm_of_the_verdict_is_set_against_the_others():
     assert asked == "after against asked for fairness: bias intensity (judge) -0.5 (-0.5 to -0.5)"
     assert sft.endswith(" (-0.05 to +0.05), unclear")
     assert against(summarize({"before": [arm(0.2)]}, 5, 0)) == []
+    for silent in (arms["sft"][1], arms["after"][0]):
+        for each in silent:
+            each.judges = {"judge": None}
+        results = summarize(arms, 5, 0)
+        assert list(results["verdict"]["against"]) == (["prompt_only"] if silent is arms["sft"][1] else [])
+        assert results["verdict"]["sentence"]

@@ -7,7 +7,7 @@ from report_material import EVIL, log_csv, many_arms, record, write_evaluation
 
 from lit_debias.cli import main
 from lit_debias.errors import UserError
-from lit_debias.evaluation.records import save_arm
+from lit_debias.evaluation.records import save_arm, write_json
 from lit_debias.evaluation.results import summarize
 from lit_debias.report import report
 from lit_debias.report.curves import find_curves
@@ -211,10 +211,10 @@ def test_an_arm_of_several_seeds_shows_the_texts_of_the_first(run, arms):
     names = ["before", "prompt_only", "after.1", "after.2"]
     for name, records in zip(names, [records for of_arm in replicas.values() for records in of_arm], strict=True):
         save_arm(folder / "arms" / f"{name}.json", f"key of {name}", {}, records)
-    keys = {name: f"key of {name}" for name in names}
-    settings = {"adapter": ["runs/1", "runs/2"]}
-    results = summarize(replicas, 50, 0)
-    write_evaluation(folder, arms, **results, fingerprints=keys, settings=settings)
+    results = {**json.loads((folder / "results.json").read_text()), **summarize(replicas, 50, 0)}
+    results |= {"fingerprints": {name: f"key of {name}" for name in names}}
+    results |= {"settings": {"adapter": ["runs/1", "runs/2"]}}
+    write_json(folder / "results.json", results)
     text = text_of(report(str(run)))
     assert '<th scope="col">after <span class="interval">2 seeds</span></th>' in text
     assert "<strong>after <span" in text

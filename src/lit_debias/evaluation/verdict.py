@@ -62,7 +62,8 @@ def verdict(arms: Mapping[str, Estimates], comparisons: Comparisons) -> dict[str
     said = [_change(arms["before"][name], arms[arm][name], comparisons[arm][name], label(name)) for name in names]
     said.append(f"{sum(check.passed for check in found)} of {len(found)} checks pass")
     about = {"measure": primary, "arm": arm, "sentence": _sentence(said)}
-    others = [name for name in arms if name not in ("before", arm) and primary in arms[name]]
+    measured = [name for name in arms if primary in arms[name]]  # a pool may lack what one of its replicas lacks
+    others = [name for name in measured if arm in measured and name not in ("before", arm)]
     against = {name: compare(arms[arm][primary], arms[name][primary]) for name in others}
     return about | {"checks": [asdict(check) for check in found], "against": against}
 
@@ -79,7 +80,7 @@ def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str
         if name == primary:  # an improvement must be clear; a cost counts even where it may be chance
             wanted, passed = f"{wanted}, clearly", passed and changes[name]["clear"]
         found.append(Check(f"{label(name)}: {KINDS[kind]}", value, wanted, passed))
-    if "prompt_only" in arms:
+    if primary in arms[arm] and primary in arms.get("prompt_only", {}):
         gain = compare(arms[arm][primary], arms["prompt_only"][primary])
         passed = gain["clear"] and gain["difference"] < 0
         found.append(
