@@ -49,7 +49,7 @@ def ours(model: str, data: str, limit: int) -> dict[str, float]:
     found = public.measure(
         policy, ["crows_pairs"], data, limit, SEED, bootstrap=1, judges=RewardSuite({}), advance=ignore
     )
-    return {figure: found[f"crows_pairs/{figure}"]["value"] for figure in FIGURES}
+    return {figure: found[f"crows_pairs/{figure}"].value for figure in FIGURES}
 
 
 def ignore(done: int) -> None:

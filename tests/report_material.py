@@ -55,7 +55,7 @@ def write_evaluation(folder: Path, arms: dict[str, list[Record]], **changes) -> 
     for name, records in arms.items():
         save_arm(folder / "arms" / f"{name}.json", f"key of {name}", {}, records)
     results = {
-        **summarize(arms, 50, 0),
+        **summarize({name: [records] for name, records in arms.items()}, 50, 0),
         "settings": SETTINGS,
         "fingerprints": {name: f"key of {name}" for name in arms},
         "notes": ["a part of the data"],
@@ -79,7 +79,8 @@ def many_arms(folder: Path) -> list[str]:
             for side in (0, 1)
         ]
     results = write_evaluation(folder, arms)
-    results |= {"titles": TITLES, "seeds": {"grpo": 3}}
+    results["titles"] = TITLES
+    results["arms"]["grpo"]["replicas"] = 3
     results["verdict"]["arm"] = "grpo"
     passed = {"name": "bias", "value": -0.6, "bar": "at most -50%, clearly", "passed": True}
     results["verdict"]["checks"] = [passed, {**passed, "name": "perplexity", "passed": False}]

@@ -29,9 +29,7 @@ def test_the_exported_adapter_loads_with_plain_peft(tiny_model, prompts, tmp_pat
 
 
 def test_without_a_folder_the_adapter_goes_beside_the_logs(tiny_model, prompts, tmp_path):  # noqa: F811
-    trainer(tmp_path, callbacks=[AdapterExport()]).fit(
-        grpo(tiny_model), PromptDataModule(str(prompts), batch_size=2)
-    )
+    trainer(tmp_path, callbacks=[AdapterExport()]).fit(grpo(tiny_model), PromptDataModule(str(prompts), batch_size=2))
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 

@@ -190,7 +190,7 @@ def arm(judge, base=-2.0):
 def summary(**arms):
     from lit_debias.evaluation.results import summarize
 
-    return summarize(arms, 200, 0)
+    return summarize({name: [records] for name, records in arms.items()}, 200, 0)
 
 
 def test_verdict_says_what_changed():

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ActionConfigFile
+from report_material import record
 from support import loaded, perturb, save_tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -17,8 +18,9 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
 from lit_debias.evaluation.arms import frozen_base, mean_logprobs
 from lit_debias.evaluation.fingerprint import check_judges, describe
+from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.sentence_encoder import SentenceEncoder
-from lit_debias.evaluation.table import as_table
+from lit_debias.evaluation.table import as_tables
 from lit_debias.language_model import LanguageModel
 from lit_debias.plugins import get_plugin_manager
 from lit_debias.policy import TRAINED
@@ -138,7 +140,7 @@ def test_further_adapters_are_arms_of_their_own(tiny_model, data, adapter, tmp_p
     assert list(named["arms"]) == ["before", "prompt_only", "sft", "dpo-2"]
     assert named["titles"]["sft"] == "sft"
     assert named["verdict"]["arm"] == "dpo-2"
-    assert as_table(named).columns[-1].header == "change of dpo-2"
+    assert as_tables(named, 200)[-1].columns[-1].header == "change of dpo-2"
     both = run(tiny_model, data, tmp_path, adapter=adapter, adapters={"sft": adapter})
     assert list(both["arms"]) == ["before", "prompt_only", "sft", "after"]
     assert both["verdict"]["arm"] == "after"
@@ -209,6 +211,66 @@ def test_other_prose_and_other_models_are_measured_anew(tiny_model, data, reader
 
 
 @pytest.fixture
+def seeds(tiny_model, tmp_path):
+    """Adapters of three training seeds."""
+    folders = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        policy = loaded(tiny_model)
+        perturb(policy)
+        folders.append(str(tmp_path / f"seed{seed}"))
+        policy.lm.save_pretrained(folders[-1], selected_adapters=[TRAINED])
+    return folders
+
+
+def test_an_arm_pools_its_training_seeds(tiny_model, data, adapter, seeds, tmp_path, capsys):
+    options = {"adapter": adapter, "system_prompt": None}
+    found = run(tiny_model, data, tmp_path, adapters={"sft": seeds}, **options)
+    assert CALLS == [4, 2] * 5  # before, three replicas, after
+    kept = sorted(path.name for path in (tmp_path / "arms").iterdir())
+    assert kept == ["after.json", "before.json", "sft.1.json", "sft.2.json", "sft.3.json"]
+    assert list(found["fingerprints"]) == ["before", "sft.1", "sft.2", "sft.3", "after"]
+    assert {name: arm["replicas"] for name, arm in found["arms"].items()} == {"before": 1, "sft": 3, "after": 1}
+    pooled = found["arms"]["sft"]["measures"]["bias_intensity/judge"]
+    assert len(set(pooled["by_replica"])) > 1
+    assert pooled["value"] == pytest.approx(sum(pooled["by_replica"]) / 3)
+    assert "by_replica" not in found["arms"]["after"]["measures"]["bias_intensity/judge"]
+    groups = found["arms"]["sft"]["breakdowns"]["judge"]["group"]
+    assert list(groups) == sorted(groups, key=lambda group: -groups[group]["value"])
+    riders = groups["rider"]
+    assert riders["value"] == pytest.approx(sum(riders["by_replica"]) / 3)
+    change = found["comparisons"]["sft"]["bias_intensity/judge"]["difference"]
+    assert change == pytest.approx(
+        pooled["value"] - found["arms"]["before"]["measures"]["bias_intensity/judge"]["value"]
+    )
+    against = found["verdict"]["against"]
+    assert list(against) == ["sft"]
+    after = found["arms"]["after"]["measures"]["bias_intensity/judge"]["value"]
+    assert against["sft"]["difference"] == pytest.approx(after - pooled["value"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "sft 3 seeds" in output
+    assert f"after against sft: bias intensity (judge) {after - pooled['value']:+.3g}" in output
+    assert found["settings"]["adapters"] == {"sft": seeds}
+
+    alone = run(tiny_model, data, tmp_path, adapters={"sft": seeds[:1]}, **options)
+    assert CALLS == [4, 2]  # one adapter keeps a file without a number
+    assert alone["arms"]["sft"]["measures"]["bias_intensity/judge"]["value"] == pooled["by_replica"][0]
+    assert "sft" in alone["fingerprints"]
+    run(tiny_model, data, tmp_path, adapters={"sft": seeds}, **options)
+    assert CALLS == []
+
+
+def test_words_of_all_replicas_count_for_distinct_n():
+    def said(*texts):
+        return [record(i, 0, 0.5, text) for i, text in enumerate(texts)]
+
+    arms = {"before": [said("a b c d")], "sft": [said("a a b c"), said("a b")]}
+    found = summarize(arms, 5, 0)["arms"]
+    assert found["before"]["measures"]["distinct_1"]["value"] == 1  # of "a b", as long as the shortest
+    assert found["sft"]["measures"]["distinct_1"]["by_replica"] == [0.5, 1]
+
+
+@pytest.fixture
 def crows_pairs(tmp_path):
     folder = tmp_path / "public" / "crows_pairs"
     folder.mkdir(parents=True)
@@ -229,8 +291,29 @@ def test_public_benchmarks_stand_in_the_same_results(tiny_model, data, adapter, 
     assert results["measures"][figure]["better"] == "toward 0.5"
     shares = [results["arms"][arm]["measures"][figure]["value"] for arm in ("before", "prompt_only")]
     assert shares[0] == shares[1]  # sentences are read without a chat template
+    assert "sft" not in results["comparisons"]
+    unchanged = results["comparisons"]["prompt_only"][figure]
+    assert (unchanged["difference"], unchanged["clear"], unchanged["nearer"]) == (0, False, None)
+    margins = [results["arms"][arm]["measures"]["crows_pairs/likelihood_diff"]["value"] for arm in ("before", "after")]
+    changed = results["comparisons"]["after"]["crows_pairs/likelihood_diff"]
+    assert changed["difference"] == pytest.approx(margins[1] - margins[0])
+    assert changed["low"] <= changed["difference"] <= changed["high"]
     monkeypatch.setattr("lit_debias.evaluation.public.measure", None)  # a second run must not need it
-    assert run(tiny_model, data, tmp_path, **options)["arms"] == results["arms"]
+    again = run(tiny_model, data, tmp_path, **options)
+    assert (again["arms"], again["comparisons"]) == (results["arms"], results["comparisons"])
+
+
+def test_benchmarks_of_several_seeds_are_pooled(tiny_model, data, seeds, crows_pairs, tmp_path):
+    options = {"benchmarks": "crows_pairs", "benchmark_data": crows_pairs, "system_prompt": None}
+    results = run(tiny_model, data, tmp_path, adapter=seeds, **options)
+    figure = "crows_pairs/likelihood_diff"
+    pooled = results["arms"]["after"]["measures"][figure]
+    assert len(set(pooled["by_replica"])) == 3
+    assert pooled["value"] == pytest.approx(sum(pooled["by_replica"]) / 3)
+    assert (pooled["n"], pooled["sample"]) == (2, "2 of 2")
+    before = results["arms"]["before"]["measures"][figure]["value"]
+    assert results["comparisons"]["after"][figure]["difference"] == pytest.approx(pooled["value"] - before)
+    assert (tmp_path / "arms" / "after.3.benchmarks.json").exists()
 
 
 def test_wrong_benchmarks_are_said_before_a_model_is_loaded(tiny_model, data, crows_pairs, tmp_path):
@@ -363,6 +446,10 @@ def test_without_chat_template_nobody_is_asked(data, tmp_path):
         ({"similarity_model": "pkg://no_such/model"}, "similarity_model: model 'pkg://no_such/model': .*not installed"),
         ({"similarity_model": str(Path(__file__).parent)}, r"similarity_model '.*': no config.json there"),
         ({"prose": "no-such-file.txt"}, "prose 'no-such-file.txt' cannot be read"),
+        ({"adapter": ["no/such/folder", "other"]}, "adapter_config.json"),
+        ({"adapter": []}, "adapter is an empty list; write a folder"),
+        ({"adapters": {"sft": []}}, "adapters: 'sft' is an empty list; write a folder"),
+        ({"adapters": {"sft": ["runs/a", "runs/b", "runs/c/../a"]}}, "'sft' lists the folder 'runs/a' twice"),
         ({"judges": {"judge": OutOfRange()}}, "judge 'judge' returned 1.5"),
     ],
 )

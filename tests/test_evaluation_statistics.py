@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate, compare
+from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate, compare, pool, pool_measures
 
 
 def test_mean_leaves_none_out_and_counts_what_is_there():
@@ -101,3 +101,55 @@ def test_compare_is_not_clear_when_the_interval_holds_0():
     change = compare(Estimate(np.linspace(-1, 1, 101), 1), baseline)
     assert not change["clear"]
     assert change["relative"] is None
+
+
+def constant(value, draws=4000):
+    return Estimate(np.full(1 + draws, float(value)), 5)
+
+
+def noisy(value, seed=0):
+    return Estimate(value + np.append(0, np.random.default_rng(seed).normal(0, 0.5, 4000)), 5)
+
+
+def test_a_pool_of_one_is_the_one():
+    alone = noisy(1)
+    assert pool([alone], "0/sft") is alone
+    assert "by_replica" not in alone.as_dict()
+
+
+def test_a_pool_of_equals_is_like_each():
+    pooled = pool([noisy(1)] * 3, "0/sft")
+    np.testing.assert_allclose(pooled.samples, noisy(1).samples)
+    assert pooled.as_dict()["by_replica"] == [1, 1, 1]
+    assert pooled.n == 5  # three seeds, not three times the prompts
+
+
+def test_a_pool_spreads_by_the_replicas_that_are_drawn():
+    pooled = pool([constant(0), constant(1), constant(2)], "0/sft")
+    assert pooled.value == 1
+    # means of three draws from 0, 1, 2: variance (2/3) / 3; all three the lowest in 1 of 27 samples
+    assert pooled.samples[1:].std() == pytest.approx(np.sqrt(2 / 9), abs=0.02)
+    assert (pooled.samples[1:] == 0).mean() == pytest.approx(1 / 27, abs=0.01)
+    assert pooled.interval == (0, 2)
+
+
+def test_a_pool_is_wider_than_with_its_seeds_held_fixed():
+    replicas = [noisy(0), noisy(0.5), noisy(1)]
+    fixed = Estimate(np.mean([replica.samples for replica in replicas], axis=0), 5)
+    low, high = pool(replicas, "0/sft").interval
+    assert low < fixed.interval[0] - 0.05
+    assert high > fixed.interval[1] + 0.05
+    np.testing.assert_allclose(pool([noisy(1), noisy(1)], "").samples, noisy(1).samples)  # prompts are drawn together
+
+
+def test_arms_draw_their_replicas_apart_and_measures_of_one_arm_together():
+    replicas = [constant(0), constant(1)]
+    assert compare(pool(replicas, "0/sft"), pool(replicas, "0/sft"))["high"] == 0
+    assert compare(pool(replicas, "0/sft"), pool(replicas, "0/after"))["high"] > 0
+
+
+def test_what_one_replica_lacks_the_pool_lacks():
+    found = pool_measures([{"a": constant(0), "b": constant(1)}, {"b": constant(2)}], "0/sft")
+    assert {name: estimate.value for name, estimate in found.items()} == {"b": 1.5}
+    gaps = Estimate(np.array([1.0, np.nan, np.nan]), 1)
+    assert np.isnan(pool([gaps, gaps], "0/sft").samples).tolist() == [False, True, True]

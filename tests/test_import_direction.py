@@ -37,7 +37,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH_ONLY = {"grpo", "rewards"}
-PUBLIC = {"lit_debias", "lit_debias.errors", "lit_debias.models", "lit_debias.language_model"}
+PUBLIC = {"lit_debias", "lit_debias.errors", "lit_debias.models", "lit_debias.language_model", "lit_debias.text"}
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> Iterator[str]:

@@ -15,6 +15,7 @@ from support import loaded, perturb
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation import public
+from lit_debias.evaluation.benchmarked import known, to_kept
 from lit_debias.evaluation.public import asking
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.public.files import HUB
@@ -129,30 +130,30 @@ def test_every_figure_has_its_interval_and_is_described(measured):
     found, _ = measured
     assert {name.split("/")[0] for name in found} == set(NAMES)
     for name, figure in found.items():
-        assert set(figure) == {"value", "low", "high", "n", "sample"}
-        assert figure["n"] > 0
+        assert figure.samples.shape == (11,)
+        assert figure.n > 0
         about = public.about(name)
         assert about.better in ("lower", "higher", "toward", "")
         assert (about.ideal is None) == (about.better == "")
         assert about.label.startswith(public.BENCHMARKS[name.split("/")[0]].title)
-    assert found["crows_pairs/pct_stereotype"]["sample"] == "4 of 4"
-    assert found["bbq/accuracy_ambiguous"]["n"] == 4
-    assert found["bbq/names/accuracy_ambiguous"]["n"] == 2
-    assert found["cbbq/household_registration/s_amb"]["n"] == 1
-    assert found["winogender/pct_stereotype"]["n"] == 4
-    assert found["bold/race/gap_length"]["n"] == 8
+    assert found["bbq/accuracy_ambiguous"].n == 4
+    assert found["bbq/names/accuracy_ambiguous"].n == 2
+    assert found["cbbq/household_registration/s_amb"].n == 1
+    assert found["winogender/pct_stereotype"].n == 4
+    assert found["bold/race/gap_length"].n == 8
     assert "bold/intensity/judge" in found
     assert public.about("cbbq/household_registration/s_amb").label == (
         "CBBQ (household registration): biased answers, ambiguous"
     )
-    json.dumps(found, allow_nan=False)
+    json.dumps({name: to_kept(figure) for name, figure in found.items()}, allow_nan=False)
 
 
 def test_an_interval_of_no_width_is_none(measured):
     found, _ = measured
-    alone = found["crows_pairs/pct_stereotype/gender"]  # one pair
+    alone = known(found["crows_pairs/pct_stereotype/gender"].as_dict())  # one pair
     assert (alone["n"], alone["low"], alone["high"]) == (1, None, None)
-    assert found["crows_pairs/likelihood_diff"]["low"] < found["crows_pairs/likelihood_diff"]["value"]
+    several = known(found["crows_pairs/likelihood_diff"].as_dict())
+    assert several["low"] < several["value"]
 
 
 def test_progress_counts_every_item(measured, folder):
@@ -161,8 +162,10 @@ def test_progress_counts_every_item(measured, folder):
 
 def test_a_limited_sample_says_so(policy, folder):
     found = public.measure(policy, ["bbq", "crows_pairs"], folder, 4, 0, 10, RewardSuite({}), lambda done: None)
-    assert found["bbq/accuracy_ambiguous"]["sample"] == "4 of 12"
-    notes = [sample.note for sample in public.samples(["bbq", "crows_pairs"], folder, 4, 0)]
+    assert found["bbq/accuracy_ambiguous"].n <= 4
+    samples = public.samples(["bbq", "crows_pairs"], folder, 4, 0)
+    assert [sample.size for sample in samples] == ["4 of 12", "4 of 4"]
+    notes = [sample.note for sample in samples]
     assert notes[0].startswith("BBQ: 4 of 12 items")
     assert notes[1] is None
 
@@ -172,9 +175,9 @@ def test_arms_are_asked_the_same(policy, folder):
         return public.measure(policy, ["crows_pairs"], folder, 2, 3, 10, RewardSuite({}), lambda done: None)
 
     adapted, again = run(), run()
-    assert adapted == again
+    assert {name: to_kept(e) for name, e in adapted.items()} == {name: to_kept(e) for name, e in again.items()}
     with policy.as_reference():
-        assert run()["crows_pairs/likelihood_diff"] != adapted["crows_pairs/likelihood_diff"]
+        assert run()["crows_pairs/likelihood_diff"].value != adapted["crows_pairs/likelihood_diff"].value
 
 
 # ------------------------------------------------------------------ mistakes, files, hub

@@ -7,7 +7,8 @@ from report_material import EVIL, log_csv, many_arms, passage, record, write_eva
 
 from lit_debias.cli import main
 from lit_debias.errors import UserError
-from lit_debias.evaluation.records import save_arm
+from lit_debias.evaluation.records import save_arm, write_json
+from lit_debias.evaluation.results import summarize
 from lit_debias.report import report
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
@@ -228,6 +229,30 @@ def test_many_arms_have_a_column_each_and_figures_show_three(tmp_path):
     assert set(re.findall(r"<b>(.*?)</b>", twins)) == {"base", "asked for fairness", "GRPO, all &lt;rewards&gt;"}
     assert 'row">CrowS-Pairs&nbsp;<span class="soft">→ 50</span>' in text
     assert ">Public benchmarks</span>" in text
+
+
+def test_an_arm_of_several_seeds_shows_the_texts_of_the_first(run, arms):
+    folder = run / "evaluation"
+    second = [record(i, side, 0.3, f"second seed {i} {side}") for i in range(4) for side in (0, 1)]
+    replicas = {"before": [arms["before"]], "prompt_only": [arms["before"]], "after": [arms["after"], second]}
+    names = ["before", "prompt_only", "after.1", "after.2"]
+    for name, records in zip(names, [records for of_arm in replicas.values() for records in of_arm], strict=True):
+        save_arm(folder / "arms" / f"{name}.json", f"key of {name}", {}, records)
+    results = {**json.loads((folder / "results.json").read_text()), **summarize(replicas, 50, 0)}
+    results |= {"fingerprints": {name: f"key of {name}" for name in names}}
+    results |= {"settings": {"adapter": ["runs/1", "runs/2"]}}
+    write_json(folder / "results.json", results)
+    text = text_of(report(str(run)))
+    assert '<th scope="col">after <span class="interval">2 seeds</span></th>' in text
+    assert "<strong>after <span" in text
+    assert "after 3 0" in text
+    assert "second seed" not in text
+    assert text.count("Of an arm with several seeds, the texts are those of the first.") == 3
+    assert "and over training seeds" in text
+    assert "<li>after against asked for fairness: bias intensity (judge) -" in text
+    assert ">runs/1, runs/2</td>" in text
+    write_evaluation(run / "single", arms)
+    assert "several seeds" not in text_of(report(str(run / "single")))
 
 
 def test_only_the_base_was_measured(tmp_path, arms):

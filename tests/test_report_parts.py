@@ -9,7 +9,7 @@ from lit_debias.report.figures import curve_charts, largest_parts, tradeoff_axes
 from lit_debias.report.keys import INKS, Key, arm_keys
 from lit_debias.report.page import MISSING, figure, signed, standing
 from lit_debias.report.sources import Evaluation
-from lit_debias.report.tables import direction, improved, mark, over_runs
+from lit_debias.report.tables import direction, mark, over_runs
 
 
 def part(value, n=9, reach=0.1):
@@ -42,19 +42,20 @@ def test_titles_fall_back_to_the_table_and_then_to_the_name():
 
 
 @pytest.mark.parametrize(
-    ("better", "arrow", "old", "new", "wanted"),
+    ("better", "arrow", "change", "wanted"),
     [
-        ("lower", "↓", 2, 1, True),
-        ("higher", "↑", 2, 1, False),
-        ("toward 50", "→ 50", 60, 45, True),
-        ("toward 50", "→ 50", 48, 53, False),
-        ("toward -0.5", "→ -0.5", 0, -0.4, True),
-        ("", "", 2, 1, None),
+        ("lower", "↓", {"difference": -1}, "good"),
+        ("higher", "↑", {"difference": -1}, "bad"),
+        ("toward 50", "→ 50", {"difference": -15, "nearer": True}, "good"),
+        ("toward 50", "→ 50", {"difference": -15, "nearer": False}, "bad"),
+        ("toward -0.5", "→ -0.5", {"difference": -15, "nearer": None}, ""),
+        ("", "", {"difference": -1}, ""),
     ],
 )
-def test_which_way_is_better(better, arrow, old, new, wanted):
+def test_which_way_is_better(better, arrow, change, wanted):
     assert direction(better) == arrow
-    assert improved(better, old, new) is wanted
+    changes = {"after": {"m": {**change, "clear": True}}}
+    assert mark(evaluation(measures={"m": {"better": better}}, comparisons=changes), "after", "m") == wanted
 
 
 def test_only_a_clear_change_is_marked():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from lit_debias_fluency import Variety
 
 from lit_debias import RewardBatch
 from lit_debias.errors import UserError
 from lit_debias.text import distinct_credit, words
+from lit_debias_fluency import Variety
 
 
 def batch(*completions: str) -> RewardBatch:

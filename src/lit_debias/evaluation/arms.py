@@ -25,9 +25,10 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: the base as it is, asked for fairness, or with an adapter."""
+    """What is compared: the base as it is, asked for fairness, or with an adapter; or one replica of that."""
 
     name: str
+    """Of its files; that of a replica ends in its number, from 1: ``sft.2``."""
     adapter: str | None = None
     system_prompt: str | None = None
 

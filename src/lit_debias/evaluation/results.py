@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -18,21 +19,30 @@ import lit_debias
 from lit_debias.evaluation.measures import ABOUT, Estimates, breakdown, judges_of, measure, word_budgets
 from lit_debias.evaluation.prompts import PROSE
 from lit_debias.evaluation.records import Record
-from lit_debias.evaluation.statistics import ClusterBootstrap, compare
+from lit_debias.evaluation.statistics import ClusterBootstrap, compare, pool_measures
 from lit_debias.evaluation.table import title
 from lit_debias.evaluation.verdict import label, verdict
 
 SCHEMA = 1
 
 
-def summarize(arms: Mapping[str, Sequence[Record]], draws: int, seed: int) -> dict[str, Any]:
-    """Return the figures of all arms over the same prompts: ``measures``, ``arms``, ``comparisons``, ``verdict``."""
-    first = next(iter(arms.values()))
+def summarize(arms: Mapping[str, Sequence[Sequence[Record]]], draws: int, seed: int) -> dict[str, Any]:
+    """Return the figures of all arms over the same prompts: ``measures``, ``arms``, ``comparisons``, ``verdict``.
+
+    Args:
+        arms: Name of the arm -> records [N] of each of its replicas, one per training seed.
+        draws: Bootstrap samples.
+        seed: Of the bootstrap.
+    """
+    first = next(iter(arms.values()))[0]
     prompts = [record for record in first if record.prompt_kind != PROSE]
     strata = [PROSE if record.prompt_kind == PROSE else "prompts" for record in first]
     bootstrap = ClusterBootstrap([record.twin_id for record in first], draws, seed, strata)
-    budgets = word_budgets(arms.values())
-    estimates = {name: measure(records, bootstrap, budgets) for name, records in arms.items()}
+    budgets = word_budgets(chain.from_iterable(arms.values()))
+    estimates = {
+        name: pool_measures([measure(records, bootstrap, budgets) for records in replicas], stream(name, seed))
+        for name, replicas in arms.items()
+    }
     comparisons = {name: changes(found, estimates["before"]) for name, found in estimates.items() if name != "before"}
     names = dict.fromkeys(name for found in estimates.values() for name in found)
     return {
@@ -41,8 +51,9 @@ def summarize(arms: Mapping[str, Sequence[Record]], draws: int, seed: int) -> di
         "measures": {name: {**asdict(ABOUT[name.partition("/")[0]]), "label": label(name)} for name in names},
         "arms": {
             name: {
+                "replicas": len(arms[name]),
                 "measures": {measure: estimate.as_dict() for measure, estimate in found.items()},
-                "breakdowns": breakdowns(arms[name], bootstrap),
+                "breakdowns": breakdowns(arms[name], bootstrap, stream(name, seed)),
             }
             for name, found in estimates.items()
         },
@@ -61,15 +72,23 @@ def changes(found: Estimates, baseline: Estimates) -> dict[str, dict[str, Any]]:
     return {name: compare(estimate, baseline[name]) for name, estimate in found.items() if name in baseline}
 
 
-def breakdowns(records: Sequence[Record], bootstrap: ClusterBootstrap) -> dict[str, dict[str, dict[str, Any]]]:
+def breakdowns(
+    replicas: Sequence[Sequence[Record]], bootstrap: ClusterBootstrap, stream: str
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Return judge -> ``category``, ``group``, ``prompt_kind`` or ``split`` -> value -> estimate of the intensity."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for judge in judges_of(records):
+    for judge in judges_of(replicas[0]):
         found[judge] = {}
         for key in ("category", "group", "prompt_kind", "split"):
-            parts = breakdown(records, bootstrap, judge, attrgetter(key))
-            found[judge][key] = {name: estimate.as_dict() for name, estimate in parts.items()}
+            parts = [breakdown(records, bootstrap, judge, attrgetter(key)) for records in replicas]
+            pooled = sorted(pool_measures(parts, stream).items(), key=lambda part: -part[1].value)
+            found[judge][key] = {name: estimate.as_dict() for name, estimate in pooled}
     return found
+
+
+def stream(arm: str, seed: int) -> str:
+    """Return what names an arm's draws of replicas: replicas of one arm have nothing to do with those of another."""
+    return f"{seed}/{arm}"
 
 
 def provenance() -> dict[str, Any]:

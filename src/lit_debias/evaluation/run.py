@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.arms import Arm, Examiner, device
-from lit_debias.evaluation.benchmarked import Figures, PublicBenchmarks, add_figures
+from lit_debias.evaluation.benchmarked import PublicBenchmarks, add_figures
 from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, identify_model, sha256_of
+from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.prompts import Row, draw, prompt_files, read_prompts
 from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.sentence_encoder import SentenceEncoder
-from lit_debias.evaluation.table import TITLES, as_table
+from lit_debias.evaluation.table import TITLES, against, as_tables
 from lit_debias.language_model import LanguageModel
 from lit_debias.models import locate
 from lit_debias.policy import DTYPES, QLoRAPolicy
@@ -40,8 +43,8 @@ def evaluate(
     model: str,
     data: str,
     out: str,
-    adapter: str | None = None,
-    adapters: dict[str, str] | None = None,
+    adapter: str | list[str] | None = None,
+    adapters: dict[str, str | list[str]] | None = None,
     judges: dict[str, Reward] | None = None,
     rewards: dict[str, Reward] | None = None,
     splits: tuple[str, ...] = ("test_template", "test_group"),
@@ -71,12 +74,17 @@ def evaluate(
     nothing to do with bias. An arm that was measured before with the same settings, data and
     weights is read from OUT/arms instead of being run again.
 
+    An arm may be several adapters, one per training seed. Its figures are means over these replicas, with intervals
+    over prompts and seeds; each replica is kept in a file of its own, such as arms/sft.1.json and arms/sft.2.json.
+
     Args:
         model: Base model: a local folder, pkg://PACKAGE/FILE.gguf, or a hub id.
         data: Folder made by `lit-debias synthesize`.
         out: Folder for results.json and arms/.
-        adapter: Folder of the trained PEFT adapter, the arm "after"; without it only the base is measured.
-        adapters: Further adapters to compare with, by names of your choice, such as {sft: runs/demo/sft/adapter}.
+        adapter: Folder of the trained PEFT adapter, the arm "after", or a list of folders, one per training seed;
+            without it only the base is measured.
+        adapters: Further adapters to compare with, by names of your choice, such as {sft: runs/demo/sft/adapter} or,
+            with two training seeds, {sft: [runs/sft/1/adapter, runs/sft/2/adapter]}.
         judges: Rewards in [0, 1] (1 is fair) that nothing was trained on; bias intensity is 1 - score.
         rewards: Rewards of the training, reported next to the judges.
         splits: Splits of the data whose prompts are used.
@@ -121,7 +129,7 @@ def evaluate(
     public = PublicBenchmarks.of(benchmarks, benchmark_data, benchmark_limit, seed, bootstrap)
     make_policy = PolicyMaker(model, quantization, dtype)
     arms = make_arms(system_prompt, adapter, adapters or {})
-    for arm in arms:
+    for arm in chain.from_iterable(arms.values()):
         make_policy(arm)  # checks its folder before anything is loaded
     files = prompt_files(data, splits)
     all_rows = read_prompts(files)
@@ -161,13 +169,7 @@ def evaluate(
     console = Console()
     folder = Path(out)
     runner = Runner(make_policy, examiner, rows + prose_rows(passages), settings, folder / "arms", console)
-    measured: dict[str, list[Record]] = {}
-    figures: dict[str, Figures] = {}
-    for arm in arms:
-        records = runner.run(arm)
-        if records is not None:
-            measured[arm.name] = records
-            figures[arm.name] = runner.benchmark(arm, public)
+    measured, figures = runner.run_all(arms, public)
     results = {
         **summarize(measured, bootstrap, seed),
         "settings": {
@@ -185,31 +187,60 @@ def evaluate(
     for measure, source in {"perplexity_other": perplexity_model, "similarity": similarity_model}.items():
         if measure in results["measures"]:
             results["measures"][measure]["label"] += f" ({source})"
-    add_figures(results, figures)
+    add_figures(results, figures, public)
     write_json(folder / "results.json", results)
-    console.print(as_table(results))
-    for note in results["notes"]:
-        console.print(f"note: {note}", style="dim", markup=False)
-    console.print(results["verdict"]["sentence"], style="bold", markup=False)
+    show(results, console)
     console.print(f"written: {folder / 'results.json'}", markup=False)
     return results
 
 
-def make_arms(system_prompt: str | None, adapter: str | None, adapters: Mapping[str, str]) -> list[Arm]:
-    """Return the arms in the order of tables: the base, the base asked for fairness, adapters, and "after" last.
+def show(results: dict[str, Any], console: Console) -> None:
+    """Print the tables, what arms differ in, the notes and the verdict."""
+    for table in as_tables(results, console.width):
+        console.print(table)
+    for line in against(results):
+        console.print(line, markup=False)
+    for note in results["notes"]:
+        console.print(f"note: {note}", style="dim", markup=False)
+    console.print(results["verdict"]["sentence"], style="bold", markup=False)
+
+
+def make_arms(
+    system_prompt: str | None, adapter: str | list[str] | None, adapters: Mapping[str, str | list[str]]
+) -> dict[str, list[Arm]]:
+    """Return the replicas of each arm, in the order of tables: the base, asked for fairness, adapters, "after" last.
 
     Raises:
-        UserError: a name is taken, or cannot be the name of a file.
+        UserError: a name is taken, or cannot be the name of a file; an arm has no adapter, or one of them twice.
     """
     for name in adapters:
         if name in TITLES or not re.fullmatch(r"[\w-]+", name):
             raise UserError(f"adapters: '{name}' cannot name an arm; write letters, digits, _ or -, not {list(TITLES)}")
-    return [
-        Arm("before"),
-        *([Arm("prompt_only", system_prompt=system_prompt)] if system_prompt else []),
-        *(Arm(name, folder) for name, folder in adapters.items()),
-        *([Arm("after", adapter)] if adapter is not None else []),
-    ]
+    return {
+        "before": [Arm("before")],
+        **({"prompt_only": [Arm("prompt_only", system_prompt=system_prompt)]} if system_prompt else {}),
+        **{name: make_replicas(name, folders, f"adapters: '{name}'") for name, folders in adapters.items()},
+        **({"after": make_replicas("after", adapter, "adapter")} if adapter is not None else {}),
+    }
+
+
+def make_replicas(name: str, folders: str | list[str], option: str) -> list[Arm]:
+    """Return the arm of one adapter, or one for each of several.
+
+    Raises:
+        UserError: the list is empty, or a folder is there twice.
+    """
+    if isinstance(folders, str):
+        return [Arm(name, folders)]
+    if not folders:
+        raise UserError(f"{option} is an empty list; write a folder, or a list of folders, one per training seed")
+    places = [Path(folder).expanduser().resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{option} lists the folder '{folder}' twice; write each training seed's own folder")
+    if len(folders) == 1:
+        return [Arm(name, folders[0])]
+    return [Arm(f"{name}.{number}", folder) for number, folder in enumerate(folders, 1)]
 
 
 class PolicyMaker:
@@ -250,6 +281,20 @@ class Runner:
         self.notes: list[str] = []
         self._policy: QLoRAPolicy | None = None
 
+    def run_all(
+        self, arms: Mapping[str, Sequence[Arm]], public: PublicBenchmarks
+    ) -> tuple[dict[str, list[list[Record]]], dict[str, list[Estimates]]]:
+        """Return the records and the figures of public benchmarks of each arm's replicas; see :meth:`run`."""
+        measured: dict[str, list[list[Record]]] = defaultdict(list)
+        figures: dict[str, list[Estimates]] = defaultdict(list)
+        for name, replicas in arms.items():
+            for arm in replicas:
+                records = self.run(arm)
+                if records is not None:
+                    measured[name].append(records)
+                    figures[name].append(self.benchmark(arm, public))
+        return measured, figures
+
     def run(self, arm: Arm) -> list[Record] | None:
         """Return the arm's records; None, with a note, where the model cannot take a system prompt."""
         settings = {**self.settings, "system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
@@ -269,7 +314,7 @@ class Runner:
         self.fingerprints[arm.name] = key
         return records
 
-    def benchmark(self, arm: Arm, public: PublicBenchmarks) -> Figures:
+    def benchmark(self, arm: Arm, public: PublicBenchmarks) -> Estimates:
         """Return the arm's figures of public benchmarks."""
         if not public.names:
             return {}

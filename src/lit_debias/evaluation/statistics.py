@@ -1,8 +1,8 @@
-"""Ratios of sums with bootstrap intervals, resampled by cluster so that twins stay together."""
+"""Ratios of sums with bootstrap intervals, resampled by cluster so that twins stay together, and by training seed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ class Estimate:
     """[1 + B]: the figure itself, then its B replicates; NaN where a sample held nothing to measure."""
     n: int
     """Observations that the figure rests on."""
+    by_replica: tuple[float, ...] = ()
+    """The figure of each replica, where several are pooled."""
 
     @property
     def value(self) -> float:
@@ -34,9 +36,10 @@ class Estimate:
         return float(low), float(high)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return ``value``, ``low``, ``high`` and ``n`` as JSON holds them."""
+        """Return ``value``, ``low``, ``high`` and ``n`` as JSON holds them, and ``by_replica`` of a pool."""
         low, high = self.interval
-        return {"value": _json(self.value), "low": _json(low), "high": _json(high), "n": self.n}
+        replicas = {"by_replica": [_json(value) for value in self.by_replica]} if self.by_replica else {}
+        return {"value": _json(self.value), "low": _json(low), "high": _json(high), "n": self.n, **replicas}
 
 
 class ClusterBootstrap:
@@ -110,6 +113,40 @@ class ClusterBootstrap:
             total += np.abs(heights) @ np.diff(scores[order])
             mass += weights.sum(axis=1)
         return Estimate(_divide(total, mass), len(pairs))
+
+
+def pool(estimates: Sequence[Estimate], stream: str) -> Estimate:
+    """Return the mean over an arm's R replicas, one per training seed, with an interval over prompts and seeds.
+
+    A two-level bootstrap: sample b of every replica holds the same draw of prompts, and R replicas are drawn anew, with
+    replacement, in each sample. Few replicas make the interval too narrow: the variance between seeds counts
+    (R - 1) / R of what it is, 2/3 for three. One replica is returned as it is, with an interval over prompts only.
+
+    Args:
+        estimates: [R] the same measure of each replica, over the same bootstrap.
+        stream: Names the draws of replicas: the same in all measures of an arm, another in every arm.
+
+    Returns:
+        The pool; NaN in samples that drew a replica with NaN there. ``n`` is the smallest of the replicas' and not
+        their sum, for more seeds are not more prompts.
+    """
+    if len(estimates) == 1:
+        return estimates[0]
+    stacked = np.stack([estimate.samples for estimate in estimates])
+    count, draws = len(estimates), stacked.shape[1] - 1
+    drawn = np.random.default_rng(list(stream.encode())).integers(count, size=(count, draws))
+    replicates = np.take_along_axis(stacked[:, 1:], drawn, axis=0).mean(axis=0)
+    return Estimate(
+        np.append(stacked[:, 0].mean(), replicates),
+        min(estimate.n for estimate in estimates),
+        tuple(estimate.value for estimate in estimates),
+    )
+
+
+def pool_measures(replicas: Sequence[Mapping[str, Estimate]], stream: str) -> dict[str, Estimate]:
+    """Return the pool of every measure that all replicas have; see :func:`pool`."""
+    names = [name for name in replicas[0] if all(name in replica for replica in replicas)]
+    return {name: pool([replica[name] for replica in replicas], stream) for name in names}
 
 
 def compare(estimate: Estimate, baseline: Estimate) -> dict[str, Any]:

@@ -37,9 +37,10 @@ KINDS = {"relative": "relative change", "difference": "change in points"}
 
 
 def verdict(arms: Mapping[str, Estimates], comparisons: Comparisons) -> dict[str, Any]:
-    """Return ``sentence``, the measure and the arm that it is about (``measure``, ``arm``), and ``checks``.
+    """Return ``sentence``, the measure and the arm that it is about (``measure``, ``arm``), ``checks`` and ``against``.
 
-    The arm is "after", or the last adapter where there is no such arm.
+    The arm is "after", or the last adapter where there is no such arm; ``against`` is the paired difference of its
+    measure from each other arm's, that of "before" aside, which is in ``comparisons``.
 
     Args:
         arms: Name of the arm -> its estimates; "before" must be there.
@@ -52,16 +53,21 @@ def verdict(arms: Mapping[str, Estimates], comparisons: Comparisons) -> dict[str
             "arm": None,
             "sentence": "Nothing here measures bias: no judge, and no pair of responses.",
             "checks": [],
+            "against": {},
         }
     arm = next(reversed([name for name in arms if name not in BASES]), None)
     if arm is None:
-        return {"measure": primary, "arm": None, "sentence": _without_adapter(arms, primary), "checks": []}
+        sentence = _without_adapter(arms, primary)
+        return {"measure": primary, "arm": None, "sentence": sentence, "checks": [], "against": {}}
     found = checks(arms, comparisons, primary, arm)
     names = [name for name in (primary, fluency_measure(comparisons[arm])) if name in comparisons[arm]]
     said = [_change(arms["before"][name], arms[arm][name], comparisons[arm][name], label(name)) for name in names]
     said.append(f"{sum(check.passed for check in found)} of {len(found)} checks pass")
     about = {"measure": primary, "arm": arm, "sentence": _sentence(said)}
-    return about | {"checks": [asdict(check) for check in found]}
+    measured = [name for name in arms if primary in arms[name]]  # a pool may lack what one of its replicas lacks
+    others = [name for name in measured if arm in measured and name not in ("before", arm)]
+    against = {name: compare(arms[arm][primary], arms[name][primary]) for name in others}
+    return about | {"checks": [asdict(check) for check in found], "against": against}
 
 
 def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str, arm: str) -> list[Check]:
@@ -77,7 +83,7 @@ def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str
         if name == primary:  # an improvement must be clear; a cost counts even where it may be chance
             wanted, passed = f"{wanted}, clearly", passed and changes[name]["clear"]
         found.append(Check(f"{label(name)}: {KINDS[kind]}", value, wanted, passed))
-    if "prompt_only" in arms:
+    if primary in arms[arm] and primary in arms.get("prompt_only", {}):
         gain = compare(arms[arm][primary], arms["prompt_only"][primary])
         passed = gain["clear"] and gain["difference"] < 0
         found.append(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_debias.errors import UserError
+from lit_debias.evaluation.table import against
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
 from lit_debias.report.keys import arm_keys
@@ -88,7 +89,7 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
         "rows": rows,
         "changes": any(row.change for row in rows),
         "targets": any(TARGET.match(about["better"]) for about in first.results["measures"].values()),
-        "seeds": first.results.get("seeds", {}),
+        "against": against(first.results),
         "figures": [*([tradeoff] if tradeoff else []), *breakdown_charts(first)],
         "twins": side_by_side(records, EXAMPLES) if comparable else [],
         "examples": [
@@ -118,7 +119,7 @@ def standing(checks: Sequence[dict[str, Any]]) -> str:
 
 def origin(evaluation: Evaluation, log_folder: Path | None) -> dict[str, str]:
     """Return what made the figures: name -> words."""
-    results = evaluation.results
+    results, adapter = evaluation.results, evaluation.setting("adapter")
     versions = ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items())
     found = {
         "results": str(evaluation.file),
@@ -127,7 +128,7 @@ def origin(evaluation: Evaluation, log_folder: Path | None) -> dict[str, str]:
         "hardware": results.get("hardware"),
         "versions": versions,
         "model": evaluation.setting("model"),
-        "adapter": evaluation.setting("adapter"),
+        "adapter": adapter if isinstance(adapter, str) else ", ".join(adapter or []),
         "data": evaluation.setting("data"),
         "data SHA-256": evaluation.setting("data_sha256"),
     }

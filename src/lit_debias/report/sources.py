@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.records import Record, load_arm
-from lit_debias.evaluation.table import TITLES
+from lit_debias.evaluation.table import TITLES, seeds
 from lit_debias.evaluation.verdict import BASES
 
 
@@ -44,6 +44,11 @@ class Evaluation:
         """Arm -> its name for a reader."""
         given = self.results.get("titles", {})
         return {name: given.get(name) or TITLES.get(name, name) for name in self.arms}
+
+    @property
+    def seeds(self) -> dict[str, str]:
+        """Arm -> how many training seeds it pools, in words; those of one seed are left out."""
+        return {name: words for name in self.arms if (words := seeds(self.results, name))}
 
     def estimate(self, arm: str, measure: str | None) -> dict[str, Any] | None:
         """Return ``value``, ``low``, ``high`` and ``n`` of a measure; None where the arm lacks it."""
@@ -101,14 +106,18 @@ def log_folders(evaluations: Sequence[Evaluation], folders: Sequence[Path]) -> l
 
 
 def read_records(evaluation: Evaluation, notes: list[str]) -> dict[str, list[Record]]:
-    """Return the records of the arms in focus; those missing, or not behind these results, are left out and noted."""
+    """Return the records of the arms in focus, of an arm with several seeds those of the first.
+
+    Those missing, or not behind these results, are left out and noted.
+    """
     records = {}
     keys = evaluation.results.get("fingerprints", {})
     for arm in evaluation.focus:
-        found = load_arm(evaluation.file.parent / "arms" / f"{arm}.json", keys[arm]) if arm in keys else None
+        name = arm if arm in keys else f"{arm}.1"
+        found = load_arm(evaluation.file.parent / "arms" / f"{name}.json", keys[name]) if name in keys else None
         if found is None:
             notes.append(
-                f"no examples of '{evaluation.titles[arm]}': arms/{arm}.json is missing, or not the one behind these "
+                f"no examples of '{evaluation.titles[arm]}': arms/{name}.json is missing, or not the one behind these "
                 "figures"
             )
         else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+from lit_debias.evaluation import table
 from lit_debias.evaluation.measures import fluency_measure
 from lit_debias.report.sources import Evaluation
 
@@ -51,31 +52,9 @@ def direction(better: str) -> str:
     return f"→ {target[1]}" if target else {"lower": "↓", "higher": "↑"}.get(better, "")
 
 
-def improved(better: str, old: float, new: float) -> bool | None:
-    """Return whether a figure moved to where it should be; None where that is nowhere.
-
-    Args:
-        better: ``lower``, ``higher``, ``toward VALUE``, or empty.
-        old: Before.
-        new: After.
-    """
-    if target := TARGET.match(better):
-        goal = float(target[1])
-        return abs(new - goal) < abs(old - goal)
-    return {"lower": new < old, "higher": new > old}.get(better)
-
-
 def mark(evaluation: Evaluation, arm: str, measure: str) -> str:
     """Return ``good`` or ``bad`` where an arm is clearly better or worse than before."""
-    change, old, new = (
-        evaluation.change(arm, measure),
-        evaluation.estimate("before", measure),
-        evaluation.estimate(arm, measure),
-    )
-    if change is None or not change["clear"] or old is None or new is None:
-        return ""
-    better = improved(evaluation.results["measures"][measure]["better"], old["value"], new["value"])
-    return {True: "good", False: "bad", None: ""}[better]
+    return table.mark(evaluation.change(arm, measure), evaluation.results["measures"][measure]["better"])
 
 
 def measure_rows(evaluation: Evaluation) -> list[Row]:

@@ -34,5 +34,5 @@ class Variety(Reward):
     def score(self, batch: RewardBatch) -> list[float | None]:
         """Return N scores in (0, 1]."""
         budgets = [len(words(text)) for text in batch.completions]
-        credits, counts = distinct_credit(batch.completions, self.n, budgets)
-        return [credit / count if count else None for credit, count in zip(credits, counts, strict=True)]
+        own, counts = distinct_credit(batch.completions, self.n, budgets)
+        return [credit / count if count else None for credit, count in zip(own, counts, strict=True)]

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.base import About, AnyBenchmark, Item, draw
+from lit_debias.evaluation.public.base import About, AnyBenchmark, Estimates, Item, draw
 from lit_debias.evaluation.public.bbq import BBQ
 from lit_debias.evaluation.public.bold import Bold
 from lit_debias.evaluation.public.cbbq import CBBQ
@@ -18,7 +17,7 @@ from lit_debias.evaluation.public.crows_pairs import CrowsPairs
 from lit_debias.evaluation.public.files import HUB
 from lit_debias.evaluation.public.stereoset import StereoSet
 from lit_debias.evaluation.public.winogender import Winogender
-from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
+from lit_debias.evaluation.statistics import ClusterBootstrap
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 
@@ -93,7 +92,7 @@ def measure(
     bootstrap: int,
     judges: RewardSuite,
     advance: Callable[[int], None],
-) -> dict[str, dict[str, Any]]:
+) -> Estimates:
     """Return the figures of the benchmarks as ``benchmark/[part/]figure[/part]``, see :func:`about`.
 
     Args:
@@ -107,19 +106,17 @@ def measure(
         advance: Told how many items are done, of those in :func:`samples`.
 
     Returns:
-        ``value``, ``low`` and ``high`` (95% interval, None where no bootstrap sample differs: too little was drawn to
-        know), ``n`` observations, and ``sample``, ``n of N`` items of the benchmark. Figures that rest on nothing are
-        left out.
+        Estimates, paired with those of other policies by equal arguments. Figures that rest on nothing are left out.
     """
     model = Model(policy, judges, advance)
-    found: dict[str, dict[str, Any]] = {}
+    found: Estimates = {}
     for sample in samples(names, folder, limit, seed):
         benchmark = BENCHMARKS[sample.name]
         answers = benchmark.ask(model, sample.items)
         clusters = ClusterBootstrap([item.cluster for item in sample.items], bootstrap, seed)
         for figure, estimate in benchmark.score(sample.items, answers, clusters).items():
             if estimate.n:
-                found[f"{sample.name}/{figure}"] = {**_with_interval(estimate), "sample": sample.size}
+                found[f"{sample.name}/{figure}"] = estimate
     return found
 
 
@@ -132,11 +129,6 @@ def about(name: str) -> About:
     found = described[figure]
     title = f"{BENCHMARKS[benchmark].title} ({rest})" if rest else BENCHMARKS[benchmark].title
     return About(f"{title}: {found.label}", found.better, found.ideal)
-
-
-def _with_interval(estimate: Estimate) -> dict[str, Any]:
-    found = estimate.as_dict()
-    return {**found, "low": None, "high": None} if found["low"] == found["high"] else found
 
 
 @lru_cache(maxsize=8)  # every arm asks the same
