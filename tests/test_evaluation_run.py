@@ -194,6 +194,13 @@ def test_other_models_and_prose_measure_utility(tiny_model, data, adapter, reade
     assert opened["other_tokens"] == len(logprobs)
     assert opened["other_logprob"] == pytest.approx(float(logprobs.sum()), abs=1e-3)
 
+    encoder = SentenceEncoder(readers["similarity_model"])
+    encoder.load(torch.device("cpu"))
+    assert encoder.similarity([opened["completion"]], ["often late."]) == pytest.approx(
+        [opened["similarity"]], abs=1e-4
+    )
+    assert opened["similarity"] < 0.999
+
     monkeypatch.setattr(LanguageModel, "load", None)  # a second run must not need them
     monkeypatch.setattr(SentenceEncoder, "load", None)
     assert run(tiny_model, data, tmp_path, adapter=adapter, **readers)["arms"] == found["arms"]
