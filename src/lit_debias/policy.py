@@ -42,7 +42,9 @@ class QLoRAPolicy(nn.Module):
         alpha: LoRA scale; the update is ``alpha / rank * B @ A``.
         dropout: LoRA dropout. Above 0, sampling and training see different networks. (The base's own is always off.)
         targets: Names of the linear layers that get an adapter, or ``all-linear``.
-        adapter: Folder of an adapter to continue from; a frozen copy of it is then the reference.
+        adapter: Folder of an adapter to continue from.
+        reference: What the frozen reference is where an ``adapter`` is continued: a frozen copy of that adapter, or the
+            base without it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more compute.
         system_prompt: System message put before every prompt; needs a chat template.
         max_prompt_tokens: Longest prompt, in tokens after the chat template.
@@ -61,6 +63,7 @@ class QLoRAPolicy(nn.Module):
         dropout: float = 0.0,
         targets: str | list[str] = "all-linear",
         adapter: str | None = None,
+        reference: Literal["adapter", "base"] = "adapter",
         gradient_checkpointing: bool = False,
         system_prompt: str | None = None,
         max_prompt_tokens: int = 1024,
@@ -79,6 +82,7 @@ class QLoRAPolicy(nn.Module):
         self.dtype = DTYPES[dtype]
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
         self.adapter = adapter
+        self.reference_is_base = adapter is None or reference == "base"
         self.gradient_checkpointing = gradient_checkpointing
         self.system_prompt = system_prompt
         self.max_prompt_tokens = max_prompt_tokens
@@ -156,9 +160,10 @@ class QLoRAPolicy(nn.Module):
             lm = PeftModel.from_pretrained(base, self.adapter, adapter_name=TRAINED, is_trainable=True, config=config)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"adapter '{self.adapter}' does not fit the model '{self.source}'") from error
-        lm.add_adapter(REFERENCE, read_adapter_config(self.adapter, dropout=0.0))
-        lm.load_adapter(self.adapter, adapter_name=REFERENCE)
-        lm.set_adapter(TRAINED)
+        if not self.reference_is_base:
+            lm.add_adapter(REFERENCE, read_adapter_config(self.adapter, dropout=0.0))
+            lm.load_adapter(self.adapter, adapter_name=REFERENCE)
+            lm.set_adapter(TRAINED)
         return lm
 
     @property
@@ -324,7 +329,7 @@ class QLoRAPolicy(nn.Module):
     def as_reference(self) -> Iterator[None]:
         """Within the context the model is the frozen reference: adapters off, or the frozen copy of ``adapter``."""
         assert self.lm is not None, "call load() first"
-        if self.adapter is None:
+        if self.reference_is_base:
             with self.lm.disable_adapter():
                 yield
             return
