@@ -75,7 +75,7 @@ def test_every_prompt_frame_expands_for_every_pair_and_names_the_group(taxonomy)
 
 def test_every_response_frame_expands(taxonomy):
     cell = Cell(taxonomy.families[0], taxonomy.pairs[0], taxonomy.themes[0])
-    slots = draw_case(cell, taxonomy.scenarios[0], False, Random(0)).slots
+    slots = draw_case(cell, taxonomy.scenarios[0], False, Random(0)).slots | {"request": "who are they?"}
     for alternatives in taxonomy.responses.frames.values():
         for frame in alternatives:
             assert "{" not in taxonomy.responses.expand(frame, slots, Random(0))

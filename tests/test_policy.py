@@ -66,6 +66,24 @@ def test_two_temperatures_cost_one_forward(tiny_model):
     torch.testing.assert_close(both[1], policy.logprobs(rollout, 1.0))
 
 
+def test_continuing_an_adapter_against_the_base(tiny_model, tmp_path):
+    first = loaded(tiny_model)
+    rollout = first.encode(PROMPTS, ANSWERS)
+    base = first.logprobs(rollout)
+    perturb(first)
+    trained = first.logprobs(rollout)
+    first.lm.save_pretrained(tmp_path)
+
+    second = loaded(tiny_model, adapter=str(tmp_path), reference="base")
+    torch.testing.assert_close(second.logprobs(rollout), trained)
+    torch.testing.assert_close(second.logprobs(rollout, reference=True), base)
+    assert (trained - base).abs().max() > 1e-3
+    with second.as_reference():
+        pass
+    torch.testing.assert_close(second.logprobs(rollout), trained)
+    assert list(second.lm.peft_config) == ["default"]  # no copy that nobody asks
+
+
 def test_continuing_from_an_adapter_keeps_a_frozen_copy_as_reference(tiny_model, tmp_path):
     first = loaded(tiny_model)
     perturb(first)

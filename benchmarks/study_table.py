@@ -1,0 +1,137 @@
+"""The tables of docs/study.md, from ``benchmarks/results/study.json``: ``python -m benchmarks.study_table``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "study.json"
+TITLES = {
+    "before": "untouched",
+    "prompt_only": "asked for fairness",
+    "sft": "SFT",
+    "dpo": "DPO",
+    "only_fairness": "GRPO, fairness alone",
+    "only_neutrality": "GRPO, neutrality alone",
+    "only_relevance": "GRPO, relevance alone",
+    "only_fluency": "GRPO, fluency alone",
+    "after": "**GRPO, all rewards**",
+    "dpo_grpo": "**DPO, then GRPO**",
+}
+"""Arms in the order of the tables."""
+BIAS = {
+    "bias_intensity/judge": "bias intensity",
+    "bias_rate/judge": "above 0.5",
+    "worst_group/judge": "worst group",
+    "preference": "prefers biased",
+    "preference_margin": "margin, nats/token",
+    "gap_intensity/judge": "twins: gap",
+}
+UTILITY = {
+    "perplexity_other": "perplexity, Gemma 3 270M",
+    "perplexity": "perplexity, base",
+    "prose_perplexity": "held-out prose",
+    "similarity": "similarity",
+    "distinct_2": "distinct-2",
+    "repetition": "repetition",
+    "length": "tokens",
+    "refusal": "refusals",
+    "accuracy": "accuracy",
+}
+RELATIVE, POINTS = "relative", "difference"
+BARS = {
+    "bias_intensity/judge": (RELATIVE, -0.5, "bias at least 50% lower"),
+    "perplexity_other": (RELATIVE, 0.05, "perplexity within +5%"),
+    "distinct_2": (RELATIVE, -0.05, "distinct-2 within -5%"),
+    "similarity": (RELATIVE, -0.05, "similarity within -5%"),
+    "refusal": (POINTS, 0.02, "refusals at most 2 points up"),
+    "accuracy": (POINTS, 0.0, "accuracy not lower"),
+}
+HIGHER = ("distinct_2", "similarity", "accuracy")
+
+
+def main() -> None:
+    """Print the tables."""
+    print("\n".join(tables(json.loads(RESULT.read_text()))))
+
+
+def tables(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of all tables."""
+    study = result["study"]
+    arms = [name for name in TITLES if name in study["arms"]]
+    yield from measures(study, arms, BIAS)
+    yield ""
+    yield from measures(study, arms, UTILITY)
+    yield ""
+    yield from bars(study, [arm for arm in arms if arm in study["comparisons"]])
+    if "public" in result:
+        yield ""
+        yield from public(result["public"])
+
+
+def measures(study: Mapping[str, Any], arms: Iterable[str], names: Mapping[str, str]) -> Iterator[str]:
+    """Yield a table of arms by measures: value, and the 95% interval below it."""
+    yield from head("arm (seeds)", names.values())
+    for arm in arms:
+        found = study["arms"][arm]
+        cells = [cell(found["measures"].get(name)) for name in names]
+        yield row(f"{TITLES[arm]} ({found.get('replicas', 1)})", cells)
+
+
+def bars(study: Mapping[str, Any], arms: Iterable[str]) -> Iterator[str]:
+    """Yield which bar each arm reaches, with the change against the untouched model that decides it."""
+    yield from head("arm", [*(text for _, _, text in BARS.values()), "preference lower, intervals apart"])
+    before = study["arms"]["before"]["measures"]["preference"]
+    for arm in arms:
+        cells = []
+        for name, (kind, bar, _) in BARS.items():
+            change = study["comparisons"][arm].get(name, {}).get(kind)
+            reached = change is not None and (change >= bar if name in HIGHER else change <= bar)
+            text = "-" if change is None else f"{change:+.0%}" if kind == RELATIVE else f"{100 * change:+.1f} points"
+            cells.append(f"{text} {'yes' if reached else 'no'}")
+        after = study["arms"][arm]["measures"]["preference"]
+        apart = after["high"] < before["low"]
+        cells.append(f"{after['value'] - before['value']:+.2f} {'yes' if apart else 'no'}")
+        yield row(TITLES[arm], cells)
+
+
+def public(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of the figures of public benchmarks by arms; bold where the change is clear."""
+    arms = [name for name in TITLES if name in results["arms"]]
+    yield from head("figure", (TITLES[arm] for arm in arms))
+    for name, about in results["measures"].items():
+        if about["section"] != "benchmarks":
+            continue
+        cells = []
+        for arm in arms:
+            text = cell(results["arms"][arm]["measures"].get(name))
+            clear = results["comparisons"].get(arm, {}).get(name, {}).get("clear")
+            cells.append(f"**{text}**" if clear else text)
+        yield row(about["label"], cells)
+
+
+def head(first: str, names: Iterable[str]) -> Iterator[str]:
+    """Yield the two lines that begin a table."""
+    names = list(names)
+    yield row(first, names)
+    yield "|" + "---|" * (len(names) + 1)
+
+
+def row(first: str, cells: Iterable[str]) -> str:
+    """Return one line of a table."""
+    return f"| {first} | {' | '.join(cells)} |"
+
+
+def cell(estimate: Mapping[str, Any] | None) -> str:
+    """Return a figure with its interval."""
+    if estimate is None or estimate["value"] is None:
+        return "-"
+    digits = 3 if abs(estimate["value"]) < 1 else 2 if abs(estimate["value"]) < 10 else 1
+    interval = "" if estimate["low"] is None else f" ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
+    return f"{estimate['value']:.{digits}f}{interval}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The study's runner: what it plans, in which order it runs, and what it does when a job fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks import study
+from benchmarks.study import Job, jobs, missing, run
+
+from lit_debias.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, needs: tuple[str, ...] = (), code: int = 0) -> Job:
+    """Return a job that writes NAME and appends its name to the file ``order``."""
+    program = f"import sys; open({name!r}, 'w'); open('order', 'a').write({name!r} + ' '); sys.exit({code})"
+    return Job(name, (sys.executable, "-c", program), Path(name), 1.0, needs)
+
+
+def order() -> list[str]:
+    return Path("order").read_text().split() if Path("order").exists() else []
+
+
+def test_jobs_run_after_what_they_need_and_earlier_ones_first():
+    run([write("d", ("c",)), write("b"), write("c", ("b",)), write("a")], workers=1)
+    assert order() == ["b", "c", "d", "a"]
+    assert Path("runs/study/jobs/a.log").read_text().startswith(sys.executable)
+
+
+def test_a_failure_stops_the_rest_and_says_where_to_look():
+    with pytest.raises(SystemExit, match=r"bad: exit code 3, see runs/study/jobs/bad\.log"):
+        run([write("bad", code=3), write("after", ("bad",)), write("other")], workers=1)
+    assert order() == ["bad"]
+
+
+def test_a_job_that_leaves_nothing_has_failed():
+    silent = Job("silent", (sys.executable, "-c", "pass"), Path("nowhere"), 1.0)
+    with pytest.raises(SystemExit, match="silent: exit code 0"):
+        run([silent], workers=1)
+
+
+def test_what_is_there_is_reused_until_what_it_needs_is_newer():
+    chain = [write("a"), write("b", ("a",)), write("c", ("b",))]
+    assert [job.name for job in missing(chain)] == ["a", "b", "c"]
+    run(missing(chain), workers=2)
+    assert missing(chain) == []
+    Path("b").unlink()
+    assert [job.name for job in missing(chain)] == ["b", "c"]
+    run(missing(chain), workers=2)
+    later = Path("c").stat().st_mtime + 10
+    os.utime("a", (later, later))
+    assert [job.name for job in missing(chain)] == ["b", "c"]
+
+
+def test_the_plan_holds_every_arm_with_every_seed():
+    plan = {job.name: job for job in jobs([1, 2, 3], [1], None, 100)}
+    assert {f"{arm}_{seed}" for arm in ("sft", "dpo", "grpo", "dpo_grpo") for seed in (1, 2, 3)} <= set(plan)
+    assert {f"only_{reward}_1" for reward in study.SINGLE_REWARDS} <= set(plan)
+    assert "only_fairness_2" not in plan
+    assert not [name for name in plan if name.startswith("public")]
+    assert "public_grpo" in {job.name for job in jobs([1], [1], "data", 100)}
+    known: set[str] = set()
+    for job in plan.values():  # what is needed comes first
+        assert set(job.needs) <= known, job.name
+        known.add(job.name)
+    assert plan["dpo_grpo_2"].needs == ("reward_model", "dpo_2")
+
+
+def test_every_training_and_measurement_is_a_command_that_parses(capsys):
+    for job in jobs([1, 2], [1], None, 100):
+        words = job.command[1:]
+        if words[0] == "fit" and "dpo_grpo" not in job.name:  # that one names an adapter, which must be there
+            words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+            with pytest.raises(SystemExit) as ended:
+                main([*words, "--print_config"])
+            assert ended.value.code == 0, job.name
+            said = capsys.readouterr().out
+            if job.name not in ("reward_model", "judge"):
+                assert f"seed_everything: {job.name[-1]}" in said
+                assert f"default_root_dir: {job.target.parent.parent}" in said
+    table = next(job for job in jobs([1, 2], [1], None, 100) if job.name == "table")
+    assert '"runs/study/grpo/1/adapter", "runs/study/grpo/2/adapter"' in " ".join(table.command)
+    assert '"only_fairness": ["runs/study/only_fairness/1/adapter"]' in " ".join(table.command)
+
+
+def test_the_plan_says_how_long_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", "--plan", "--seeds", "1"])
+    study.main()
+    said = capsys.readouterr().out
+    assert "minutes with 2 workers" in said
+    assert "public benchmarks: left out" in said
+    assert not Path("runs").exists()
