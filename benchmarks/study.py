@@ -33,8 +33,10 @@ from benchmarks.provenance import describe_device, provenance
 OUT = Path("runs/study")
 RESULT = Path("benchmarks/results/study.json")
 SINGLE_REWARDS = ("fairness", "neutrality", "relevance", "fluency")
-COMPARED = {"grpo": 6.0, "sft": 0.8, "dpo": 1.4, "dpo_grpo": 6.0}
+COMPARED = {"grpo": 5.5, "sft": 0.6, "dpo": 0.9, "dpo_grpo": 5.5, "dpo_grpo_overlong": 5.5}
 """The arms that public benchmarks are asked too, and the minutes of one training."""
+AFTER_DPO = ("dpo_grpo", "dpo_grpo_overlong")
+OVERLONG = 0.5
 EVALUATE = ("evaluate", "-c", "configs/study_evaluate.yaml")
 PUBLIC = "crows_pairs,stereoset,bbq,cbbq"
 SECOND_LM = OUT / "gemma-3-270m-q4_k_m.gguf"
@@ -83,7 +85,7 @@ def arms(names: Mapping[str, float], seeds: Sequence[int]) -> Iterator[Job]:
     for seed in seeds:
         for arm, minutes in names.items():
             weights = OUT / arm / str(seed) / "adapter" / "adapter_model.safetensors"
-            needs = ("reward_model", f"dpo_{seed}") if arm == "dpo_grpo" else ("reward_model",)
+            needs = ("reward_model", f"dpo_{seed}") if arm in AFTER_DPO else ("reward_model",)
             yield Job(f"{arm}_{seed}", train(arm, seed), weights, minutes, needs)
     for arm in names:
         trained = (*(f"{arm}_{seed}" for seed in seeds), "base")
@@ -118,9 +120,11 @@ def train(arm: str, seed: int) -> tuple[str, ...]:
     changed: tuple[object, ...] = ()
     if arm.startswith("only_"):
         changed = ("--model.aggregator.init_args.weights", f"{{{arm.removeprefix('only_')}: 1.0}}")
-    elif arm == "dpo_grpo":
+    elif arm in AFTER_DPO:
         policy = "--model.policy.init_args"
         changed = (f"{policy}.adapter", OUT / "dpo" / str(seed) / "adapter", f"{policy}.reference", "base")
+        if arm.endswith("overlong"):
+            changed += ("--model.aggregator.init_args.weights.overlong", OVERLONG)
     return lit("fit", "-c", config, *folder, *seeds, *changed)
 
 
