@@ -119,7 +119,8 @@ def train(arm: str, seed: int) -> tuple[str, ...]:
     folder = ("--trainer.default_root_dir", OUT / arm / str(seed))
     changed: tuple[object, ...] = ()
     if arm.startswith("only_"):
-        changed = ("--model.aggregator.init_args.weights", f"{{{arm.removeprefix('only_')}: 1.0}}")
+        weights = dict.fromkeys((*SINGLE_REWARDS, "variety", "overlong"), 0.0) | {arm.removeprefix("only_"): 1.0}
+        changed = ("--model.aggregator.init_args.weights", json.dumps(weights))
     elif arm in AFTER_DPO:
         policy = "--model.policy.init_args"
         changed = (f"{policy}.adapter", OUT / "dpo" / str(seed) / "adapter", f"{policy}.reference", "base")
