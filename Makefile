@@ -66,7 +66,7 @@ demo: $(REPORT)
 	@echo "$(REPORT) is ready after $$(( ($$(date +%s) - $(START)) / 60 )) min $$(( ($$(date +%s) - $(START)) % 60 )) s"
 
 $(DATA): | $(READY)
-	$(LIT) synthesize --out $(RUN)/data --size 6000
+	$(LIT) synthesize --out $(RUN)/data --size 8000
 
 $(REWARD_MODEL): $(DATA) configs/demo_reward_model.yaml
 	$(LIT) fit -c configs/demo_reward_model.yaml
