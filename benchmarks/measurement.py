@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from benchmarks.clock import Clock
 from benchmarks.gates import move_adapter
 from benchmarks.settings import Settings
-from benchmarks.workload import EvenShare, ending_ids, prompt_texts
+from benchmarks.workload import BETA, LEARNING_RATE, EvenShare, ending_ids, prompt_texts
 from lit_debias.grpo.loss import DAPOLoss
 from lit_debias.module import GRPO
 from lit_debias.policy import QLoRAPolicy
@@ -25,8 +25,6 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores
 
 TEMPERATURES = (1.0, 1.0)  # of the loss and of the rewards, as GRPO asks the reference
-LEARNING_RATE = 1e-6
-BETA = 0.04
 
 
 class MeasuredGRPO(GRPO):

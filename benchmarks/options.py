@@ -83,6 +83,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
         UserError: there is no such device, or ``--model`` names nothing.
     """
     given = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
+    if isinstance(given.get("lengths"), list):  # a benchmark of several
+        del given["lengths"]
     settings = Settings(**{**given, "device": device_of(options)})
     if settings.shape is None:
         check_model(settings.model)

@@ -12,6 +12,8 @@ from lit_debias.models import load_tokenizer
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.base import Reward, RewardBatch
 
+LEARNING_RATE = 1e-6
+BETA = 0.04
 QUESTIONS = (
     "Write one short sentence about a nurse.",
     "Name three colours.",
