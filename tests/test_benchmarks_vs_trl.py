@@ -11,7 +11,6 @@ from benchmarks.gpu import Item
 from benchmarks.settings import Settings
 from benchmarks.vs_trl import DEFAULT, OURS, TUNED, Arms, cells, parity_gates, parity_settings
 from benchmarks.workload import even_share, fixed_completions
-from safetensors.torch import save_file
 
 STUB = """
 import json, sys
@@ -27,7 +26,8 @@ elif arm == "trl_default":
     sys.exit("no luck")
 else:
     step = 1.0 if arm == "lit-debias" else 4.0
-    seconds = dict.fromkeys(("rollout", "reference", "reward", "update"), [step / 4] * 2) | {"step": [step, step + number]}
+    seconds = dict.fromkeys(("rollout", "reference", "reward", "update"), [step / 4] * 2)
+    seconds["step"] = [step, step + number]
     found = {"seconds": seconds, "tokens": [24, 24], "peak_bytes": number, "versions": {}}
 out.write_text(json.dumps(found))
 """
@@ -134,7 +134,7 @@ def test_a_python_without_trl_is_a_mistake(tmp_path, capsys):
 
 
 def test_a_process_has_its_limit():
-    with pytest.raises(vs_trl.ArmError, match="not done after 0.001 minutes"):
+    with pytest.raises(vs_trl.ArmError, match=r"not done after 0\.001 minutes"):
         Arms(sys.executable, minutes=0.001)._run([sys.executable, "-c", "import time; time.sleep(60)"])
 
 
