@@ -103,7 +103,8 @@ def trainer_of(settings: Settings, micro_batch: int, checkpointing: bool, folder
         report_to="none",
         disable_tqdm=True,
     )
-    options: dict[str, Any] = {"device_map": {"": settings.device}}
+    # accelerate takes a 4-bit model only where its map names the GPU by number
+    options: dict[str, Any] = {"device_map": {"": 0 if settings.device == "cuda" else "cpu"}}
     if settings.quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

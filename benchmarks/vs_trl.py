@@ -257,8 +257,9 @@ class Comparison:
 def table(cell: Mapping[str, Any]) -> Table:
     """Return a row for each arm of one cell."""
     result = Table("arm", title=cell["name"], box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("step s", "min", "max", "rollout", "reference", "reward", "update", "tokens/s", "peak GiB", "ours"):
-        result.add_column(column, justify="right")
+    for column in ("step s", "min", "max", "rollout", "ref.", "reward", "update", "tokens/s", "GiB", "ours"):
+        result.add_column(column, justify="right", no_wrap=True)
+    result.columns[0].no_wrap = True
     for name, arm in cell["arms"].items():
         step = arm["phases"]["step"]
         seconds = [f"{step[key]:.3f}" for key in ("median", "min", "max")]
