@@ -80,7 +80,7 @@ class Run:
 
     def one(self, item: Item) -> dict[str, Any]:
         """Run one item, or say why not, and write it down."""
-        left = self.deadline - time.monotonic()
+        left = max(0.0, self.deadline - time.monotonic())
         entry: dict[str, Any] = {"name": item.name, "command": f"python -m benchmarks.{' '.join(item.arguments)}"}
         if item.trl and self.trl is not None:
             entry |= {"status": "skipped", "reason": self.trl}

@@ -256,14 +256,14 @@ class Comparison:
 
 def table(cell: Mapping[str, Any]) -> Table:
     """Return a row for each arm of one cell."""
-    result = Table("arm", title=cell["name"], box=box.SIMPLE, padding=(0, 1, 0, 0))
+    result = Table(title=cell["name"], box=box.SIMPLE, padding=0)
+    result.add_column("arm", no_wrap=True)
     for column in ("step s", "min", "max", "rollout", "ref.", "reward", "update", "tokens/s", "GiB", "ours"):
-        result.add_column(column, justify="right", no_wrap=True)
-    result.columns[0].no_wrap = True
+        result.add_column(column, justify="right")
     for name, arm in cell["arms"].items():
         step = arm["phases"]["step"]
-        seconds = [f"{step[key]:.3f}" for key in ("median", "min", "max")]
-        parts = [f"{arm['phases'][key]['median']:.3f}" for key in ("rollout", "reference", "reward", "update")]
+        seconds = [f"{step[key]:.2f}" for key in ("median", "min", "max")]
+        parts = [f"{arm['phases'][key]['median']:.2f}" for key in ("rollout", "reference", "reward", "update")]
         times = f"{cell['speedup'][name]:.2f}x" if name in cell["speedup"] else ""
         tokens, peak = f"{arm['tokens_per_second']:,.0f}", f"{arm['peak_bytes'] / 2**30:.2f}"
         result.add_row(name, *seconds, *parts, tokens, peak, times)
