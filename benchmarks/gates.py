@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from benchmarks.adapters import flat_gradient
 from lit_debias.grpo.loss import UpdateSize
 from lit_debias.module import GRPO
 from lit_debias.policy import QLoRAPolicy
@@ -52,7 +53,7 @@ def gradient_gate(module: GRPO, experience: Experience) -> dict[str, Any]:
     """
     unpacked = unpacked_gradient(module, experience)
     module.update(experience)
-    packed = flat_gradient(module.policy)
+    packed = flat_gradient(module.policy.lm)
     cosine = float(cosine_similarity(packed.double(), unpacked.double(), dim=0))
     bound = MIN_COSINE[module.policy.dtype]
     return {"cosine": cosine, "min_cosine": bound, "passed": cosine >= bound}
@@ -77,7 +78,7 @@ def unpacked_gradient(module: GRPO, experience: Experience) -> Tensor:
                 reference_logprobs=None if reference is None else reference[row],
             )
             loss.backward()  # type: ignore[no-untyped-call]
-    return flat_gradient(module.policy)
+    return flat_gradient(module.policy.lm)
 
 
 def sequence_logprobs(module: GRPO, rollout: Rollout, prompt: int, member: int) -> Tensor:
@@ -89,9 +90,3 @@ def sequence_logprobs(module: GRPO, rollout: Rollout, prompt: int, member: int) 
     logprobs = (output.logits[:, :-1].float() / module.engine.temperature).log_softmax(-1)
     chosen: Tensor = logprobs.gather(-1, completion[None, :, None])[..., 0]
     return chosen
-
-
-def flat_gradient(policy: QLoRAPolicy) -> Tensor:
-    """Return the gradients of all trained parameters as one vector."""
-    gradients = [parameter.grad for parameter in policy.trainable_parameters().values()]
-    return torch.cat([gradient.flatten().clone() for gradient in gradients if gradient is not None])

@@ -1,8 +1,9 @@
-"""One GRPO step, phase by phase, inside a real Lightning Trainer."""
+"""GRPO whose one training step measures, inside a real Lightning Trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,10 @@ from lightning import Trainer
 from torch import Tensor
 from torch.optim import AdamW
 
-from benchmarks.clock import Clock, phases
-from benchmarks.gates import gradient_gate, logprob_gate, move_adapter
+from benchmarks.clock import Clock
+from benchmarks.gates import move_adapter
 from benchmarks.settings import Settings
-from lit_debias.errors import UserError
+from benchmarks.workload import BETA, LEARNING_RATE, EvenShare, ending_ids, prompt_texts
 from lit_debias.grpo.loss import DAPOLoss
 from lit_debias.module import GRPO
 from lit_debias.policy import QLoRAPolicy
@@ -24,30 +25,17 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores
 
 TEMPERATURES = (1.0, 1.0)  # of the loss and of the rewards, as GRPO asks the reference
-LEARNING_RATE = 1e-6
-BETA = 0.04
-
-
-def measure(settings: Settings, rewards: dict[str, Reward]) -> dict[str, Any]:
-    """Return gates, and phases where all gates passed; see docs/benchmarks.md for the fields."""
-    module = MeasuredGRPO(settings, rewards)
-    trainer = Trainer(
-        accelerator="gpu" if settings.device == "cuda" else "cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module)
-    return module.outcome
 
 
 class MeasuredGRPO(GRPO):
-    """GRPO whose one training step checks the gates and then times the phases of steps like it."""
+    """The project's own policy, engine and update, at the size of ``settings``; subclasses say what is measured."""
 
-    def __init__(self, settings: Settings, rewards: dict[str, Reward]) -> None:
+    moves_adapter = True
+    """Whether a fresh adapter is moved off zero first; never where a real model must find an end by itself."""
+
+    def __init__(
+        self, settings: Settings, rewards: Mapping[str, Reward] | None = None, engine: LocalEngine | None = None
+    ) -> None:
         torch.manual_seed(0)  # LoRA's A
         policy = QLoRAPolicy(
             settings.model,
@@ -57,72 +45,87 @@ class MeasuredGRPO(GRPO):
         )
         super().__init__(
             policy,
-            rewards,
-            engine=LocalEngine(settings.completion_tokens),
+            dict(rewards or {"EvenShare": EvenShare()}),
+            engine=engine or LocalEngine(settings.completion_tokens, decoder=settings.decoder),
             loss=DAPOLoss(beta=BETA),
             group_size=settings.group_size,
             optimizer=lambda parameters: AdamW(parameters, lr=LEARNING_RATE),
         )
         self.settings = settings
-        self.outcome: dict[str, Any] = {}
+        self.found: dict[str, Any] = {}
+
+    @abstractmethod
+    def measure(self, prompts: PromptBatch) -> dict[str, Any]:
+        """Return what is found."""
 
     def configure_model(self) -> None:
-        """Load as GRPO does, then let no token end a completion and move the adapter off zero."""
+        """Load as GRPO does, then settle what ends a completion."""
         super().configure_model()
-        self.policy.eos_token_ids = ()
-        move_adapter(self.policy)
+        vocabulary = self.policy.causal_lm.config.vocab_size
+        self.policy.eos_token_ids = ending_ids(self.settings, self.policy.eos_token_ids, vocabulary)
+        if self.moves_adapter and self.settings.lengths == "fixed":
+            move_adapter(self.policy)
 
     def train_dataloader(self) -> Iterator[PromptBatch]:
-        """Return one batch of P prompts of exactly S tokens."""
-        starts = [f"w{index + 2}" for index in range(self.settings.prompts)]
-        return iter([PromptBatch([sized_text(self.policy, start, self.settings.prompt_tokens) for start in starts])])
+        """Return one batch of P prompts."""
+        return iter([PromptBatch(prompt_texts(self.settings, self.policy))])
 
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
-        """Check, warm up, and time."""
-        gates = self._gates(prompts)
+        """Measure."""
         parameters = sum(parameter.numel() for parameter in self.policy.trainable_parameters().values())
-        self.outcome = {"trained_parameters": parameters, "gates": gates, "phases": {}}
-        if all(gate["passed"] for gate in gates.values()):
-            for seed in range(self.settings.warmup):
-                self._timed_step(prompts, seed, Clock(self.settings.device))
-            clock = Clock(self.settings.device)
-            for seed in range(self.settings.repeats):
-                self._timed_step(prompts, seed, clock)
-            self.outcome["phases"] = phases(clock, self.settings)
+        self.found = {"trained_parameters": parameters, **self.measure(prompts)}
 
-    def _gates(self, prompts: PromptBatch) -> dict[str, dict[str, Any]]:
-        rollout = self._sample(prompts, seed=0)
-        reference = self.policy.logprobs_at(rollout, TEMPERATURES, reference=True)
-        return {
-            "sampled_logprobs": logprob_gate(self, rollout),
-            "packed_gradient": gradient_gate(self, self._experience(rollout, reference)),
-        }
+    # ---------------------------------------------------------------- what subclasses measure
 
-    def _timed_step(self, prompts: PromptBatch, seed: int, clock: Clock) -> None:
+    def repeated(self, work: Callable[[int, Clock], None]) -> Clock:
+        """Call ``work(seed, clock)`` for the warm-up and for each repeat; return the clock of the repeats."""
+        for seed in range(self.settings.warmup):
+            work(seed, Clock(self.settings.device))
+        clock = Clock(self.settings.device)
+        for seed in range(self.settings.repeats):
+            work(self.settings.warmup + seed, clock)
+        return clock
+
+    def timed_step(self, prompts: PromptBatch, seed: int, clock: Clock) -> None:
         """Do what ``GRPO.training_step`` does, a phase at a time; the rollout refreshes its copy of the weights."""
         with clock.phase("rollout"):
-            rollout = self._sample(prompts, seed)
+            rollout = self.sample(prompts, seed)
+        sampled = int(rollout.completion_mask.sum())
+        packed = sampled + int(rollout.prompt_mask.sum())
         with clock.phase("reference"):
             reference = self.policy.logprobs_at(rollout, TEMPERATURES, reference=True)
         rollout = replace(rollout, reference_logprobs=reference[1])
+        scores = Scores({}, {})
         for name, reward in self.rewards.rewards.items():
             with clock.phase(f"reward {name}"):
-                RewardSuite({name: reward}).score(rollout)
-        experience = self._experience(rollout, reference)
+                found = RewardSuite({name: reward}).score(rollout)
+            scores = replace(scores, values=scores.values | found.values, valid=scores.valid | found.valid)
+            clock.count(f"reward {name}", self.settings.completions, "completions/s")
+        experience = self.experience_of(rollout, reference, self.aggregator(scores, 0))
         with clock.phase("update"):
             self.update(experience)
+        clock.count("rollout", sampled, "tokens/s")
+        for name in ("reference", "update"):
+            clock.count(name, packed, "packed tokens/s")
 
-    def _sample(self, prompts: PromptBatch, seed: int) -> Rollout:
+    def sample(self, prompts: PromptBatch, seed: int) -> Rollout:
+        """Sample, and insist on the numbers of tokens where they are fixed.
+
+        Raises:
+            RuntimeError: they are others.
+        """
         rollout = self.engine.generate(self.policy, prompts, self.group_size, seed)
-        found = int(rollout.completion_mask.sum()), int(rollout.prompt_mask.sum())
-        expected = self.settings.sampled_tokens, self.settings.prompts * self.settings.prompt_tokens
-        if found != expected:
-            raise RuntimeError(f"completion and prompt tokens are {found}, and must be {expected} to be comparable")
+        if self.settings.lengths == "fixed":
+            found = int(rollout.completion_mask.sum()), int(rollout.prompt_mask.sum())
+            expected = self.settings.most_tokens, self.settings.prompts * self.settings.prompt_tokens
+            if found != expected:
+                raise RuntimeError(f"completion and prompt tokens are {found}, and must be {expected}")
         return rollout
 
-    def _experience(self, rollout: Rollout, reference: Tensor) -> Experience:
-        # Given advantages, so that no group of equal scores turns the gradient off.
-        advantages = torch.randn(rollout.truncated.shape, generator=torch.Generator().manual_seed(0))
+    def experience_of(self, rollout: Rollout, reference: Tensor, advantages: Tensor | None = None) -> Experience:
+        """Return what the update takes; without advantages random ones, which no group of equal scores turns off."""
+        if advantages is None:
+            advantages = torch.randn(rollout.truncated.shape, generator=torch.Generator().manual_seed(0))
         self.experience = Experience(
             rollout=rollout,
             scores=Scores({}, {}),
@@ -133,20 +136,16 @@ class MeasuredGRPO(GRPO):
         return self.experience
 
 
-def sized_text(policy: QLoRAPolicy, start: str, tokens: int) -> str:
-    """Return ``start`` and filler words, exactly ``tokens`` tokens with the chat template.
-
-    Raises:
-        UserError: the chat template and ``start`` alone are longer.
-    """
-
-    def length(text: str) -> int:
-        return policy.encode_prompts([text])[0].shape[1]
-
-    text = start
-    for filler in (" and", "1"):
-        while length(text) < tokens and length(text + filler) <= tokens:
-            text += filler
-    if length(text) != tokens:
-        raise UserError(f"--prompt-tokens {tokens}: the chat template takes {length(start)}; write more than that")
-    return text
+def measured(module: MeasuredGRPO) -> dict[str, Any]:
+    """Run the module's one step in a Trainer and return what it found."""
+    trainer = Trainer(
+        accelerator="gpu" if module.settings.device == "cuda" else "cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module)
+    return module.found

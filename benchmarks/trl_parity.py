@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
 
+from benchmarks.adapters import adapters, set_adapters
 from benchmarks.provenance import describe_device, provenance
 from lit_debias.grpo.logprobs import TokenLogprobs, selected_logprobs
 from lit_debias.grpo.loss import (
@@ -55,7 +56,7 @@ TOLERANCE = 1e-4
 VOCABULARY = 64
 PROMPTS, GROUP_SIZE, LONGEST = 3, 4, 8
 TEMPERATURE = 0.9
-ADAPTER, DRIFT = 0.05, 0.03
+DRIFT = 0.03
 WEIGHTS = {"a": 1.0, "b": 0.5}
 
 
@@ -153,19 +154,6 @@ def base_model() -> LlamaForCausalLM:
 
 def lora() -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def adapters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: weight for name, weight in sorted(model.named_parameters()) if "lora_" in name}
-
-
-def set_adapters(model: nn.Module, drift: float = 0.0) -> None:
-    """Give either side the same adapters, A and B away from 0; ``drift`` is how far they have been trained since."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for weight in adapters(model).values():
-            start, way = torch.randn(2, *weight.shape, generator=generator)
-            weight.copy_(ADAPTER * start + drift * way)
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:

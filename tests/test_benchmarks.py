@@ -1,15 +1,15 @@
-"""The throughput benchmark: a complete report on a tiny model, gates that can fail, and its options."""
+"""The benchmarks of single phases and of a step: complete reports on tiny models, gates that can fail, options."""
 
 import importlib.metadata
 import json
 
 import pytest
 import torch
-from benchmarks import settings, shapes, throughput
-from benchmarks.clock import Clock, phases
-from benchmarks.measurement import sized_text
+from benchmarks import rewards, rollout, shapes, step, update
+from benchmarks.clock import Clock, Parts
 from benchmarks.provenance import commit
 from benchmarks.settings import Settings
+from benchmarks.workload import ending_ids, sized_text
 from support import loaded
 
 from lit_debias import inference_copy, policy
@@ -25,33 +25,111 @@ NOISE = [
 pytestmark = [pytest.mark.filterwarnings(line) for line in NOISE]
 
 
-def bench(out, *arguments) -> tuple[int, dict]:
-    status = throughput.main(["--out", str(out), "--device", "cpu", "--prompt-tokens", "40", "--quick", *arguments])
-    return status, json.loads((out / "throughput.json").read_text())
+TINY = ("--shape", "tiny", "--quantization", "none", "--dtype", "float32", "--prompt-tokens", "8", "--quick")
+
+
+def run(program, folder, *arguments) -> tuple[int, dict]:
+    out = folder / "figures" / "found.json"
+    status = program.main(["--out", str(out), "--device", "cpu", *arguments])
+    return status, json.loads(out.read_text())
+
+
+def bench(folder, *arguments) -> tuple[int, dict]:
+    return run(step, folder, "--prompt-tokens", "40", "--quick", *arguments)
 
 
 def tiny(model) -> list[str]:
     return ["--model", str(model), "--quantization", "none", "--dtype", "float32"]
 
 
-def test_the_report_is_complete(tiny_model, tmp_path, capsys):
+def check_phases(report) -> None:
+    for phase in report["phases"].values():
+        assert 0 < phase["seconds"]["min"] <= phase["seconds"]["median"] <= phase["seconds"]["max"]
+        assert phase["peak_bytes"] > 1e6
+        assert phase["rate"] > 0
+
+
+def test_the_report_of_a_step_is_complete(tiny_model, tmp_path, capsys):
     status, report = bench(tmp_path, *tiny(tiny_model))
     assert status == 0
     assert report["passed"]
-    assert {"date", "commit", "hardware", "versions", "rewards", "arms"} < report.keys()
+    assert {"benchmark", "date", "commit", "hardware", "versions", "rewards", "settings"} < report.keys()
     assert report["versions"]["torch"] == importlib.metadata.version("torch")
-    [arm] = report["arms"]
-    assert (arm["settings"]["prompts"], arm["settings"]["completion_tokens"]) == (1, 8)
-    assert arm["trained_parameters"] > 0
-    assert {name: gate["passed"] for name, gate in arm["gates"].items()} == {
+    assert (report["settings"]["prompts"], report["settings"]["completion_tokens"]) == (1, 8)
+    assert report["trained_parameters"] > 0
+    assert {name: gate["passed"] for name, gate in report["gates"].items()} == {
         "sampled_logprobs": True,
         "packed_gradient": True,
     }
-    assert {name: phase["unit"] for name, phase in arm["phases"].items()} == PHASES
-    for phase in arm["phases"].values():
-        assert 0 < phase["seconds"]["min"] <= phase["seconds"]["median"] <= phase["seconds"]["max"]
-        assert phase["peak_bytes"] > 1e6
+    assert {name: phase["unit"] for name, phase in report["phases"].items()} == PHASES
+    check_phases(report)
     assert "ok   sampled_logprobs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("decoder", ["lean", "hugging_face"])
+def test_a_rollout_is_split_into_its_parts(decoder, tmp_path, capsys):
+    status, report = run(rollout, tmp_path, *TINY, "--decoder", decoder)
+    assert (status, report["benchmark"]) == (0, "rollout")
+    assert report["phases"]["rollout"]["unit"] == "tokens/s"
+    check_phases(report)
+    assert report["parts"].keys() == {"refresh", "prefill", "decode", "sampling and text"}
+    assert min(report["parts"].values()) > 0
+    assert f"decode: {report['parts']['decode']:.3f} s" in capsys.readouterr().out
+
+
+def test_natural_lengths_of_a_random_model_end_early(tmp_path):
+    sizes = ("--completion-tokens", "16", "--group-size", "16", "--repeats", "1", "--prompt-tokens", "8")
+    status, report = run(rollout, tmp_path, *TINY[:-1], *sizes, "--lengths", "natural")
+    phase = report["phases"]["rollout"]
+    sampled = phase["rate"] * phase["seconds"]["median"]
+    assert status == 0
+    assert 2 * 16 <= sampled < 2 * 16 * 16
+
+
+def test_an_update_is_timed_packed_and_unpacked(tmp_path):
+    status, report = run(update, tmp_path, *TINY, "--unpacked")
+    assert (status, report["benchmark"]) == (0, "update")
+    assert {name: phase["unit"] for name, phase in report["phases"].items()} == dict.fromkeys(
+        ("packed", "unpacked"), "packed tokens/s"
+    )
+    packed = report["phases"]["packed"]
+    assert packed["rate"] * packed["seconds"]["median"] == pytest.approx(8 + 2 * 8)
+    check_phases(report)
+    assert report["parts"].keys() == {"forward", "backward", "optimiser"}
+    assert min(report["parts"].values()) > 0
+
+
+REWARDS = ("--shape", "tiny", "--completions", "20", "--repeats", "2", "--pipeline-batch-size", "1", "4")
+
+
+def test_rewards_are_timed_against_the_plain_pipeline(tmp_path):
+    status, report = run(rewards, tmp_path, *REWARDS)
+    assert (status, report["benchmark"]) == (0, "rewards")
+    assert report["gates"]["plain_scores"]["passed"]
+    assert set(report["phases"]) == {
+        *(f"reward {head}" for head in rewards.HEADS),
+        "rewards",
+        "pipeline, batch 1",
+        "pipeline, batch 4",
+    }
+    assert {phase["unit"] for phase in report["phases"].values()} == {"completions/s"}
+    assert len(report["phases"]["rewards"]["seconds"]["all"]) == 2
+    rates = {name: phase["rate"] for name, phase in report["phases"].items()}
+    assert report["speedup"]["pipeline, batch 4"] == pytest.approx(rates["rewards"] / rates["pipeline, batch 4"])
+
+
+def test_named_rewards_are_timed_alone(tmp_path):
+    status, report = run(rewards, tmp_path, *REWARDS, "--reward", "Fluency")
+    assert status == 0
+    assert set(report["phases"]) == {"reward Fluency", "rewards"}
+    assert report["speedup"] == {}
+
+
+def test_wrong_scores_fail_the_gate_and_nothing_is_timed(tmp_path, monkeypatch):
+    right = rewards.ask
+    monkeypatch.setattr(rewards, "ask", lambda *args: right(*args)[::-1])  # rows in the wrong order
+    status, report = run(rewards, tmp_path, *REWARDS)
+    assert (status, report["passed"], report["phases"]) == (1, False, {})
 
 
 def stale_copy(monkeypatch):
@@ -84,25 +162,34 @@ def leaking_groups(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fault", "gate"),
-    [(stale_copy, "sampled_logprobs"), (leaking_pack, "packed_gradient"), (leaking_groups, "packed_gradient")],
+    ("program", "fault", "gate"),
+    [
+        (step, stale_copy, "sampled_logprobs"),
+        (step, leaking_groups, "packed_gradient"),
+        (rollout, stale_copy, "sampled_logprobs"),
+        (update, leaking_pack, "packed_gradient"),
+    ],
 )
-def test_a_planted_fault_fails_its_gate_and_nothing_is_timed(fault, gate, tiny_model, tmp_path, monkeypatch, capsys):
+def test_a_planted_fault_fails_its_gate_and_nothing_is_timed(
+    program, fault, gate, tiny_model, tmp_path, monkeypatch, capsys
+):
     fault(monkeypatch)
-    status, report = bench(tmp_path, *tiny(tiny_model))
+    status, report = run(program, tmp_path, "--prompt-tokens", "40", "--quick", *tiny(tiny_model))
     assert status == 1
     assert not report["passed"]
-    assert not report["arms"][0]["gates"][gate]["passed"]
-    assert report["arms"][0]["phases"] == {}
+    assert not report["gates"][gate]["passed"]
+    assert report["phases"] == {}
     assert f"FAIL {gate}" in capsys.readouterr().out
 
 
-def test_a_shape_is_built_in_passing_and_has_text_for_every_token(tmp_path, monkeypatch):
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    monkeypatch.setitem(shapes.SHAPES, "0.5b", {**shapes.SHAPES["0.5b"], **small, "vocab_size": 300})
-    status, report = bench(tmp_path, "--shape", "0.5b", "--quantization", "none")
+def test_a_model_of_a_shape_is_kept_for_the_next_call_and_has_text_for_every_token(tmp_path, monkeypatch):
+    keep = ("--shape-folder", str(tmp_path / "shapes"))
+    assert bench(tmp_path, "--shape", "tiny", "--quantization", "none", *keep)[0] == 0
+    assert (tmp_path / "shapes" / "tiny" / "model.safetensors").is_file()
+    monkeypatch.delattr("benchmarks.options.save_model")  # the second call must not build it again
+    status, report = bench(tmp_path, "--shape", "tiny", "--quantization", "none", *keep)
     assert status == 0
-    assert report["arms"][0]["name"] == "0.5b, bfloat16, cpu"
+    assert report["name"].startswith("tiny, bfloat16, cpu, 1 x 2 x 8")
     tokenizer = shapes.word_tokenizer(300)
     assert len(tokenizer) == 300
     assert tokenizer.decode([257, 299]) == " w257 w299"
@@ -122,18 +209,32 @@ def test_shapes_have_the_published_number_of_parameters(shape, parameters):
 
 def test_rates_and_sums_by_hand():
     clock = Clock("cpu")
-    clock.seconds |= {"rollout": [1.0, 3.0, 2.0], "reward Judge": [1.0, 1.0, 0.5], "update": [4.0, 5.0, 3.0]}
-    clock.peak_bytes |= {"rollout": 10, "reward Judge": 1, "update": 30}
-    step = Settings(prompts=2, group_size=3, prompt_tokens=5, completion_tokens=4)
-    found = phases(clock, step)
+    clock.seconds |= {"rollout": [1.0, 3.0, 2.0], "update": [4.0, 5.0, 3.0]}
+    clock.peak_bytes |= {"rollout": 10, "update": 30}
+    for tokens in (24, 24, 12):
+        clock.count("rollout", tokens, "tokens/s")
+        clock.count("update", 40, "packed tokens/s")
+    clock.total("step", ["rollout", "update"], like="rollout")
+    found = clock.figures()
     assert {name: phase["rate"] for name, phase in found.items()} == {
-        "rollout": 24 / 2,  # 2 x 3 x 4 tokens, median 2 s
-        "reward Judge": 6 / 1,
-        "update": (2 * 5 + 24) / 4,
-        "step": 24 / 6,  # 6, 9 and 5.5 s
+        "rollout": 8,  # 24 / 1, 24 / 3, 12 / 2
+        "update": 10,  # 40 / 4
+        "step": 3,  # 24 / 5, 24 / 8, 12 / 5
     }
-    assert found["step"]["seconds"] == {"median": 6.0, "min": 5.5, "max": 9.0, "all": [6.0, 9.0, 5.5]}
-    assert found["step"]["peak_bytes"] == 30
+    assert found["step"]["seconds"] == {"median": 5.0, "min": 5.0, "max": 8.0, "all": [5.0, 8.0, 5.0]}
+    assert (found["step"]["peak_bytes"], found["step"]["unit"]) == (30, "tokens/s")
+
+
+def test_what_no_part_holds_is_the_rest():
+    parts = Parts("cpu")
+    parts.seconds |= {"all": 10.0, "a": 3.0, "b": 5.0}
+    assert parts.rest("c", whole="all") == {"a": 3.0, "b": 5.0, "c": 2.0}
+
+
+def test_what_ends_a_completion():
+    assert ending_ids(Settings(), [7], 100) == ()
+    assert ending_ids(Settings(lengths="natural"), [7], 100) == (7,)
+    assert ending_ids(Settings(lengths="natural", shape="tiny", completion_tokens=48), [7], 100) == (0, 24, 48, 72, 96)
 
 
 @pytest.mark.parametrize("tokens", [40, 41, 42])
@@ -145,33 +246,21 @@ def test_prompts_have_exactly_the_tokens_asked_for(tokens, tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("program", "arguments", "message"),
     [
-        (["--gpu"], "no CUDA device"),
-        (["--device", "cuda"], "no CUDA device"),
-        (["--device", "cpu", "--reward", "Fluencyy"], "did you mean 'Fluency'"),
-        (["--device", "cpu", "--reward", 'Fluency={"flor": 1}'], "flor"),
-        (["--device", "cpu", "--model", "./nowhere"], "no such file or folder"),
+        (step, ["--device", "cuda"], "no CUDA device"),
+        (step, ["--device", "cpu", "--reward", "Fluencyy"], "did you mean 'Fluency'"),
+        (rewards, ["--device", "cpu", "--reward", 'Fluency={"flor": 1}'], "flor"),
+        (update, ["--device", "cpu", "--model", "./nowhere"], "no such file or folder"),
+        (rollout, ["--device", "cpu", *TINY, "--prompt-tokens", "1"], "--prompt-tokens 1"),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_one_line_and_status_2(program, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert throughput.main(["--out", str(tmp_path), *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_the_gpu_check_covers_the_shapes_in_bf16_and_nf4():
-    arms = settings.gpu_arms()
-    assert [(arm.shape, arm.quantization) for arm in arms] == [
-        ("0.5b", "none"),
-        ("0.5b", "nf4"),
-        ("1.5b", "nf4"),
-        ("7b", "nf4"),
-    ]
-    assert {arm.device for arm in arms} == {"cuda"}
-    assert arms[-1].repeats < arms[0].repeats
+    assert program.main(["--out", str(tmp_path / "found.json"), *arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert message in line
+    assert not (tmp_path / "found.json").exists()
 
 
 def test_the_commit_is_a_full_hash():

@@ -1,0 +1,129 @@
+"""Tokens a second of sampling, and where its time goes: refresh, prefill, decoding, sampling.
+
+Checks first that the log-probs that sampling recorded are those of the update's forward pass; exits with 1, and times
+nothing, where they are not.
+
+    python -m benchmarks.rollout
+    python -m benchmarks.rollout --decoder hugging_face --prompts 8 --group-size 8 --completion-tokens 128
+
+docs/benchmarks.md says what is measured, and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from torch import Tensor
+
+from benchmarks import report
+from benchmarks.clock import Clock, Parts
+from benchmarks.gates import logprob_gate
+from benchmarks.measurement import MeasuredGRPO, measured
+from benchmarks.options import add_step, model_at_hand, program, settings_of
+from benchmarks.settings import Settings
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.rollout.decoders import Decoder
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.types import PromptBatch
+
+
+class TimedDecoder(Decoder):
+    """Another decoder, with the seconds of its prefill and its steps."""
+
+    def __init__(self, decoder: Decoder, parts: Parts) -> None:
+        self.decoder, self.parts = decoder, parts
+
+    def start(self, ids: Tensor, mask: Tensor, group_size: int, new_tokens: int) -> Tensor:
+        """See :meth:`Decoder.start`."""
+        with self.parts.part("prefill"):
+            return self.decoder.start(ids, mask, group_size, new_tokens)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Decoder.step`."""
+        with self.parts.part("decode"):
+            return self.decoder.step(tokens)
+
+    def keep(self, rows: Tensor) -> None:
+        """See :meth:`Decoder.keep`."""
+        with self.parts.part("drop finished rows"):
+            self.decoder.keep(rows)
+
+
+class SplitEngine(LocalEngine):
+    """``LocalEngine`` that says where its time goes while it has ``parts``."""
+
+    parts: Parts | None = None
+
+    @contextlib.contextmanager
+    def _decoder(self, policy: QLoRAPolicy) -> Iterator[Decoder]:
+        with contextlib.ExitStack() as stack:
+            if self.parts is None:
+                yield stack.enter_context(super()._decoder(policy))
+                return
+            with self.parts.part("refresh"):
+                decoder = stack.enter_context(super()._decoder(policy))
+            yield TimedDecoder(decoder, self.parts)
+
+
+class MeasuredRollout(MeasuredGRPO):
+    """Log-prob gate, then rollouts with the weights changed before each."""
+
+    engine: SplitEngine
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, engine=SplitEngine(settings.completion_tokens, decoder=settings.decoder))
+
+    def measure(self, prompts: PromptBatch) -> dict[str, Any]:
+        """Check, warm up, time, and split one more rollout into its parts."""
+        gates = {"sampled_logprobs": logprob_gate(self, self.sample(prompts, seed=0))}
+        if not report.passed(gates):
+            return {"gates": gates, "phases": {}}
+        clock = self.repeated(lambda seed, clock: self._timed(prompts, seed, clock))
+        return {"gates": gates, "phases": clock.figures(), "parts": self._split(prompts)}
+
+    def _timed(self, prompts: PromptBatch, seed: int, clock: Clock) -> None:
+        self.policy.weights_changed()  # as after an update
+        with clock.phase("rollout"):
+            rollout = self.sample(prompts, seed)
+        clock.count("rollout", int(rollout.completion_mask.sum()), "tokens/s")
+
+    def _split(self, prompts: PromptBatch) -> dict[str, float]:
+        self.engine.parts = parts = Parts(self.settings.device)
+        self.policy.weights_changed()
+        with parts.part("rollout"):
+            self.sample(prompts, seed=0)
+        self.engine.parts = None
+        return parts.rest("sampling and text", whole="rollout")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the gate, and seconds and rate where it passed; see docs/benchmarks.md for the fields."""
+    settings = settings_of(options)
+    with model_at_hand(settings, options.shape_folder) as at_hand:
+        found = measured(MeasuredRollout(at_hand))
+    return {"benchmark": "rollout", "name": settings.name, "settings": asdict(settings), **found}
+
+
+def parser() -> argparse.ArgumentParser:
+    result = program("rollout", __doc__)
+    add_step(result)
+    result.add_argument("--decoder", choices=["auto", "lean", "hugging_face"], default="auto")
+    result.add_argument("--lengths", choices=["fixed", "natural"], default="fixed")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return 0, 1 where the gate failed, or 2 for a user's mistake."""
+    return report.run(measure, parser().parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""A whole GRPO step against TRL's trainer: same weights, prompts, lengths, rewards, loss, adapters and optimiser.
+
+Every arm runs in processes of its own, in turn (A B A B), with a warm-up step in each. Parity gates come first: on
+given completions both sides must agree in log-probs, advantages and LoRA gradient; where they do not, the program
+times nothing and exits with 1.
+
+TRL is no dependency of lit-debias; give it an environment of its own::
+
+    python -m venv .venv-trl
+    .venv-trl/bin/pip install -c constraints.txt -e '.[embedded]' trl==1.16.0
+    python -m benchmarks.vs_trl --trl-python .venv-trl/bin/python
+    python -m benchmarks.vs_trl --trl-python .venv-trl/bin/python --grid --lengths fixed natural
+
+docs/benchmarks.md says what is measured, and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from benchmarks import report
+from benchmarks.clock import rate, spread
+from benchmarks.options import add_step, model_at_hand, positive, program, settings_of
+from benchmarks.settings import Settings
+from lit_debias.errors import UserError
+
+OURS, TUNED, DEFAULT = "lit-debias", "trl_tuned", "trl_default"
+ARMS = (OURS, TUNED, DEFAULT)
+DEFAULT_MICRO_BATCH = 8
+GRID = {"quantization": ("nf4", "none"), "prompt_tokens": (47, 256), "group_size": (4, 8, 16)}
+MAX_LOGPROB_DIFFERENCE = 1e-3  # nats, float32
+MAX_ADVANTAGE_DIFFERENCE = 1e-3
+MIN_COSINE = 0.999
+ROOT = Path(__file__).parents[1]
+
+
+class ArmError(Exception):
+    """A process of an arm did not do its work; the message says why."""
+
+
+@dataclass
+class Arms:
+    """Runs arms in processes of their own."""
+
+    trl_python: str
+    minutes: float
+    """Limit of one process."""
+    micro_batches: dict[tuple[str, str], int] = field(default_factory=dict)
+    """What fitted, by settings and arm."""
+
+    def check_trl(self) -> None:
+        """Raise :class:`UserError` where TRL cannot be imported."""
+        code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('trl') is None)"
+        try:
+            found = subprocess.run([self.trl_python, "-c", code], check=False, capture_output=True).returncode == 0
+        except OSError:
+            found = False
+        if not found:
+            raise UserError(
+                f"--trl-python {self.trl_python}: no Python there that can import trl; write one of an environment "
+                "with trl==1.16.0, or set PYTHONPATH"
+            )
+
+    def parity(self, arm: str, settings: Settings) -> dict[str, Tensor]:
+        """Return what the gates compare."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "tensors.safetensors"
+            self._run(self.command(arm, "parity", settings, out))
+            return load_file(out)
+
+    def steps(self, arm: str, settings: Settings) -> dict[str, Any]:
+        """Return seconds by phase, tokens and peak memory of one process; halves TRL's micro-batch until it fits."""
+        key = settings.name, arm
+        size = self.micro_batches.get(key) or first_micro_batch(arm, settings)
+        while size >= 1:
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "steps.json"
+                self._run([*self.command(arm, "steps", settings, out), *trl_options(arm, size)])
+                found: dict[str, Any] = json.loads(out.read_text())
+            if not found.get("out_of_memory"):
+                self.micro_batches[key] = size
+                return found
+            size = 0 if arm == OURS or size % 2 else size // 2
+        raise ArmError("out of memory")
+
+    def command(self, arm: str, task: str, settings: Settings, out: Path) -> list[str]:
+        """Return the command line of one process."""
+        python, side = (sys.executable, "our_side") if arm == OURS else (self.trl_python, "trl_side")
+        given = json.dumps(asdict(settings))
+        return [python, "-m", "benchmarks.arm", task, "--side", side, "--settings", given, "--out", str(out)]
+
+    def _run(self, command: Sequence[str]) -> None:
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60 * self.minutes
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ArmError(f"not done after {self.minutes:g} minutes") from error
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise ArmError(f"exit status {done.returncode}: {lines[-1]}")
+
+
+def first_micro_batch(arm: str, settings: Settings) -> int:
+    """Return the completions in one pass that an arm begins with: all, or TRL's default where that divides them."""
+    if arm == DEFAULT and settings.completions % DEFAULT_MICRO_BATCH == 0:
+        return DEFAULT_MICRO_BATCH
+    return settings.completions
+
+
+def trl_options(arm: str, micro_batch: int) -> list[str]:
+    """Return what tells an arm of TRL from another."""
+    if arm == OURS:
+        return []
+    return ["--micro-batch", str(micro_batch), *(["--checkpointing"] if arm == DEFAULT else [])]
+
+
+# ---------------------------------------------------------------- parity
+
+
+def parity_settings(settings: Settings) -> Settings:
+    """Return the small float32 update that the gates compare; the base keeps its quantisation."""
+    return replace(
+        settings,
+        dtype="float32",
+        lengths="fixed",
+        prompts=min(settings.prompts, 2),
+        group_size=min(settings.group_size, 4),
+        completion_tokens=min(settings.completion_tokens, 16),
+    )
+
+
+def parity_gates(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Compare both sides' log-probs and advantages, and the direction of their gradients."""
+    bounds = {
+        "logprobs": MAX_LOGPROB_DIFFERENCE,
+        "reference_logprobs": MAX_LOGPROB_DIFFERENCE,
+        "advantages": MAX_ADVANTAGE_DIFFERENCE,
+    }
+    gates: dict[str, dict[str, Any]] = {}
+    for name, bound in bounds.items():
+        same_shape = ours[name].shape == theirs[name].shape
+        difference = float((ours[name] - theirs[name]).abs().max()) if same_shape else float("inf")
+        gates[name] = {"max_difference": difference, "max_bound": bound, "passed": difference <= bound}
+    mine, other = ours["gradient"].double(), theirs["gradient"].double()
+    cosine = float(cosine_similarity(mine, other, dim=0)) if mine.shape == other.shape else 0.0
+    gates["gradient"] = {"cosine": cosine, "min_cosine": MIN_COSINE, "passed": cosine > MIN_COSINE}
+    return gates
+
+
+# ---------------------------------------------------------------- timing
+
+
+def cells(settings: Settings, lengths: Sequence[str], grid: bool) -> Iterator[Settings]:
+    """Yield what is compared: the settings, or the grid around them, with each kind of lengths."""
+    values = GRID if grid else {name: (getattr(settings, name),) for name in GRID}
+    for kind, *point in product(lengths, *values.values()):
+        yield replace(settings, lengths=kind, **dict(zip(values, point, strict=True)))  # type: ignore[arg-type]
+
+
+def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return median, minimum and maximum of an arm's phases over all its processes, its rate and its peak memory."""
+    seconds = {
+        phase: [value for found in rounds for value in found["seconds"][phase]] for phase in rounds[0]["seconds"]
+    }
+    tokens = [count for found in rounds for count in found["tokens"]]
+    return {
+        "phases": {phase: spread(values) for phase, values in seconds.items()},
+        "tokens": {"median": median(tokens), "min": min(tokens), "max": max(tokens), "all": tokens},
+        "tokens_per_second": rate(seconds["step"], tokens),
+        "peak_bytes": max(found["peak_bytes"] for found in rounds),
+        "processes": len(rounds),
+        "versions": rounds[0]["versions"],
+    }
+
+
+def speedups(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return how many times more tokens a second we make than each other arm that has been timed."""
+    if OURS not in arms:
+        return {}
+    ours = arms[OURS]["tokens_per_second"]
+    return {name: ours / arm["tokens_per_second"] for name, arm in arms.items() if name != OURS}
+
+
+class Comparison:
+    """Gates, then every cell's arms in turn; the file is written anew after every process."""
+
+    def __init__(self, runner: Arms, arms: Sequence[str], rounds: int, out: Path, device: str) -> None:
+        self.runner, self.arms, self.rounds, self.out = runner, arms, rounds, out
+        self.report: dict[str, Any] = {
+            "benchmark": "vs_trl",
+            **report.origin(device),
+            "passed": False,
+            "gates": {},
+            "cells": [],
+        }
+
+    def run(self, chosen: Sequence[Settings]) -> bool:
+        """Return whether all gates passed and all arms did their work."""
+        for settings in {cell.quantization: cell for cell in reversed(chosen)}.values():
+            self._check(settings)
+        sound = report.passed(self.report["gates"])
+        for cell in chosen if sound else ():
+            self._time(cell)
+        self.report["passed"] = sound and not any(cell["errors"] for cell in self.report["cells"])
+        report.write(self.out, self.report)
+        return bool(self.report["passed"])
+
+    def _check(self, settings: Settings) -> None:
+        small = parity_settings(settings)
+        try:
+            gates = parity_gates(*(self.runner.parity(arm, small) for arm in (OURS, TUNED)))
+        except ArmError as error:
+            print(f"error: parity, {settings.quantization}: {error}", file=sys.stderr)
+            gates = {"run": {"passed": False}}
+        self.report["gates"] |= {f"{settings.quantization}, {name}": gate for name, gate in gates.items()}
+
+    def _time(self, settings: Settings) -> None:
+        found: dict[str, list[dict[str, Any]]] = {}
+        cell: dict[str, Any] = {"name": settings.name, "settings": asdict(settings), "arms": {}, "errors": {}}
+        self.report["cells"].append(cell)
+        for _, arm in product(range(self.rounds), self.arms):  # A B A B
+            if arm in cell["errors"]:
+                continue
+            try:
+                found.setdefault(arm, []).append(self.runner.steps(arm, settings))
+            except ArmError as error:
+                cell["errors"][arm] = str(error)
+                continue
+            cell["arms"][arm] = summary(found[arm])
+            if arm != OURS:
+                cell["arms"][arm]["micro_batch"] = self.runner.micro_batches[settings.name, arm]
+            cell["speedup"] = speedups(cell["arms"])
+            report.write(self.out, self.report)
+
+
+def table(cell: Mapping[str, Any]) -> Table:
+    """Return a row for each arm of one cell."""
+    result = Table(title=cell["name"], box=box.SIMPLE, padding=0)
+    result.add_column("arm", no_wrap=True)
+    for column in ("step s", "min", "max", "rollout", "ref.", "reward", "update", "tokens/s", "GiB", "ours"):
+        result.add_column(column, justify="right")
+    for name, arm in cell["arms"].items():
+        step = arm["phases"]["step"]
+        seconds = [f"{step[key]:.2f}" for key in ("median", "min", "max")]
+        parts = [f"{arm['phases'][key]['median']:.2f}" for key in ("rollout", "reference", "reward", "update")]
+        times = f"{cell['speedup'][name]:.2f}x" if name in cell["speedup"] else ""
+        tokens, peak = f"{arm['tokens_per_second']:,.0f}", f"{arm['peak_bytes'] / 2**30:.2f}"
+        result.add_row(name, *seconds, *parts, tokens, peak, times)
+    return result
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Compare, write and print; return the exit status."""
+    settings = settings_of(options)
+    runner = Arms(options.trl_python, options.process_minutes)
+    runner.check_trl()
+    with model_at_hand(settings, options.shape_folder) as at_hand:
+        chosen = list(cells(at_hand, options.lengths, options.grid))
+        comparison = Comparison(runner, options.arms, options.rounds, options.out, settings.device)
+        passed = comparison.run(chosen)
+    console = Console()
+    report.print_gates(comparison.report["gates"], console)
+    for cell in comparison.report["cells"]:
+        if cell["arms"]:
+            console.print(table(cell))
+        for arm, error in cell["errors"].items():
+            console.print(f"FAIL {arm}: {error}", highlight=False, soft_wrap=True)
+    return 0 if passed else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    result = program("vs_trl", __doc__)
+    add_step(result)
+    result.set_defaults(repeats=3)
+    result.add_argument("--trl-python", default=sys.executable, help="Python that can import trl (default: this one)")
+    result.add_argument("--arms", nargs="+", choices=ARMS, default=[OURS, TUNED])
+    result.add_argument("--lengths", nargs="+", choices=["fixed", "natural"], default=["fixed"])
+    result.add_argument("--grid", action="store_true", help=f"all of {GRID} instead of the three options")
+    result.add_argument("--rounds", type=positive, default=2, help="processes of each arm")
+    result.add_argument("--process-minutes", type=float, default=30.0, help="limit of one process")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison; return 0, 1 where a gate or an arm failed, or 2 for a user's mistake."""
+    try:
+        return compare(parser().parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
