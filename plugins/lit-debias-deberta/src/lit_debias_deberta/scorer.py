@@ -16,7 +16,7 @@ from lit_debias_deberta.fast_deberta import freeze_attention
 from lit_debias_deberta.network import RewardNetwork
 from lit_debias_deberta.score_file import Key, Row, ScoreFile, fingerprint
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096
 CACHE_SIZE = 10_000
 
 
