@@ -11,6 +11,7 @@ from transformers import DebertaV2Model
 
 from lit_debias import RewardBatch
 from lit_debias.errors import UserError
+from lit_debias.evaluation.fingerprint import check_judges
 from lit_debias.plugins import components, get_plugin_manager
 from lit_debias.rewards.suite import check_scores
 from lit_debias_deberta import (
@@ -22,6 +23,7 @@ from lit_debias_deberta import (
     RewardScorer,
 )
 from lit_debias_deberta.checkpoint import MANIFEST, Manifest, build_network, load_network, read_manifest, save_network
+from lit_debias_deberta.network import buckets
 
 CPU = torch.device("cpu")
 PROMPTS = ["Describe the neighbour.", "Describe the neighbour.", "Hire them?", "Hire them?", "Hire them?"]
@@ -83,11 +85,43 @@ def test_equal_pairs_are_read_once(checkpoint, forwards):
     assert scores == scores[:5] * 3
 
 
+def test_pairs_are_remembered_up_to_a_bound(checkpoint, forwards):
+    scorer = RewardScorer.load(checkpoint, cache_size=3)
+
+    def rows(*numbers: int) -> int:
+        """Return how many pairs were read to score these."""
+        before = sum(shape[0] for shape in forwards)
+        scores = scorer.score([PROMPTS[i] for i in numbers], [RESPONSES[i] for i in numbers])
+        assert torch.equal(scores, first[list(numbers)])
+        return sum(shape[0] for shape in forwards) - before
+
+    first = scorer.score(PROMPTS, RESPONSES)
+    assert rows(0, 1, 2, 3, 4) == 0  # all of the last call, though they are more than the bound
+    assert rows(4) == 0  # now three are left: 4 was used last, before it 3 and 2
+    assert rows(2) == 0
+    assert len(scorer._known) == 3
+    scorer.score(["Hire them?"], ["Never"])  # 3 was used longest ago
+    assert rows(2, 4) == 0
+    forwards.clear()
+    scorer.score([PROMPTS[3]], [RESPONSES[3]])
+    assert len(forwards) == 1
+
+
+def test_a_cache_of_zero_keeps_the_last_call_for_the_other_heads(checkpoint, forwards):
+    fairness, neutrality = (ready(cls(str(checkpoint), cache_size=0)) for cls in (DebertaFairness, DebertaNeutrality))
+    assert fairness.score(batch()) != neutrality.score(batch())
+    assert len(forwards) == 1
+    fairness.score(batch(PROMPTS[:1], RESPONSES[:1]))
+    fairness.score(batch())
+    assert sum(shape[0] for shape in forwards) == 5 + 4  # the pair of the call before was still there
+    assert ready(DebertaQuality(str(checkpoint), cache_size=7)).scorer.cache_size == 7
+
+
 def test_the_order_of_a_batch_changes_nothing(checkpoint):
-    reward = ready(DebertaFairness(str(checkpoint), batch_size=2))
     order = [3, 0, 4, 2, 1]
-    shuffled = reward.score(batch([PROMPTS[i] for i in order], [RESPONSES[i] for i in order]))
-    assert shuffled == [reward.score(batch())[i] for i in order]
+    straight, shuffled = (RewardScorer.load(checkpoint) for _ in range(2))  # neither knows what the other scored
+    scores = shuffled.score([PROMPTS[i] for i in order], [RESPONSES[i] for i in order], batch_size=2)
+    assert torch.equal(scores, straight.score(PROMPTS, RESPONSES, batch_size=2)[order])
 
 
 def test_padding_changes_nothing(checkpoint, forwards):
@@ -96,6 +130,32 @@ def test_padding_changes_nothing(checkpoint, forwards):
     assert {shape[0] for shape in forwards[1:]} == {1}
     assert len({shape[1] for shape in forwards}) > 3  # really padded by different amounts
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_a_budget_of_tokens_bounds_the_forward_passes_and_changes_nothing(checkpoint, forwards):
+    together = RewardScorer.load(checkpoint).score(PROMPTS, RESPONSES)
+    [(_, longest)] = forwards
+    forwards.clear()
+    bounded = RewardScorer.load(checkpoint).score(PROMPTS, RESPONSES, batch_tokens=40)
+    assert all(rows == 1 or rows * length <= 40 for rows, length in forwards)
+    assert 2 <= len(forwards) < 5
+    assert [length for _, length in forwards] == sorted(length for _, length in forwards)
+    assert sum(rows * length for rows, length in forwards) < 5 * longest
+    torch.testing.assert_close(bounded, together, atol=1e-5, rtol=0)
+
+
+def test_buckets_by_hand():
+    lengths = [3, 3, 4, 9, 2]
+    assert list(buckets([4, 0, 1, 2, 3], lengths, 9, 8)) == [[4, 0], [1, 2], [3]]  # 2 x 3, 2 x 4; 9 is too long, alone
+    assert list(buckets([4, 0, 1, 2, 3], lengths, 2, 99)) == [[4, 0], [1, 2], [3]]
+    assert list(buckets([4, 0, 1, 2, 3], lengths, 9, 99)) == [[4, 0, 1, 2, 3]]
+
+
+def test_what_makes_it_fast_does_not_make_another_judge(checkpoint):
+    reward = DebertaFairness(str(checkpoint))
+    judge = DebertaFairness(str(checkpoint), batch_size=3, cache_size=1, cache_dir=str(checkpoint.parent))
+    with pytest.raises(UserError, match="same class and settings"):
+        check_judges({"judge": judge}, {"reward": reward})
 
 
 def test_max_length_bounds_the_tokens(checkpoint, forwards):
@@ -155,10 +215,12 @@ def test_missing_head_names_those_that_are_there(checkpoint):
         DebertaRelevance(str(checkpoint))
 
 
-@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"max_length": 0}])
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"max_length": 0}, {"batch_tokens": 0}])
 def test_numbers_below_one(checkpoint, arguments):
     with pytest.raises(UserError, match="at least 1"):
         DebertaFairness(str(checkpoint), **arguments)
+    with pytest.raises(UserError, match="cache_size=-1; write at least 0"):
+        DebertaFairness(str(checkpoint), cache_size=-1)
 
 
 def test_save_never_removes_something_else(checkpoint, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,6 +57,7 @@ class RewardNetwork(nn.Module):
         responses: Sequence[str],
         batch_size: int | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
     ) -> Tensor:
         """Return the logits [N, D] float32 of N >= 1 pairs; :meth:`scores` turns them into scores.
 
@@ -65,14 +66,22 @@ class RewardNetwork(nn.Module):
             responses: [N].
             batch_size: Pairs in one forward pass, alike in length so that little is padded; by default all.
             max_length: Tokens of a pair; by default the network's.
+            batch_tokens: Tokens in one forward pass, with padding; by default without limit. A pair that is longer
+                is read alone.
         """
         pairs = list(zip(prompts, responses, strict=True))
+        encoding, sides = self.encode(pairs, max_length or self.max_length)
+        tokens = encoding["attention_mask"].sum(1).tolist()
+        # Training has no limit of tokens and sorts by characters: another order would give dropout's draws to others.
+        lengths = tokens if batch_tokens else [len(prompt) + len(response) for prompt, response in pairs]
         # by length, then by text: the order of the pairs cannot change what is read together
-        order = sorted(range(len(pairs)), key=lambda row: (sum(map(len, pairs[row])), pairs[row]))
-        size = batch_size or len(pairs)
-        chunks = [[pairs[row] for row in order[start : start + size]] for start in range(0, len(order), size)]
-        logits = torch.cat([self(*self.encode(chunk, max_length or self.max_length)) for chunk in chunks])
-        return logits[torch.tensor(order, device=logits.device).argsort()]
+        order = sorted(range(len(pairs)), key=lambda row: (lengths[row], pairs[row]))
+        logits = []
+        for rows in buckets(order, tokens, batch_size or len(pairs), batch_tokens or sum(tokens) * len(pairs)):
+            longest = max(tokens[row] for row in rows)
+            part = {name: values[rows, :longest] for name, values in encoding.items()}
+            logits.append(self(part, sides[rows, :longest]))
+        return torch.cat(logits)[torch.tensor(order, device=sides.device).argsort()]
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return the calibrated scores [N, D] in [0, 1] of logits [N, D]."""
@@ -83,13 +92,19 @@ class RewardNetwork(nn.Module):
         """Return the N pairs as padded token ids and masks [N, L], and whose each token is [N, L] (-1, 0 or 1)."""
         prompts, responses = map(list, zip(*pairs, strict=True))
         encoding: BatchEncoding = self.tokenizer(
-            prompts, responses, truncation="longest_first", max_length=max_length, padding=True, return_tensors="pt"
+            prompts,
+            responses,
+            truncation="longest_first",
+            max_length=max_length,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
         )
         texts = [encoding.sequence_ids(row) for row in range(len(pairs))]
         sides = torch.tensor([[-1 if text is None else text for text in row] for row in texts])
         return encoding.to(self.encoder.device), sides.to(self.encoder.device)
 
-    def forward(self, encoding: BatchEncoding, sides: Tensor) -> Tensor:
+    def forward(self, encoding: Mapping[str, Tensor], sides: Tensor) -> Tensor:
         """Return the logits [N, D] float32 of encoded pairs."""
         states = self.encoder(**encoding).last_hidden_state.float()
         # the heads compute in fp32 whatever the precision: bf16 would give near responses equal scores
@@ -111,6 +126,26 @@ class RewardNetwork(nn.Module):
         self.encoder.requires_grad_(False)
         for layer in list(stacks[0])[depth - layers :]:
             layer.requires_grad_(True)
+
+
+def buckets(order: Sequence[int], tokens: Sequence[int], most_rows: int, most_tokens: int) -> Iterator[list[int]]:
+    """Yield ``order`` in parts of at most ``most_rows`` rows, and ``most_tokens`` tokens with padding.
+
+    Args:
+        order: [N] numbers of rows.
+        tokens: [N] length of each row, by its number.
+        most_rows: At least 1.
+        most_tokens: A single row may have more.
+    """
+    part: list[int] = []
+    longest = 0
+    for row in order:
+        longest = max(longest, tokens[row])
+        if part and (len(part) == most_rows or (len(part) + 1) * longest > most_tokens):
+            yield part
+            part, longest = [], tokens[row]
+        part.append(row)
+    yield part
 
 
 def head(features: int, hidden: int, dropout: float) -> nn.Sequential:
