@@ -90,7 +90,10 @@ $(REPORT): $(RESULTS)
 # ---------------------------------------------------------------- the rest
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.throughput --out runs/bench
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.rollout
+	$(BIN)/python -m benchmarks.update --unpacked
+	$(BIN)/python -m benchmarks.rewards --completions 64
 
 # The table of docs/study.md; says beforehand how long it takes (most of two hours on two cores).
 #   make study STUDY="--benchmark_data DIR"      with public benchmarks before and after
