@@ -57,6 +57,7 @@ DATA := $(RUN)/data/README.md
 REWARD_MODEL := $(RUN)/reward_model/reward_model.json
 JUDGE := $(RUN)/judge/reward_model.json
 BEFORE := $(RUN)/arms/before.json
+DPO := $(RUN)/dpo/adapter/adapter_model.safetensors
 ADAPTER := $(RUN)/adapter/adapter_model.safetensors
 RESULTS := $(RUN)/results.json
 REPORT := $(RUN)/report.html
@@ -78,7 +79,10 @@ $(BEFORE): $(REWARD_MODEL) $(JUDGE) configs/demo_evaluate.yaml
 	$(LIT) evaluate -c configs/demo_evaluate.yaml
 	@touch $@  # an arm that could be reused keeps its old time
 
-$(ADAPTER): $(REWARD_MODEL) configs/demo.yaml | $(BEFORE)
+$(DPO): $(DATA) configs/demo_dpo.yaml | $(BEFORE)
+	$(LIT) fit -c configs/demo_dpo.yaml
+
+$(ADAPTER): $(REWARD_MODEL) $(DPO) configs/demo.yaml | $(BEFORE)
 	$(LIT) fit -c configs/demo.yaml
 
 $(RESULTS): $(ADAPTER) $(BEFORE)

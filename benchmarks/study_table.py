@@ -89,8 +89,11 @@ def bars(study: Mapping[str, Any], arms: Iterable[str]) -> Iterator[str]:
         cells = []
         for name, (kind, bar, _) in BARS.items():
             change = study["comparisons"][arm].get(name, {}).get(kind)
-            reached = change is not None and (change >= bar if name in HIGHER else change <= bar)
-            text = "-" if change is None else f"{change:+.0%}" if kind == RELATIVE else f"{100 * change:+.1f} points"
+            if change is None:
+                cells.append("-")
+                continue
+            reached = change >= bar if name in HIGHER else change <= bar
+            text = f"{change:+.0%}" if kind == RELATIVE else f"{100 * change:+.1f} points"
             cells.append(f"{text} {'yes' if reached else 'no'}")
         after = study["arms"][arm]["measures"]["preference"]
         apart = after["high"] < before["low"]
@@ -99,11 +102,11 @@ def bars(study: Mapping[str, Any], arms: Iterable[str]) -> Iterator[str]:
 
 
 def public(results: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of the figures of public benchmarks by arms; bold where the change is clear."""
+    """Yield a table of the overall figures of public benchmarks by arms; bold where the change is clear."""
     arms = [name for name in TITLES if name in results["arms"]]
     yield from head("figure", (TITLES[arm] for arm in arms))
     for name, about in results["measures"].items():
-        if about["section"] != "benchmarks":
+        if about["section"] != "benchmarks" or (name.count("/") > 1 and "/overall/" not in name):
             continue
         cells = []
         for arm in arms:

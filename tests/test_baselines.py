@@ -255,4 +255,10 @@ def test_the_baselines_see_as_many_prompts_as_the_demo():
     for config in (sft, dpo):
         assert config["data"] == demo["data"]
         assert config["trainer"]["max_steps"] == demo["trainer"]["max_steps"]
-        assert config["model"]["init_args"]["policy"] == demo["model"]["init_args"]["policy"]
+    policies = [config["model"]["init_args"]["policy"]["init_args"] for config in (demo, sft, dpo)]
+    assert policies[1] == policies[2]
+    assert {name: policies[0][name] for name in ("model", "quantization")} == {
+        name: policies[1][name] for name in ("model", "quantization")
+    }
+    adapter = next(c for c in dpo["trainer"]["callbacks"] if c["class_path"] == "AdapterExport")["init_args"]["out"]
+    assert policies[0]["adapter"] == adapter

@@ -57,8 +57,9 @@ def test_the_demo_from_data_to_report(tiny_model, tiny_encoder, tmp_path, monkey
     before = json.loads(Path("runs/demo/results.json").read_text())
     assert set(before["arms"]) == {"before", "prompt_only"}
 
-    one_step = ("--trainer.max_steps", "1", "--model.engine.max_new_tokens", "6", "--model.policy.model", tiny_model)
-    run("fit", "-c", CONFIGS / "demo.yaml", *one_step)
+    one_step = ("--trainer.max_steps", "1", "--model.policy.model", tiny_model)
+    run("fit", "-c", CONFIGS / "demo_dpo.yaml", *one_step)
+    run("fit", "-c", CONFIGS / "demo.yaml", *one_step, "--model.engine.max_new_tokens", "6")
     assert PeftConfig.from_pretrained("runs/demo/adapter").r == 16
     assert list(Path("runs/demo/logs/version_0/checkpoints").glob("*.ckpt"))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import study
+from benchmarks import study, study_table
 from benchmarks.study import Job, jobs, missing, run
 
 from lit_debias.cli import main
@@ -101,3 +102,45 @@ def test_the_plan_says_how_long_it_takes(monkeypatch, capsys):
     assert "minutes with 2 workers" in said
     assert "public benchmarks: left out" in said
     assert not Path("runs").exists()
+
+
+def test_the_page_shows_the_committed_figures():
+    page = (ROOT / "docs" / "study.md").read_text()
+    for line in study_table.tables(json.loads(study_table.RESULT.read_text())):
+        assert line in page
+
+
+def test_bars_by_hand():
+    def estimate(value, low, high):
+        return {"value": value, "low": low, "high": high}
+
+    study = {
+        "arms": {
+            "before": {"measures": {"preference": estimate(0.7, 0.6, 0.8)}},
+            "after": {"measures": {"preference": estimate(0.5, 0.4, 0.59)}},
+            "sft": {"measures": {"preference": estimate(0.5, 0.4, 0.61)}},
+        },
+        "comparisons": {
+            "after": {
+                "bias_intensity/judge": {"relative": -0.5},
+                "perplexity_other": {"relative": 0.06},
+                "distinct_2": {"relative": -0.05},
+                "similarity": {"relative": -0.06},
+                "refusal": {"difference": 0.02},
+                "accuracy": {"difference": -0.01},
+            },
+            "sft": {},
+        },
+    }
+    after, sft = list(study_table.bars(study, ["after", "sft"]))[2:]
+    assert [cell.split()[-1] for cell in after.strip("| ").split(" | ")[1:]] == [
+        "yes",
+        "no",
+        "yes",
+        "no",
+        "yes",
+        "no",
+        "yes",
+    ]
+    assert after.endswith("| -0.20 yes |")
+    assert sft == "| SFT | - | - | - | - | - | - | -0.20 no |"
