@@ -67,11 +67,11 @@ def jobs(seeds: Sequence[int], single_seeds: Sequence[int], benchmark_data: str 
         command = lit("fit", "-c", f"configs/demo_{name}.yaml", *settings, *logs)
         yield Job(name, command, OUT / name / "reward_model.json", 2.5, ("data",))
     models = ("reward_model", "judge", "second_lm")
-    yield Job("base", lit(*EVALUATE), OUT / "arms" / "prompt_only.json", 6.0, models)
+    yield Job("base", lit(*EVALUATE), OUT / "arms" / "prompt_only.json", 5.5, models)
     yield from arms(COMPARED, seeds)
     if benchmark_data is not None:
         yield from public(benchmark_data, limit, seeds, models)
-    singles = {f"only_{name}": 6.0 for name in SINGLE_REWARDS}
+    singles = {f"only_{name}": 5.3 for name in SINGLE_REWARDS}
     yield from arms(singles, single_seeds)
     every = (*COMPARED, *singles)
     folders = {**dict.fromkeys(COMPARED, seeds), **dict.fromkeys(singles, single_seeds)}
@@ -90,7 +90,7 @@ def arms(names: Mapping[str, float], seeds: Sequence[int]) -> Iterator[Job]:
     for arm in names:
         trained = (*(f"{arm}_{seed}" for seed in seeds), "base")
         command = lit(*EVALUATE, *adapters({arm: seeds}))
-        yield Job(f"measure_{arm}", command, kept(OUT, arm, seeds), 3.0 * len(seeds), trained)
+        yield Job(f"measure_{arm}", command, kept(OUT, arm, seeds), 2.7 * len(seeds), trained)
 
 
 def public(data: str, limit: int, seeds: Sequence[int], models: tuple[str, ...]) -> Iterator[Job]:
@@ -98,11 +98,11 @@ def public(data: str, limit: int, seeds: Sequence[int], models: tuple[str, ...])
     out = OUT / "public"
     few = ("--out", out, "--limit", 2, "--perplexity_model", "null")
     asked = (*EVALUATE, *few, "--benchmarks", PUBLIC, "--benchmark_data", data, "--benchmark_limit", limit)
-    yield Job("public_base", lit(*asked), out / "arms" / "prompt_only.benchmarks.json", 8.0, models)
+    yield Job("public_base", lit(*asked), out / "arms" / "prompt_only.benchmarks.json", 2.0, models)
     for arm in COMPARED:
         trained = (*(f"{arm}_{seed}" for seed in seeds), "public_base")
         command = lit(*asked, *adapters({arm: seeds}))
-        yield Job(f"public_{arm}", command, kept(out, arm, seeds, ".benchmarks"), 4.0 * len(seeds), trained)
+        yield Job(f"public_{arm}", command, kept(out, arm, seeds, ".benchmarks"), 0.9 * len(seeds), trained)
     command = lit(*asked, *adapters(dict.fromkeys(COMPARED, seeds)))
     yield Job("public_table", command, out / "results.json", 1.0, tuple(f"public_{arm}" for arm in COMPARED))
 
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--single_seeds", type=int, nargs="+", help="seeds of the single-reward arms; by default all")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time, of one thread each")
     parser.add_argument("--benchmark_data", help="folder with crows_pairs/, stereoset/, bbq/, cbbq/; by default none")
-    parser.add_argument("--benchmark_limit", type=int, default=200, help="items of each benchmark")
+    parser.add_argument("--benchmark_limit", type=int, default=100, help="items of each benchmark")
     parser.add_argument("--plan", action="store_true", help="only say what is to do")
     args = parser.parse_args()
     todo = missing(jobs(args.seeds, args.single_seeds or args.seeds, args.benchmark_data, args.benchmark_limit))
@@ -225,7 +225,7 @@ def main() -> None:
         **provenance(PACKAGES, describe_device()),
         **{name: condensed(json.loads(path.read_text())) for name, path in results.items() if path.exists()},
     }
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    RESULT.write_text(json.dumps(content) + "\n")
     CONSOLE.print(f"written: {RESULT}, {OUT / 'report.html'}")
 
 
@@ -243,7 +243,8 @@ def condensed(results: dict) -> dict:
     """Return what of a results file is worth keeping in the repository: no texts, no samples."""
     arms = {name: {k: arm[k] for k in ("replicas", "measures") if k in arm} for name, arm in results["arms"].items()}
     names = ("verdict", "titles", "measures", "comparisons", "prompts", "settings", "notes")
-    return {**{name: results[name] for name in names if name in results}, "arms": arms}
+    kept = {**{name: results[name] for name in names if name in results}, "arms": arms}
+    return json.loads(json.dumps(kept), parse_float=lambda text: float(f"{float(text):.5g}"))
 
 
 if __name__ == "__main__":

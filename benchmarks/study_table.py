@@ -18,8 +18,8 @@ TITLES = {
     "only_relevance": "GRPO, relevance alone",
     "only_fluency": "GRPO, fluency alone",
     "after": "**GRPO, all rewards**",
-    "dpo_grpo": "DPO, then GRPO",
-    "dpo_grpo_overlong": "**DPO, then GRPO with a length penalty**",
+    "dpo_grpo": "**DPO, then GRPO**",
+    "dpo_grpo_overlong": "DPO, then GRPO with a length penalty",
 }
 """Arms in the order of the tables."""
 BIAS = {
