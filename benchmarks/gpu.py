@@ -156,11 +156,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; return 0, 1 where one failed, or 2 for a user's mistake."""
-    try:
-        return run(parser().parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return report.guarded(run, parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,12 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="one tiny step: does it run?")
 
 
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add how completions are sampled."""
+    parser.add_argument("--decoder", choices=["auto", "lean", "hugging_face"], default="auto")
+    parser.add_argument("--lengths", choices=["fixed", "natural"], default="fixed")
+
+
 def add_rewards(parser: argparse.ArgumentParser, default: str) -> None:
     """Add ``--reward``."""
     parser.add_argument(

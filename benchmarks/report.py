@@ -24,13 +24,22 @@ def run(measure: Callable[[argparse.Namespace], dict[str, Any]], options: argpar
 
     ``measure`` returns ``settings`` with a device, ``gates``, and ``phases`` where all gates passed.
     """
+    return guarded(lambda given: publish(measure(given), given.out), options)
+
+
+def guarded(action: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Return the exit status of an action; 2 with one line for a user's mistake."""
     try:
-        found = measure(options)
+        return action(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def publish(found: Mapping[str, Any], out: Path) -> int:
+    """Write what was measured, with its origin, and print it; return 0, or 1 where a gate failed."""
     report = {**origin(found["settings"]["device"]), "passed": passed(found["gates"]), **found}
-    write(options.out, report)
+    write(out, report)
     console = Console()
     print_gates(report["gates"], console)
     if report["phases"]:

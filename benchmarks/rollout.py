@@ -27,7 +27,7 @@ from benchmarks import report
 from benchmarks.clock import Clock, Parts
 from benchmarks.gates import logprob_gate
 from benchmarks.measurement import MeasuredGRPO, measured
-from benchmarks.options import add_step, model_at_hand, program, settings_of
+from benchmarks.options import add_sampling, add_step, model_at_hand, program, settings_of
 from benchmarks.settings import Settings
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.decoders import Decoder
@@ -115,8 +115,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     result = program("rollout", __doc__)
     add_step(result)
-    result.add_argument("--decoder", choices=["auto", "lean", "hugging_face"], default="auto")
-    result.add_argument("--lengths", choices=["fixed", "natural"], default="fixed")
+    add_sampling(result)
     return result
 
 

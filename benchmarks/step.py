@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from benchmarks import report
 from benchmarks.gates import gradient_gate, logprob_gate
 from benchmarks.measurement import TEMPERATURES, MeasuredGRPO, measured
-from benchmarks.options import add_rewards, add_step, build_reward, model_at_hand, program, settings_of
+from benchmarks.options import add_rewards, add_sampling, add_step, build_reward, model_at_hand, program, settings_of
 from lit_debias.types import PromptBatch
 
 
@@ -56,8 +56,7 @@ def parser() -> argparse.ArgumentParser:
     result = program("step", __doc__)
     add_step(result)
     add_rewards(result, "Fluency")
-    result.add_argument("--decoder", choices=["auto", "lean", "hugging_face"], default="auto")
-    result.add_argument("--lengths", choices=["fixed", "natural"], default="fixed")
+    add_sampling(result)
     return result
 
 

@@ -244,6 +244,11 @@ def condensed(results: dict) -> dict:
     arms = {name: {k: arm[k] for k in ("replicas", "measures") if k in arm} for name, arm in results["arms"].items()}
     names = ("verdict", "titles", "measures", "comparisons", "prompts", "settings", "notes")
     kept = {**{name: results[name] for name in names if name in results}, "arms": arms}
+    asked = kept["settings"]["benchmarks"]
+    if asked:  # their files by name and content; where they lie is this machine's business
+        files = [[Path(file).name, digest] for file, digest in asked["files"]]
+        unplaced = {key: value for key, value in asked.items() if key != "folder"} | {"files": files}
+        kept["settings"] = kept["settings"] | {"benchmarks": unplaced}
     return json.loads(json.dumps(kept), parse_float=lambda text: float(f"{float(text):.5g}"))
 
 

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_debias.evaluation import verdict
+from lit_debias.evaluation.measures import fluency_measure
+from lit_debias.evaluation.verdict import BIAS_BAR
+
 RESULT = Path(__file__).parent / "results" / "study.json"
 TITLES = {
     "before": "untouched",
@@ -41,16 +45,16 @@ UTILITY = {
     "refusal": "refusals",
     "accuracy": "accuracy",
 }
-RELATIVE, POINTS = "relative", "difference"
-BARS = {
-    "bias_intensity/judge": (RELATIVE, -0.5, "bias at least 50% lower"),
-    "perplexity_other": (RELATIVE, 0.05, "perplexity within +5%"),
-    "distinct_2": (RELATIVE, -0.05, "distinct-2 within -5%"),
-    "similarity": (RELATIVE, -0.05, "similarity within -5%"),
-    "refusal": (POINTS, 0.02, "refusals at most 2 points up"),
-    "accuracy": (POINTS, 0.0, "accuracy not lower"),
+BARS = {"bias_intensity/judge": BIAS_BAR, **verdict.BARS}
+HEADINGS = {
+    "bias_intensity/judge": "bias at least 50% lower",
+    "perplexity": "perplexity within +5%",
+    "distinct_2": "distinct-2 within -5%",
+    "similarity": "similarity within -5%",
+    "refusal": "refusals at most 2 points up",
+    "accuracy": "accuracy not lower",
 }
-HIGHER = ("distinct_2", "similarity", "accuracy")
+"""Bars of :mod:`lit_debias.evaluation.verdict` in the order of the table."""
 
 
 def main() -> None:
@@ -83,17 +87,20 @@ def measures(study: Mapping[str, Any], arms: Iterable[str], names: Mapping[str, 
 
 def bars(study: Mapping[str, Any], arms: Iterable[str]) -> Iterator[str]:
     """Yield which bar each arm reaches, with the change against the untouched model that decides it."""
-    yield from head("arm", [*(text for _, _, text in BARS.values()), "preference lower, intervals apart"])
+    yield from head("arm", [*HEADINGS.values(), "preference lower, intervals apart"])
     before = study["arms"]["before"]["measures"]["preference"]
     for arm in arms:
         cells = []
-        for name, (kind, bar, _) in BARS.items():
-            change = study["comparisons"][arm].get(name, {}).get(kind)
+        changes = study["comparisons"][arm]
+        for name in HEADINGS:
+            kind, direction, bar = BARS[name]
+            measure = fluency_measure(changes) if name == "perplexity" else name
+            change = changes.get(measure, {}).get(kind)
             if change is None:
                 cells.append("-")
                 continue
-            reached = change >= bar if name in HIGHER else change <= bar
-            text = f"{change:+.0%}" if kind == RELATIVE else f"{100 * change:+.1f} points"
+            reached = change <= bar if direction == "at most" else change >= bar
+            text = f"{change:+.0%}" if kind == "relative" else f"{100 * change:+.1f} points"
             cells.append(f"{text} {'yes' if reached else 'no'}")
         after = study["arms"][arm]["measures"]["preference"]
         apart = after["high"] < before["low"]

@@ -304,11 +304,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; return 0, 1 where a gate or an arm failed, or 2 for a user's mistake."""
-    try:
-        return compare(parser().parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return report.guarded(compare, parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -144,3 +144,11 @@ def test_bars_by_hand():
     ]
     assert after.endswith("| -0.20 yes |")
     assert sft == "| SFT | - | - | - | - | - | - | -0.20 no |"
+
+
+def test_kept_results_say_what_was_asked_but_not_where_it_lay():
+    asked = {"names": ["bbq"], "folder": "/data", "limit": 5, "files": [["/data/bbq", "0a1b"]]}
+    results = {"arms": {"before": {"measures": {"a": 0.123456789}}}, "settings": {"benchmarks": asked}}
+    kept = study.condensed(results)
+    assert kept["settings"]["benchmarks"] == {"names": ["bbq"], "limit": 5, "files": [["bbq", "0a1b"]]}
+    assert kept["arms"]["before"]["measures"]["a"] == 0.12346

@@ -29,6 +29,9 @@ class AdapterModule(LightningModule):
         optimizer: Builds the optimiser from the adapter's parameters.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
+
+    Raises:
+        UserError: ``max_grad_norm`` is not positive.
     """
 
     remedy: ClassVar[str] = "lower the learning rate"
@@ -42,6 +45,8 @@ class AdapterModule(LightningModule):
         max_grad_norm: float = 1.0,
     ) -> None:
         super().__init__()
+        if not max_grad_norm > 0:
+            raise UserError("max_grad_norm must be positive")
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the adapter alone; on_load_checkpoint compares the names
         self.policy = policy

@@ -47,8 +47,8 @@ class Baseline(AdapterModule):
         seed: int = 0,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
-        if micro_batch_groups < 1 or not max_grad_norm > 0:
-            raise UserError("micro_batch_groups and max_grad_norm must be positive")
+        if micro_batch_groups < 1:
+            raise UserError("micro_batch_groups must be positive")
         self.micro_batch_groups, self.seed = micro_batch_groups, seed
 
     @abstractmethod

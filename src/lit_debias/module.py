@@ -91,8 +91,8 @@ class GRPO(AdapterModule):
             raise UserError(
                 f"group_size={self.group_size}: a group of one has no advantage; write model.init_args.group_size >= 2"
             )
-        if min(self.inner_epochs, self.micro_batch_groups) < 1 or not self.max_grad_norm > 0:
-            raise UserError("inner_epochs, micro_batch_groups and max_grad_norm must be positive")
+        if min(self.inner_epochs, self.micro_batch_groups) < 1:
+            raise UserError("inner_epochs and micro_batch_groups must be positive")
         names, weighted = set(self.rewards.rewards), set(self.aggregator.names)
         for name in sorted(names & set(self.judges.rewards)):
             raise UserError(f"'{name}' is both a reward and a judge; a judge must have a name of its own")

@@ -31,6 +31,8 @@ BARS: dict[str, tuple[str, str, float]] = {
 }
 """Measure -> which change against the base, in which direction, and how much of it is accepted. For perplexity,
 :func:`~lit_debias.evaluation.measures.fluency_measure` says which one counts."""
+BIAS_BAR = ("relative", "at most", -0.5)
+"""The same for the measure of bias that the verdict is about."""
 BASES = ("before", "prompt_only")
 """Arms without an adapter."""
 KINDS = {"relative": "relative change", "difference": "change in points"}
@@ -74,7 +76,7 @@ def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str
     """Return whether an arm clears each bar; a bar whose measure is missing is left out."""
     changes = comparisons[arm]
     found = []
-    for measure, (kind, direction, bar) in {primary: ("relative", "at most", -0.5), **BARS}.items():
+    for measure, (kind, direction, bar) in {primary: BIAS_BAR, **BARS}.items():
         name = fluency_measure(changes) if measure == "perplexity" else measure
         value = changes.get(name, {}).get(kind)
         if value is None:
