@@ -33,10 +33,14 @@ from benchmarks.provenance import describe_device, provenance
 OUT = Path("runs/study")
 RESULT = Path("benchmarks/results/study.json")
 SINGLE_REWARDS = ("fairness", "neutrality", "relevance", "fluency")
-COMPARED = {"grpo": 5.5, "sft": 0.6, "dpo": 0.9, "dpo_grpo": 5.5, "dpo_grpo_overlong": 5.5}
+COMPARED = {"grpo": 5.5, "sft": 0.6, "dpo": 0.9, "dpo_grpo": 5.5, "dpo_grpo_overlong": 5.5, "dpo_grpo_varied": 5.5}
 """The arms that public benchmarks are asked too, and the minutes of one training."""
-AFTER_DPO = ("dpo_grpo", "dpo_grpo_overlong")
-OVERLONG = 0.5
+AFTER_DPO: dict[str, dict[str, float]] = {
+    "dpo_grpo": {},
+    "dpo_grpo_overlong": {"overlong": 0.5},
+    "dpo_grpo_varied": {"fluency": 1.75, "variety": 1.5},
+}
+"""The arms that continue DPO, and the weights in which they differ from GRPO."""
 EVALUATE = ("evaluate", "-c", "configs/study_evaluate.yaml")
 PUBLIC = "crows_pairs,stereoset,bbq,cbbq"
 SECOND_LM = OUT / "gemma-3-270m-q4_k_m.gguf"
@@ -124,8 +128,8 @@ def train(arm: str, seed: int) -> tuple[str, ...]:
     elif arm in AFTER_DPO:
         policy = "--model.policy.init_args"
         changed = (f"{policy}.adapter", OUT / "dpo" / str(seed) / "adapter", f"{policy}.reference", "base")
-        if arm.endswith("overlong"):
-            changed += ("--model.aggregator.init_args.weights.overlong", OVERLONG)
+        for reward, weight in AFTER_DPO[arm].items():
+            changed += (f"--model.aggregator.init_args.weights.{reward}", weight)
     return lit("fit", "-c", config, *folder, *seeds, *changed)
 
 

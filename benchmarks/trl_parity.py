@@ -48,6 +48,7 @@ from lit_debias.grpo.loss import (
     UpdateSize,
 )
 from lit_debias.grpo.packing import pack
+from lit_debias.lean_model import LeanModel
 from lit_debias.rewards.aggregators import GDPO, Aggregator, WeightedSum
 from lit_debias.types import Scores
 
@@ -245,8 +246,7 @@ class Ours:
         tensors = (self.prompt_ids, self.prompt_mask, self.completion_ids, self.completion_mask)
         packed = pack(*(x[groups] for x in tensors))
         llama = self.model.get_base_model()
-        states = llama.model(packed.input_ids, attention_mask=packed.attention_mask, position_ids=packed.position_ids)
-        hidden, head = packed.select(states.last_hidden_state), llama.lm_head.weight
+        hidden, head = LeanModel(llama, torch.float32).predicting_states(packed), llama.lm_head.weight
         tokens = selected_logprobs(hidden, head, packed.targets, TEMPERATURE, entropy_grad=True)
         return TokenLogprobs(*map(packed.unpack, tokens))
 

@@ -225,7 +225,6 @@ def fit(model, prompts, folder, alarm, rewards, judges=None, ckpt=None, callback
         judges=judges,
         engine=LocalEngine(TOKENS),
         group_size=8,
-        micro_batch_groups=4,
         loss=DAPOLoss(),
         optimizer=lambda parameters: AdamW(parameters, lr=3e-2),
     )

@@ -12,8 +12,9 @@ from benchmarks.settings import Settings
 from benchmarks.workload import ending_ids, sized_text
 from support import loaded
 
-from lit_debias import inference_copy, policy
+from lit_debias import policy
 from lit_debias.errors import UserError
+from lit_debias.fused_linear import FusedLinear
 from lit_debias.grpo import packing
 
 PHASES = {"rollout": "tokens/s", "reference": "packed tokens/s", "reward Fluency": "completions/s"}
@@ -134,12 +135,14 @@ def test_wrong_scores_fail_the_gate_and_nothing_is_timed(tmp_path, monkeypatch):
 
 def stale_copy(monkeypatch):
     """The inference copy forgets the adapter: rollouts from the wrong weights."""
-    right = inference_copy.merged_weight
-    monkeypatch.setattr(
-        inference_copy,
-        "merged_weight",
-        lambda layer: right(layer.base_layer) if hasattr(layer, "base_layer") else right(layer),
-    )
+    right = FusedLinear.refresh
+
+    def without_adapter(fused):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "_lora", lambda: None)
+            right(fused)
+
+    monkeypatch.setattr(FusedLinear, "refresh", without_adapter)
 
 
 def leaking_pack(monkeypatch):
@@ -150,15 +153,13 @@ def leaking_pack(monkeypatch):
         return torch.ones(length, length, dtype=torch.bool).tril().expand(rows, 1, length, length)
 
     monkeypatch.setattr(packing, "_attention", causal)
-    monkeypatch.setattr(policy, "use_group_attention", lambda model: None)
+    monkeypatch.setattr(policy, "why_not_lean", lambda model: "no reason")
 
 
 def leaking_groups(monkeypatch):
     """Completions see their own future, in attention by groups."""
-    bias = packing.PackedGroups.completion_bias.func
-    monkeypatch.setattr(
-        packing.PackedGroups, "completion_bias", property(lambda packed: torch.zeros_like(bias(packed)))
-    )
+    right = packing.PackedGroups._completion_bias
+    monkeypatch.setattr(packing.PackedGroups, "_completion_bias", lambda *args: torch.zeros_like(right(*args)))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from lit_debias.grpo.logprobs import selected_logprobs
-from lit_debias.grpo.packing import PackedGroups, pack
+from lit_debias.grpo.packing import PackedGroups, pack, token_budget
 
 
 def by_hand() -> PackedGroups:
@@ -19,15 +19,32 @@ def by_hand() -> PackedGroups:
 
 def test_layout_by_hand() -> None:
     packed = by_hand()
-    assert packed.input_ids.tolist() == [[11, 12, 13, 14, 15, 0], [21, 22, 23, 24, 25, 26]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2, 0], [0, 1, 2, 3, 4, 5]]
-    assert packed.rows.tolist() == [0, 0, 0, 1, 1, 1]
-    assert packed.predictors.tolist() == [1, 2, 1, 2, 3, 4]
+    assert packed.ids.tolist() == [11, 12, 21, 22, 23, 13, 14, 15, 24, 25, 26]
+    assert packed.positions.tolist() == [0, 1, 0, 1, 2, 2, 3, 2, 3, 4, 5]
+    assert packed.predictors.tolist() == [1, 5, 1, 4, 8, 9]
     assert packed.targets.tolist() == [13, 14, 15, 24, 25, 26]
+    assert packed.prompt_tokens == 5
+
+
+def test_rows_by_hand() -> None:
+    rows = by_hand().rows()
+    assert rows.input_ids.tolist() == [[11, 12, 13, 14, 15, 0], [21, 22, 23, 24, 25, 26]]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 2, 0], [0, 1, 2, 3, 4, 5]]
+    assert rows.tokens(rows.input_ids[..., None])[:, 0].equal(by_hand().ids)
+
+
+def test_groups_share_a_pass_up_to_a_budget() -> None:
+    prompts = torch.tensor([[0, 1], [1, 1], [0, 1], [0, 1]]).bool()
+    completions = torch.tensor([[[1, 1], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]]).bool()
+    sizes = {1: [1, 1, 1, 1], 6: [1, 1, 2], 7: [1, 2, 1], 10: [2, 2], 99: [4]}  # of groups with 4, 6, 1, 2 tokens
+    for budget, expected in sizes.items():
+        parts = token_budget(prompts, completions, budget)
+        assert [part.stop - part.start for part in parts] == expected
+        assert [i for part in parts for i in range(part.start, part.stop)] == [0, 1, 2, 3]
 
 
 def test_attention_by_hand() -> None:
-    mask = by_hand().attention_mask
+    mask = by_hand().rows().attention_mask
     assert mask.shape == (2, 1, 6, 6)
     assert mask[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0],
@@ -41,10 +58,10 @@ def test_attention_by_hand() -> None:
 
 
 def test_attention_bias_is_the_additive_form() -> None:
-    packed = by_hand()
-    bias = packed.attention_bias(torch.float32)
-    assert bias[packed.attention_mask].eq(0).all()
-    assert bias[~packed.attention_mask].eq(torch.finfo(torch.float32).min).all()
+    rows = by_hand().rows()
+    bias = rows.attention_bias(torch.float32)
+    assert bias[rows.attention_mask].eq(0).all()
+    assert bias[~rows.attention_mask].eq(torch.finfo(torch.float32).min).all()
 
 
 def test_unpack_puts_values_back_and_gradients_through() -> None:
@@ -60,7 +77,8 @@ def test_unpack_puts_values_back_and_gradients_through() -> None:
 def test_nothing_counts() -> None:
     prompt = torch.ones(1, 2, dtype=torch.int64)
     packed = pack(prompt, prompt.bool(), torch.ones(1, 2, 3).long(), torch.zeros(1, 2, 3).bool())
-    assert packed.input_ids.shape == (1, 2)
+    assert packed.ids.shape == (2,)
+    assert packed.rows().input_ids.shape == (1, 2)
     assert packed.unpack(torch.zeros(0)).eq(0).all()
 
 
@@ -120,8 +138,9 @@ def test_packed_equals_every_sequence_alone(family: str, attention: str) -> None
     expected_gradients = torch.autograd.grad(total, body)
 
     packed = pack(prompt_ids, prompt_mask, completion_ids, completion_mask)
-    mask = packed.attention_mask if attention == "sdpa" else packed.attention_bias(torch.float64)
-    hidden = model.model(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids).last_hidden_state
+    rows = packed.rows()
+    mask = rows.attention_mask if attention == "sdpa" else rows.attention_bias(torch.float64)
+    hidden = rows.tokens(model.model(rows.input_ids, attention_mask=mask, position_ids=rows.position_ids)[0])
     head = model.lm_head.weight.detach()
     found = packed.unpack(selected_logprobs(packed.select(hidden), head, packed.targets, chunk=8).logprobs)
     gradients = torch.autograd.grad((found * weights).sum(), body)

@@ -6,9 +6,9 @@ import transformers
 from support import save_tiny_model
 from torch import nn
 
-from lit_debias import inference_copy
+from lit_debias import fused_linear
 from lit_debias.errors import UserError
-from lit_debias.inference_copy import FusedLinear
+from lit_debias.fused_linear import FusedLinear
 from lit_debias.lean_model import LeanModel, why_not_lean
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.decoders import HuggingFaceDecoder, LeanDecoder
@@ -120,11 +120,11 @@ def test_a_fused_linear_by_hand(monkeypatch):
     inputs = torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]])
     expected = [[[13.0, 7.0, 11.0]], [[12.0, 4.0, 6.0]]]
     for dtype in (torch.float32, torch.bfloat16):
-        for packs in (inference_copy._onednn_packs, lambda weight: False):  # with and without the CPU's help
-            monkeypatch.setattr(inference_copy, "_onednn_packs", packs)
+        for packs in (fused_linear._onednn_packs, lambda weight: False):  # with and without the CPU's help
+            monkeypatch.setattr(fused_linear, "_onednn_packs", packs)
             linear = FusedLinear([first, second], dtype)
             linear.refresh()
-            assert linear(inputs.to(dtype)).tolist() == expected
+            assert linear.merged(inputs.to(dtype)).tolist() == linear.adapted(inputs.to(dtype)).tolist() == expected
 
 
 @pytest.fixture(scope="module")

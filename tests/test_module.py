@@ -132,11 +132,11 @@ def test_the_reference_is_asked_only_if_somebody_needs_it(tiny_model, prompts, t
     assert all(call["reference"] for call in calls)
 
 
-@pytest.mark.parametrize("micro_batch_groups", [1, 3])
-def test_micro_batches_change_nothing(tiny_model, prompts, tmp_path, micro_batch_groups):
+@pytest.mark.parametrize("micro_batch_tokens", [1, 60])  # a group each, and two in a pass
+def test_micro_batches_change_nothing(tiny_model, prompts, tmp_path, micro_batch_tokens):
     adapters = []
-    for size in (4, micro_batch_groups):
-        module = grpo(tiny_model, micro_batch_groups=size, optimizer=lambda parameters: SGD(parameters, lr=1.0))
+    for size in (4096, micro_batch_tokens):
+        module = grpo(tiny_model, micro_batch_tokens=size, optimizer=lambda parameters: SGD(parameters, lr=1.0))
         trainer(tmp_path, max_steps=2).fit(module, PromptDataModule(str(prompts), batch_size=4))
         adapters.append(adapter_of(module))
     for name, value in adapters[0].items():

@@ -54,6 +54,7 @@ def test_eager_attention_sees_the_same_groups(tiny_model):
     perturb(policy)
     rollout = policy.encode(PROMPTS, ANSWERS)
     expected = policy.logprobs(rollout)
+    policy._lean = None  # Hugging Face's forward pass, as for a model that has no lean form
     policy.causal_lm.set_attn_implementation("eager")
     torch.testing.assert_close(policy.logprobs(rollout), expected, rtol=1e-4, atol=1e-5)
 
@@ -166,6 +167,59 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
         assert policy.causal_lm.is_activation_checkpointing is checkpointing
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
+
+
+def log_probs_and_gradients(policy):
+    rollout = policy.encode(PROMPTS, ANSWERS)
+    policy.zero_grad()
+    logprobs = policy(pack(*tokens_of(rollout))).logprobs
+    (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
+    return logprobs.detach(), {name: p.grad.clone() for name, p in policy.trainable_parameters().items()}
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "up_proj"]], ids=["all", "some"])
+@pytest.mark.parametrize(
+    "options", [{"keep_base": True}, {"keep_base": False}, {"gradient_checkpointing": True}], ids=str
+)
+def test_training_has_the_log_probs_and_gradients_of_hugging_face(tiny_model, quantization, targets, options):
+    policy = loaded(tiny_model, quantization=quantization, targets=targets, **options)
+    perturb(policy)
+    found = [log_probs_and_gradients(policy) for _ in range(2)][1]  # the second time with what the first has kept
+    reference = policy.logprobs(policy.encode(PROMPTS, ANSWERS), reference=True)
+    policy._lean = None
+    expected = log_probs_and_gradients(policy)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    plain = policy.logprobs(policy.encode(PROMPTS, ANSWERS), reference=True)
+    torch.testing.assert_close(reference, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_hugging_faces_business(tiny_model):
+    policy = loaded(tiny_model, dropout=0.5)
+    perturb(policy)
+    torch.manual_seed(0)
+    first, _ = log_probs_and_gradients(policy)
+    second, _ = log_probs_and_gradients(policy)
+    assert not torch.equal(first, second)
+
+
+def test_a_plain_base_is_kept_once(tiny_model):
+    policy = loaded(tiny_model)
+    attention = policy.causal_lm.model.layers[0].self_attn
+    before = attention.k_proj.base_layer.weight.clone()
+    log_probs_and_gradients(policy)
+    fused = policy._lean.layers[0].qkv._base
+    assert attention.k_proj.base_layer.weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
+    assert torch.equal(attention.k_proj.base_layer.weight, before)
+
+
+def test_a_quantised_base_is_kept_where_memory_allows(tiny_model, monkeypatch):
+    size = loaded(tiny_model).causal_lm.num_parameters() * 4
+    for free, kept in ((4 * size, True), (4 * size - 4, False)):
+        monkeypatch.setattr("lit_debias.policy.free_memory", lambda device, free=free: free)
+        policy = loaded(tiny_model, quantization="nf4")
+        log_probs_and_gradients(policy)
+        assert (policy._lean.layers[0].qkv._base is not None) is kept
 
 
 def test_the_chat_template_and_the_system_prompt_are_applied(tiny_model):

@@ -19,7 +19,7 @@ from lit_debias.adapter_module import AdapterModule
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
 from lit_debias.grpo.loss import UpdateSize
-from lit_debias.grpo.packing import pack
+from lit_debias.grpo.packing import pack, token_budget
 from lit_debias.policy import QLoRAPolicy, tokens_of
 from lit_debias.types import PromptBatch
 
@@ -40,16 +40,16 @@ class Baseline(AdapterModule):
     def __init__(
         self,
         policy: QLoRAPolicy,
-        micro_batch_groups: int = 1,
+        micro_batch_tokens: int = 2048,
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
-        if micro_batch_groups < 1:
-            raise UserError("micro_batch_groups must be positive")
-        self.micro_batch_groups, self.seed = micro_batch_groups, seed
+        if micro_batch_tokens < 1:
+            raise UserError("micro_batch_tokens must be positive")
+        self.micro_batch_tokens, self.seed = micro_batch_tokens, seed
 
     @abstractmethod
     def loss(self, logprobs: Tensor, reference: Tensor | None, size: UpdateSize) -> tuple[Tensor, Metrics]:
@@ -92,17 +92,17 @@ class Baseline(AdapterModule):
         size = UpdateSize.of(rollout.completion_mask, rollout.completion_ids.shape[-1])
         reference = None
         if self.needs_reference:
-            reference = self.policy.logprobs(rollout, reference=True, groups_per_batch=self.micro_batch_groups)
-        for start in range(0, len(prompts), self.micro_batch_groups):
-            stop = start + self.micro_batch_groups
-            packed = pack(*(tensor[start:stop] for tensor in tokens_of(rollout)))
+            reference = self.policy.logprobs(rollout, reference=True)
+        micro_batches = token_budget(rollout.prompt_mask, rollout.completion_mask, self.micro_batch_tokens)
+        for groups in micro_batches:
+            packed = pack(*(tensor[groups] for tensor in tokens_of(rollout)))
             tokens = self.policy(packed)
-            mine = None if reference is None else reference[start:stop]
+            mine = None if reference is None else reference[groups]
             loss, measured = self.loss(packed.unpack(tokens.logprobs), mine, size)
             measured |= {"loss": loss.detach(), "entropy": tokens.entropy.detach().sum() / size.tokens}
             # Logging averages over ranks, so this rank's share is scaled up to the whole.
             shares = {name: float(value) * size.world_size for name, value in measured.items()}
-            yield loss, shares | {"num_tokens": float(len(packed.targets))}, stop >= len(prompts)
+            yield loss, shares | {"num_tokens": float(len(packed.targets))}, groups == micro_batches[-1]
 
     # ---------------------------------------------------------------- validation, test
 
@@ -158,7 +158,7 @@ class SFT(Baseline):
 
     Args:
         policy: The model that is trained.
-        micro_batch_groups: Prompts in one forward and backward pass; changes memory, never the result.
+        micro_batch_tokens: Prompts share a forward and backward pass up to so many tokens; changes memory only.
         optimizer: Builds the optimiser from the adapter's parameters.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
@@ -183,7 +183,7 @@ class DPO(Baseline):
     Args:
         policy: The model that is trained.
         beta: Strength of the tie to the reference, positive.
-        micro_batch_groups: Pairs in one forward and backward pass; changes memory, never the result.
+        micro_batch_tokens: Pairs share a forward and backward pass up to so many packed tokens; changes memory only.
         optimizer: Builds the optimiser from the adapter's parameters.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
@@ -200,13 +200,13 @@ class DPO(Baseline):
         self,
         policy: QLoRAPolicy,
         beta: float = 0.1,
-        micro_batch_groups: int = 1,
+        micro_batch_tokens: int = 2048,
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(policy, micro_batch_groups, optimizer, lr_scheduler, max_grad_norm, seed)
+        super().__init__(policy, micro_batch_tokens, optimizer, lr_scheduler, max_grad_norm, seed)
         if not beta > 0:
             raise UserError(f"DPO: beta is {beta}; write a positive number, such as 0.1")
         self.beta = beta

@@ -1,7 +1,10 @@
-"""A forward pass for sampling alone: merged and fused weights, a cache allocated once, no module calls.
+"""A forward pass without module calls: fused products, norms in one kernel, attention as the caller likes.
+
+Sampling runs it with base and LoRA in one weight over a cache that is allocated once; training and the reference with
+the LoRA branch beside the base, over packed groups.
 
 It knows the decoders of the Llama family that are built alike: RMS norms, rotary positions, grouped queries, a gated
-MLP. Anything else samples with Hugging Face's own forward pass; :func:`why_not_lean` says why.
+MLP. Anything else takes Hugging Face's own forward pass; :func:`why_not_lean` says why.
 """
 
 from __future__ import annotations
@@ -12,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
-from lit_debias.inference_copy import FusedLinear
+from lit_debias.fused_linear import FusedLinear
+from lit_debias.grpo.attention import group_attention
+from lit_debias.grpo.packing import PackedGroups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +33,9 @@ KNOWN_MODELS = {
 FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # others choose frequencies by the length of the text
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Takes the layer's number, queries [N, L, heads, D], keys and values [N, L, kv_heads, D]; returns like queries."""
+"""Takes the layer's number, queries [..., heads, D], keys and values [..., kv_heads, D]; returns like queries."""
+Product = Callable[[FusedLinear, Tensor], Tensor]
+"""``FusedLinear.merged`` or ``FusedLinear.adapted``."""
 
 
 def why_not_lean(model: PreTrainedModel) -> str | None:
@@ -46,30 +54,31 @@ def why_not_lean(model: PreTrainedModel) -> str | None:
 
 
 class LeanModel:
-    """The policy's decoder with base and LoRA in one weight, see :func:`why_not_lean` for which.
+    """The policy's decoder, see :func:`why_not_lean` for which.
 
-    Norms, embedding and rotary frequencies are the model's own; the linear layers are copies.
+    Norms, embedding and rotary frequencies are the model's own; so are the linear layers, fused.
 
     Args:
         model: Hugging Face model, with or without PEFT's LoRA layers inside.
         dtype: Type of the weights and of the computation.
+        keep_base: See :class:`FusedLinear`.
     """
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, keep_base: bool = False) -> None:
         decoder: Any = model.model
         self.stale = True
         self.dtype = dtype
         self.embedding: nn.Module = decoder.embed_tokens
         self.rotary: nn.Module = decoder.rotary_emb
-        self.layers = [LeanLayer(layer, dtype) for layer in decoder.layers]
-        self.norm: nn.Module = decoder.norm
+        self.layers = [LeanLayer(layer, dtype, keep_base) for layer in decoder.layers]
+        self.norm: Any = decoder.norm
         self.head = FusedLinear([model.get_output_embeddings()], dtype)
 
     def refreshed(self) -> LeanModel:
-        """Return itself, merged anew where the adapter has changed."""
+        """Return itself with the weights that sampling needs, merged anew where the adapter has changed."""
         if self.stale:
-            for linear in [self.head, *(linear for layer in self.layers for linear in layer.linears)]:
-                linear.refresh()
+            for fused in [self.head, *(fused for layer in self.layers for fused in layer.linears)]:
+                fused.refresh()
             self.stale = False
         return self
 
@@ -80,7 +89,7 @@ class LeanModel:
         return cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), -1)[:, :, None]
 
     def __call__(self, ids: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """Return the logits [N, V] after the last of ids [N, L].
+        """Return the logits [N, V] after the last of ids [N, L], with the weights that were merged last.
 
         Args:
             ids: [N, L] int64.
@@ -89,14 +98,32 @@ class LeanModel:
         """
         hidden: Tensor = self.embedding(ids)
         for number, layer in enumerate(self.layers):
-            hidden = layer(number, hidden, rotation, attend)
-        return self.head(rms_norm(hidden[:, -1], self.norm))
+            hidden = layer(number, hidden, rotation, attend, FusedLinear.merged)
+        return self.head.merged(rms_norm(hidden[:, -1], self.norm))
+
+    def predicting_states(self, packed: PackedGroups, recompute: bool = False) -> Tensor:
+        """Return the last hidden states [N, H] that predict the completion tokens, differentiable in the LoRA weights.
+
+        Args:
+            packed: P groups.
+            recompute: Keep each layer's input only, and compute the rest again in the backward pass.
+        """
+        cos, swapped = (factor[0] for factor in self.rotation(packed.positions[None]))
+
+        def attend(_: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return group_attention(queries, keys, values, packed)
+
+        hidden: Tensor = self.embedding(packed.ids)
+        for number, layer in enumerate(self.layers):
+            arguments = (number, hidden, (cos, swapped), attend, FusedLinear.adapted)
+            hidden = checkpoint(layer, *arguments, use_reentrant=False) if recompute else layer(*arguments)
+        return rms_norm(packed.select(hidden), self.norm)
 
 
 class LeanLayer:
     """One decoder layer; queries, keys and values are one product, gate and up another."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Module, dtype: torch.dtype, keep_base: bool) -> None:
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         self.head_dim: int = attention.head_dim
@@ -107,32 +134,38 @@ class LeanLayer:
         self.query_norm: Any = getattr(attention, "q_norm", None)  # Qwen3 has them
         self.key_norm: Any = getattr(attention, "k_norm", None)
         self.activation: nn.Module = mlp.act_fn
-        self.qkv = FusedLinear([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
-        self.output = FusedLinear([attention.o_proj], dtype)
-        self.gate_up = FusedLinear([mlp.gate_proj, mlp.up_proj], dtype)
-        self.down = FusedLinear([mlp.down_proj], dtype)
+        self.qkv = FusedLinear([attention.q_proj, attention.k_proj, attention.v_proj], dtype, keep_base)
+        self.output = FusedLinear([attention.o_proj], dtype, keep_base)
+        self.gate_up = FusedLinear([mlp.gate_proj, mlp.up_proj], dtype, keep_base)
+        self.down = FusedLinear([mlp.down_proj], dtype, keep_base)
         self.linears = [self.qkv, self.output, self.gate_up, self.down]
 
-    def __call__(self, number: int, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """Return hidden states [N, L, H] after this layer; see :meth:`LeanModel.__call__`."""
-        heads = self.qkv(rms_norm(hidden, self.input_norm)).view(*hidden.shape[:2], -1, self.head_dim)
-        queries, keys = self._positioned(heads[:, :, : self.heads + self.kv_heads], rotation)
-        values = heads[:, :, self.heads + self.kv_heads :]
-        hidden = hidden + self.output(attend(number, queries, keys, values).flatten(2))
-        gate, up = self.gate_up(rms_norm(hidden, self.output_norm)).chunk(2, -1)
-        return hidden + self.down(self.activation(gate) * up)
+    def __call__(
+        self, number: int, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, product: Product
+    ) -> Tensor:
+        """Return hidden states [..., H] after this layer; see :class:`LeanModel`."""
+        heads = product(self.qkv, rms_norm(hidden, self.input_norm))
+        heads = heads.view(*heads.shape[:-1], -1, self.head_dim)
+        queries, keys = self._positioned(heads[..., : self.heads + self.kv_heads, :], rotation)
+        values = heads[..., self.heads + self.kv_heads :, :]
+        hidden = hidden + product(self.output, attend(number, queries, keys, values).flatten(-2))
+        gate, up = product(self.gate_up, rms_norm(hidden, self.output_norm)).chunk(2, -1)
+        return hidden + product(self.down, self.activation(gate) * up)
 
     def _positioned(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if self.query_norm is not None:
-            queries, keys = heads[:, :, : self.heads], heads[:, :, self.heads :]
-            heads = torch.cat((rms_norm(queries, self.query_norm), rms_norm(keys, self.key_norm)), 2)
+            queries, keys = heads[..., : self.heads, :], heads[..., self.heads :, :]
+            heads = torch.cat((rms_norm(queries, self.query_norm), rms_norm(keys, self.key_norm)), -2)
         same, swapped = rotation
         heads = torch.addcmul(heads * same, heads.roll(self.head_dim // 2, -1), swapped)
-        return heads[:, :, : self.heads], heads[:, :, self.heads :]
+        return heads[..., : self.heads, :], heads[..., self.heads :, :]
 
 
 class KeyValueCache:
-    """Keys and values of N = P x G rows, room for all columns from the start; the prompt's are computed once.
+    """Keys and values of N = P x G rows: the prompts' once for each group, the completions' with room for all columns.
+
+    A group's queries meet the keys of their prompt in one product, so neither memory nor time is spent on G copies of
+    it. On a CPU both are kept in fp32, where products of a few rows take half the time that they take in bf16.
 
     Args:
         model: Whose cache it is.
@@ -142,29 +175,28 @@ class KeyValueCache:
     """
 
     def __init__(self, model: LeanModel, prompt_mask: Tensor, group_size: int, new_tokens: int) -> None:
-        prompts, self.filled = prompt_mask.shape
-        layer = model.layers[0]
-        shape = (len(model.layers), prompts * group_size, layer.kv_heads, self.filled + new_tokens, layer.head_dim)
-        self.keys = torch.empty(shape, dtype=model.dtype, device=prompt_mask.device)
-        self.values = torch.empty_like(self.keys)
-        self.group_size = group_size
+        prompts, longest = prompt_mask.shape
+        layer, device = model.layers[0], prompt_mask.device
+        dtype = torch.float32 if device.type == "cpu" else model.dtype
+        heads, width = (len(model.layers), prompts, layer.kv_heads), layer.head_dim
+        # Keys lie column by column: products with them read them as they are.
+        self.prompt_keys = torch.empty(*heads, width, longest, dtype=dtype, device=device)
+        self.prompt_values = torch.empty(*heads, longest, width, dtype=dtype, device=device)
+        self.own_keys = torch.empty(*heads, group_size, width, new_tokens, dtype=dtype, device=device)
+        self.own_values = torch.empty(*heads, group_size, new_tokens, width, dtype=dtype, device=device)
+        self.filled = 0
         padded = not bool(prompt_mask.all())
         self._prompt_mask = _causal(prompt_mask) if padded else None
-        self._bias = self._padding_bias(prompt_mask) if padded else None
-
-    def _padding_bias(self, prompt_mask: Tensor) -> Tensor:
-        """Return [N, 1, 1, columns]: minus infinity on padding, 0 elsewhere."""
-        bias = self.keys.new_zeros(self.keys.shape[1], 1, 1, self.keys.shape[3])
-        hidden = ~prompt_mask.repeat_interleave(self.group_size, 0)
-        bias[:, 0, 0, : self.filled].masked_fill_(hidden, -torch.inf)
-        return bias
+        self._bias = torch.zeros(prompts, 1, 1, longest, dtype=dtype, device=device) if padded else None
+        if self._bias is not None:
+            self._bias.masked_fill_(~prompt_mask[:, None, None], -torch.inf)
+        self._places = torch.arange(prompts * group_size, device=device)  # of each row among the P x G
+        self._rows: Tensor | None = None  # the row in each of these places, once some are empty
 
     def attend_prompt(self, number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attend within the prompts, P rows, and keep their keys and values for G rows each."""
+        """Attend within the prompts, P rows, and keep their keys and values."""
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-        for cache, new in ((self.keys, keys), (self.values, values)):
-            groups = cache[number].view(-1, self.group_size, *cache.shape[2:])
-            groups[:, :, :, : self.filled] = new[:, None]
+        self.prompt_keys[number], self.prompt_values[number] = keys.transpose(2, 3), values
         repeats = queries.shape[2] // keys.shape[1]
         attended = scaled_dot_product_attention(
             queries.transpose(1, 2),
@@ -176,23 +208,47 @@ class KeyValueCache:
         return attended.transpose(1, 2)
 
     def attend_token(self, number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Write one token of every row into the next column and attend to all columns up to it."""
-        columns = self.filled + 1
-        self.keys[number, :, :, self.filled] = keys[:, 0]
-        self.values[number, :, :, self.filled] = values[:, 0]
-        attended = scaled_dot_product_attention(
-            # The queries that share a key are rows of one product; all of them see the same columns.
-            queries.reshape(len(queries), keys.shape[2], -1, keys.shape[3]),
-            self.keys[number, :, :, :columns],
-            self.values[number, :, :, :columns],
-            attn_mask=None if self._bias is None else self._bias[..., :columns],
-        )
-        return attended.view(queries.shape)
+        """Write one token of every row into the next column and attend to the prompt and all columns up to it."""
+        own_keys, own_values = self.own_keys[number], self.own_values[number]
+        prompts, kv_heads, members, width, _ = own_keys.shape
+        columns = slice(self.filled + 1)
+        shape = (prompts, members, kv_heads, -1, width)
+        own_keys[..., self.filled] = self._in_places(keys).view(shape)[:, :, :, 0].transpose(1, 2)
+        own_values[..., self.filled, :] = self._in_places(values).reshape(shape)[:, :, :, 0].transpose(1, 2)
+        asked = self._in_places(queries).view(shape).transpose(1, 2).to(own_keys.dtype) * width**-0.5
+        of_prompt = torch.matmul(asked.flatten(2, 3), self.prompt_keys[number])  # [P, kv_heads, G x repeats, S]
+        if self._bias is not None:
+            of_prompt += self._bias
+        of_own = torch.matmul(asked, own_keys[..., columns])  # [P, kv_heads, G, repeats, columns]
+        scores = torch.cat((of_prompt.view(*of_own.shape[:-1], -1), of_own), -1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(own_keys.dtype)
+        longest = of_prompt.shape[-1]
+        of_prompt, of_own = weights[..., :longest], weights[..., longest:]
+        attended = torch.matmul(of_own, own_values[..., columns, :])
+        attended += torch.matmul(of_prompt.flatten(2, 3), self.prompt_values[number]).view(attended.shape)
+        rows = attended.transpose(1, 2).reshape(prompts * members, *queries.shape[1:]).to(queries.dtype)
+        return rows if self._rows is None else rows[self._places]
+
+    def _in_places(self, heads: Tensor) -> Tensor:
+        """Return [P x G, 1, heads, D] of rows [N, 1, heads, D]; empty places hold some row of their group."""
+        return heads if self._rows is None else heads[self._rows]
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self._bias = None if self._bias is None else self._bias[rows]
+        """Forget all rows but these, in rising order; every group keeps as many places as the largest needs."""
+        members = self.own_keys.shape[3]
+        group, place = self._places[rows] // members, self._places[rows] % members
+        groups, group, sizes = torch.unique(group, return_inverse=True, return_counts=True)
+        number = torch.arange(len(rows), device=rows.device) - (sizes.cumsum(0) - sizes)[group]  # within the group
+        first = (sizes.cumsum(0) - sizes)[:, None].expand(-1, int(sizes.max())).clone()
+        row_in = first.index_put((group, number), torch.arange(len(rows), device=rows.device))
+        self.prompt_keys, self.prompt_values = self.prompt_keys[:, groups], self.prompt_values[:, groups]
+        self.own_keys, self.own_values = (
+            own.transpose(2, 3)[:, groups[:, None], place[row_in]].transpose(2, 3).contiguous()
+            for own in (self.own_keys, self.own_values)
+        )
+        self._bias = None if self._bias is None else self._bias[groups]
+        self._places = group * row_in.shape[1] + number
+        self._rows = None if row_in.numel() == len(rows) else row_in.flatten()
 
 
 def _causal(prompt_mask: Tensor) -> Tensor:

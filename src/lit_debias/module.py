@@ -16,7 +16,7 @@ from lit_debias import distributed, metrics
 from lit_debias.adapter_module import AdapterModule
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
-from lit_debias.grpo.packing import pack
+from lit_debias.grpo.packing import pack, token_budget
 from lit_debias.plugins import get_plugin_manager
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.aggregators import Aggregator, WeightedSum
@@ -41,7 +41,8 @@ class GRPO(AdapterModule):
         loss: The policy loss, its clipping, and the KL penalty.
         group_size: Completions for each prompt, at least 2.
         inner_epochs: Optimiser steps on one rollout (mu in the paper).
-        micro_batch_groups: Groups in one forward and backward pass; changes memory, never the result.
+        micro_batch_tokens: Groups share a forward and backward pass up to so many packed tokens (a prompt counts once);
+            changes memory, never the result.
         mask_truncated: Leave completions that the length limit cut out of the loss.
         judges: Rewards that are only measured in validation, never trained on.
         optimizer: Builds the optimiser from the adapter's parameters.
@@ -64,7 +65,7 @@ class GRPO(AdapterModule):
         loss: PolicyLoss | None = None,
         group_size: int = 8,
         inner_epochs: int = 1,
-        micro_batch_groups: int = 1,
+        micro_batch_tokens: int = 2048,
         mask_truncated: bool = False,
         judges: dict[str, Reward] | None = None,
         optimizer: OptimizerCallable = AdamW,
@@ -80,7 +81,7 @@ class GRPO(AdapterModule):
         self.engine = engine or LocalEngine()
         self.loss = loss or DAPOLoss()
         self.judges = RewardSuite(judges or {})
-        self.group_size, self.inner_epochs, self.micro_batch_groups = group_size, inner_epochs, micro_batch_groups
+        self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
         self.mask_truncated, self.seed = mask_truncated, seed
         self.rollout_step = 0
         self.experience: Experience | None = None
@@ -91,8 +92,8 @@ class GRPO(AdapterModule):
             raise UserError(
                 f"group_size={self.group_size}: a group of one has no advantage; write model.init_args.group_size >= 2"
             )
-        if min(self.inner_epochs, self.micro_batch_groups) < 1:
-            raise UserError("inner_epochs and micro_batch_groups must be positive")
+        if min(self.inner_epochs, self.micro_batch_tokens) < 1:
+            raise UserError("inner_epochs and micro_batch_tokens must be positive")
         names, weighted = set(self.rewards.rewards), set(self.aggregator.names)
         for name in sorted(names & set(self.judges.rewards)):
             raise UserError(f"'{name}' is both a reward and a judge; a judge must have a name of its own")
@@ -138,10 +139,10 @@ class GRPO(AdapterModule):
         sums: Counter[str] = Counter()
         parts: list[Tensor] = []
         optimizer.zero_grad()
-        starts = range(0, len(experience.rollout.prompts), self.micro_batch_groups)
-        for start in starts:
-            loss, logprobs, measured = self._loss(experience, slice(start, start + self.micro_batch_groups), size)
-            with self._gradient_sync(last=start == starts[-1]):
+        micro_batches = token_budget(experience.rollout.prompt_mask, experience.loss_mask, self.micro_batch_tokens)
+        for groups in micro_batches:
+            loss, logprobs, measured = self._loss(experience, groups, size)
+            with self._gradient_sync(last=groups == micro_batches[-1]):
                 self.manual_backward(loss * size.world_size)  # DDP averages, the loss is normalised over all ranks
             parts.append(logprobs)
             sums.update({name: float(value) for name, value in measured.items()} | {"loss": float(loss.detach())})
@@ -170,9 +171,7 @@ class GRPO(AdapterModule):
         """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
         if not for_loss and not suite.needs_reference_logprobs:
             return rollout, None
-        sampled, plain = self.policy.logprobs_at(
-            rollout, (self.engine.temperature, 1.0), reference=True, groups_per_batch=self.micro_batch_groups
-        )
+        sampled, plain = self.policy.logprobs_at(rollout, (self.engine.temperature, 1.0), reference=True)
         return replace(rollout, reference_logprobs=plain), sampled if for_loss else None
 
     def _loss(

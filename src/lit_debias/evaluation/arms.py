@@ -109,7 +109,7 @@ class Examiner:
         with frozen_base(policy):
             ids, mask = policy.encode_prompts(prompts.texts)
             plain = replace(rollout, prompt_ids=ids, prompt_mask=mask)
-            logprobs = policy.logprobs(plain, groups_per_batch=self.batch_size)
+            logprobs = policy.logprobs(plain)
         plain = replace(plain, reference_logprobs=logprobs)
         judged, scored = self.judges.score(plain), self.rewards.score(plain)
         check_range(judged)
@@ -164,7 +164,7 @@ def mean_logprobs(
     widest = max(map(len, answers))
     padded = [[*given, *[""] * (widest - len(given))] for given in answers]
     rollout = policy.encode(PromptBatch([row["prompt"] for row, _ in batch]), padded)
-    means = _mean_over_tokens(policy.logprobs(rollout, groups_per_batch=len(batch)), rollout)
+    means = _mean_over_tokens(policy.logprobs(rollout), rollout)
     return [row[: len(given)] for row, given in zip(means.tolist(), answers, strict=True)]
 
 

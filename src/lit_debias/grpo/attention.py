@@ -1,7 +1,7 @@
-"""Attention over packed groups that computes only what their mask leaves: a dense mask wastes most of its square.
+"""Attention over packed groups that computes only what may be seen.
 
-A packed row of a prompt of S and G completions of T tokens has (S + G T)^2 pairs, of which G T (S + T) + S^2 can be
-seen: a fifth at S = T = 48 and G = 8.
+A prompt of S and G completions of T tokens have (S + G T)^2 pairs, of which G T (S + T) + S^2 can be seen: a fifth
+at S = T = 48 and G = 8.
 """
 
 from __future__ import annotations
@@ -13,54 +13,80 @@ from torch.nn.functional import scaled_dot_product_attention
 from lit_debias.grpo.packing import PackedGroups
 
 
-def group_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, packed: PackedGroups, scale: float | None = None
-) -> Tensor:
-    """Return [P, L, heads, D]: attention under ``packed.attention_mask``, something else on padding.
+def group_attention(queries: Tensor, keys: Tensor, values: Tensor, packed: PackedGroups) -> Tensor:
+    """Return [M, heads, D]: every token attends to its prompt and to its own completion up to itself.
 
     Two calls do it: prompts causally, and every completion over its prompt and itself. The price is a copy of the
     prompt's keys and values for each completion.
 
     Args:
-        queries: [P, heads, L, D].
-        keys: [P, kv_heads, L, D]; each serves heads / kv_heads queries.
+        queries: [M, heads, D].
+        keys: [M, kv_heads, D]; each serves heads / kv_heads queries.
         values: Like ``keys``.
-        packed: P groups packed in rows of L tokens.
-        scale: Multiplies the scores; None for 1 / sqrt(D).
+        packed: What the M tokens are.
     """
-    dtype, repeats, longest = queries.dtype, queries.shape[1] // keys.shape[1], packed.longest_prompt
-    with torch.autocast(queries.device.type, enabled=False):
-        # fp32 although the rest is bf16: on CPUs the backward pass of short bf16 attention takes twice as long.
-        queries, keys, values = queries.float(), keys.float(), values.float()
-        prompts = scaled_dot_product_attention(
-            queries[:, :, :longest],
-            keys[:, :, :longest].repeat_interleave(repeats, 1),
-            values[:, :, :longest].repeat_interleave(repeats, 1),
-            is_causal=True,
-            scale=scale,
-        )
-        completions = scaled_dot_product_attention(
-            _completions(queries, packed).flatten(0, 1),
-            _with_prompt(keys, packed, repeats),
-            _with_prompt(values, packed, repeats),
-            attn_mask=packed.completion_bias,
-            scale=scale,
-        )
-    rest = packed.input_ids.shape[1] - longest
-    attended = torch.nn.functional.pad(prompts.to(dtype), (0, 0, 0, rest)).transpose(1, 2)
-    real = completions.transpose(1, 2).flatten(0, 1)[packed.completion_mask.flatten()]
-    return attended.flatten(0, 1).index_copy(0, packed.positions, real.to(dtype)).view(attended.shape)
+    repeats = queries.shape[1] // keys.shape[1]
+    prompt_keys, prompt_values = _prompts(keys, packed), _prompts(values, packed)
+    prompts = _attention(
+        _stacked(_prompts(queries, packed), repeats),
+        prompt_keys.transpose(1, 2),
+        prompt_values.transpose(1, 2),
+        packed.prompt_bias(repeats, queries.dtype),
+    )
+    completions = _attention(
+        _stacked(_completions(queries, packed), repeats),
+        _with_prompt(prompt_keys, keys, packed),
+        _with_prompt(prompt_values, values, packed),
+        packed.completion_bias(repeats, queries.dtype),
+    )
+    of_prompts, of_completions = _unstacked(prompts, repeats), _unstacked(completions, repeats)
+    if packed.prompt_places is not None:
+        of_prompts = of_prompts.index_select(0, packed.real_prompt)
+    if packed.completion_places is not None:
+        of_completions = of_completions.index_select(0, packed.real_completion)
+    return torch.cat((of_prompts, of_completions))
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Return [B, heads, L, D] of queries [B, heads, L, D], keys and values [B, heads, K, D], and a bias of scores."""
+    scores = len(queries) * queries.shape[1] * queries.shape[2] * keys.shape[2]
+    if queries.device.type != "cpu" or scores > LARGEST_SCORES:
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+    products = torch.matmul(queries * queries.shape[-1] ** -0.5, keys.transpose(-1, -2)).float() + bias
+    return torch.matmul(products.softmax(-1).to(values.dtype), values)
+
+
+LARGEST_SCORES = 2**22
+"""Up to so many scores plain products take a third of the time of torch's fused attention on a CPU."""
+
+
+def _stacked(heads: Tensor, repeats: int) -> Tensor:
+    """Return [B, heads / repeats, repeats x L, D] of [B, L, heads, D]: queries of one key are rows of one product."""
+    rows, tokens, _, width = heads.shape
+    return heads.view(rows, tokens, -1, repeats, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def _unstacked(heads: Tensor, repeats: int) -> Tensor:
+    """Return [B x L, heads, D] of what :func:`_stacked` returned."""
+    rows, kv_heads, _, width = heads.shape
+    return heads.view(rows, kv_heads, repeats, -1, width).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+
+
+def _prompts(heads: Tensor, packed: PackedGroups) -> Tensor:
+    """Return [P, S, heads, D] of [M, heads, D]; padding holds some token or other."""
+    places = packed.prompt_places
+    tokens = heads[: packed.prompt_tokens] if places is None else heads.index_select(0, places)
+    return tokens.view(*packed.prompt_mask.shape, *tokens.shape[1:])
 
 
 def _completions(heads: Tensor, packed: PackedGroups) -> Tensor:
-    """Return [P, G, heads, T, D] of [P, heads, L, D]; where the mask is off, some token or other."""
-    tokens = heads.transpose(1, 2).flatten(0, 1).index_select(0, packed.completion_positions)
-    return tokens.view(*packed.completion_mask.shape, *tokens.shape[1:]).transpose(2, 3)
+    """Return [P x G, T, heads, D] of [M, heads, D]; padding holds some token or other."""
+    places = packed.completion_places
+    tokens = heads[packed.prompt_tokens :] if places is None else heads.index_select(0, places)
+    return tokens.view(-1, packed.completion_mask.shape[2], *tokens.shape[1:])
 
 
-def _with_prompt(heads: Tensor, packed: PackedGroups, repeats: int) -> Tensor:
-    """Return [P x G, kv_heads x repeats, S + T, D] of [P, kv_heads, L, D], copied once."""
-    own = _completions(heads, packed)
-    prompt = heads[:, None, :, : packed.longest_prompt].expand(-1, own.shape[1], -1, -1, -1)
-    repeated = [part.unsqueeze(3).expand(-1, -1, -1, repeats, -1, -1) for part in (prompt, own)]
-    return torch.cat(repeated, 4).flatten(2, 3).flatten(0, 1)
+def _with_prompt(prompts: Tensor, heads: Tensor, packed: PackedGroups) -> Tensor:
+    """Return [P x G, heads, S + T, D]: each completion behind a copy of its prompt, [P, S, heads, D]."""
+    copies = prompts[:, None].expand(-1, packed.completion_mask.shape[1], -1, -1, -1).flatten(0, 1)
+    return torch.cat((copies, _completions(heads, packed)), 1).transpose(1, 2)

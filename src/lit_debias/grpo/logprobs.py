@@ -30,7 +30,7 @@ def selected_logprobs(
     targets: Tensor,
     temperature: float = 1.0,
     bias: Tensor | None = None,
-    chunk: int = 256,
+    chunk: int | None = None,
     entropy: bool = False,
     entropy_grad: bool = False,
 ) -> TokenLogprobs:
@@ -44,7 +44,8 @@ def selected_logprobs(
         targets: [N] int64 token ids.
         temperature: Positive divisor of the logits.
         bias: [V] frozen bias of the output layer.
-        chunk: Rows whose logits are held at a time: a few tensors of [chunk, V] in float32.
+        chunk: Rows whose logits are held at a time: a few tensors of [chunk, V] in float32. None is 128 on a CPU, where
+            more leave its cache, and 256 elsewhere.
         entropy: Whether to compute the entropy too.
         entropy_grad: Whether the entropy is differentiable; costs a second [N, H] tensor. Implies ``entropy``.
 
@@ -67,7 +68,7 @@ def logprobs_at(
     targets: Tensor,
     temperatures: Sequence[float],
     bias: Tensor | None = None,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> Tensor:
     """Return [K, N] float32 log-probabilities at K temperatures from one set of logits, without gradient.
 
@@ -77,7 +78,8 @@ def logprobs_at(
     with torch.autocast(hidden.device.type, enabled=False):
         for rows, logits in _logits(hidden, weight, bias, chunk):
             chosen = logits.gather(1, targets[rows, None]).squeeze(1)
-            columns.append(torch.stack([chosen / t - torch.logsumexp(logits / t, 1) for t in temperatures]))
+            at = {t: chosen / t - torch.logsumexp(logits if t == 1 else logits / t, 1) for t in set(temperatures)}
+            columns.append(torch.stack([at[t] for t in temperatures]))
     return torch.cat(columns, 1) if columns else _empty(weight, (len(temperatures), 0))
 
 
@@ -90,7 +92,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         bias: Tensor | None,
-        chunk: int,
+        chunk: int | None,
         entropy: bool,
         entropy_grad: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -101,7 +103,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         entropy_gradient = torch.empty_like(hidden) if needs_grad and entropy_grad else None
         for rows, logits in _logits(hidden, weight, bias, chunk):
             target = targets[rows, None]
-            logp = logits.div_(temperature).log_softmax(1)
+            logp = (logits if temperature == 1 else logits.div_(temperature)).log_softmax(1)
             logprobs[rows] = logp.gather(1, target).squeeze(1)
             if gradient is None and not entropy:
                 continue
@@ -129,8 +131,9 @@ class _SelectedLogprobs(torch.autograd.Function):
         return (total, *[None] * 7)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int) -> Iterator[tuple[slice, Tensor]]:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int | None) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of rows with their logits, [chunk, V] in float32 (float64 for float64 weights)."""
+    chunk = chunk or (128 if hidden.device.type == "cpu" else 256)
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
         logits = _wide(hidden[rows].to(weight.dtype) @ weight.T)

@@ -1,11 +1,12 @@
-"""One row per group, ``[prompt | c1 | ... | cG]``: the prompt is computed once instead of G times.
+"""Each prompt is computed once for its whole group, and padding never: a group is ``prompt | c1 | ... | cG``.
 
-The completions of a row are blind to each other and continue the prompt's positions, so that hidden
+The completions of a group are blind to each other and continue the prompt's positions, so that hidden
 states, log-probs and gradients are those of every sequence alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,27 +16,128 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """P packed rows of L tokens, N of which belong to completions."""
+    """M real tokens of P groups: first those of all prompts, then the N of all completions.
+
+    What works token by token (all of a decoder but attention) takes them as they are. Attention within groups is
+    :func:`lit_debias.grpo.attention.group_attention`, or :meth:`rows` with a dense mask.
+    """
+
+    ids: Tensor
+    """[M] int64."""
+    positions: Tensor
+    """[M] int64; every completion continues from the end of its prompt."""
+    predictors: Tensor
+    """[N] int64 place among the M of the token whose hidden state predicts each completion token."""
+    prompt_mask: Tensor
+    """[P, S] bool, True on the first tokens of each prompt; S is the length of the longest."""
+    completion_mask: Tensor
+    """[P, G, T] bool, as it was given."""
+
+    @property
+    def targets(self) -> Tensor:
+        """[N] int64 the completion tokens, in the order of ``completion_mask``."""
+        return self.ids[len(self.ids) - len(self.predictors) :]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many of the M tokens are of prompts."""
+        return len(self.ids) - len(self.predictors)
+
+    @cached_property
+    def prompt_places(self) -> Tensor | None:
+        """[P x S] int64 place among the M of each prompt token; None where no prompt is padded."""
+        return _places(self.prompt_mask, 0)
+
+    @cached_property
+    def completion_places(self) -> Tensor | None:
+        """[P x G x T] int64 place among the M of each completion token; None where no completion is padded."""
+        return _places(self.completion_mask, self.prompt_tokens)
+
+    @cached_property
+    def real_prompt(self) -> Tensor:
+        """int64 places of the prompts' tokens among the P x S."""
+        return self.prompt_mask.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def real_completion(self) -> Tensor:
+        """[N] int64 places of the completions' tokens among the P x G x T."""
+        return self.completion_mask.flatten().nonzero()[:, 0]
+
+    def prompt_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
+        """Return [1, 1, repeats x S, S]: 0 where a prompt's token may attend to another, minus infinity elsewhere."""
+        longest = self.prompt_mask.shape[1]
+        seen = torch.ones(longest, longest, dtype=torch.bool, device=self.ids.device).tril()
+        return self._cached(("prompt", repeats, dtype), lambda: _bias(seen[None], repeats, dtype))
+
+    def completion_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
+        """Return [P x G, 1, repeats x T, S + T], or [1, ...] where all prompts are equally long.
+
+        0 where a completion may attend to its prompt and itself, minus infinity elsewhere.
+
+        Args:
+            repeats: Queries of each token that stand below each other.
+            dtype: Type of the scores.
+        """
+        return self._cached(("completion", repeats, dtype), lambda: self._completion_bias(repeats, dtype))
+
+    @cached_property
+    def _biases(self) -> dict[tuple[str, int, torch.dtype], Tensor]:
+        return {}
+
+    def _cached(self, key: tuple[str, int, torch.dtype], make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._biases:
+            self._biases[key] = make()
+        return self._biases[key]
+
+    def _completion_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
+        _, members, tokens = self.completion_mask.shape
+        even = self.prompt_places is None
+        prompt = self.prompt_mask[:1] if even else self.prompt_mask
+        own = torch.ones(tokens, tokens, dtype=torch.bool, device=self.ids.device).tril()
+        seen = torch.cat((prompt[:, None].expand(-1, tokens, -1), own.expand(len(prompt), -1, -1)), -1)
+        bias = _bias(seen, repeats, dtype)
+        return bias if even else bias.repeat_interleave(members, 0)
+
+    def select(self, hidden: Tensor) -> Tensor:
+        """Return the [N, H] of [M, H] hidden states that predict the completion tokens."""
+        return hidden[self.predictors]
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Return [P, G, T] with the N values in their places and 0 elsewhere; differentiable."""
+        return values.new_zeros(self.completion_mask.shape).masked_scatter(self.completion_mask, values)
+
+    def rows(self) -> PackedRows:
+        """Return one padded row per group, for a model that has attention of its own."""
+        prompts, lengths = self.prompt_mask.sum(1), self.completion_mask.sum(2)
+        ends = prompts[:, None] + lengths.cumsum(1)
+        shape = (len(prompts), int(ends[:, -1].max()))
+        prompt_rows, prompt_columns = self.prompt_mask.nonzero(as_tuple=True)
+        rows, member, token = self.completion_mask.nonzero(as_tuple=True)
+        columns = (ends - lengths)[rows, member] + token
+        places = torch.cat((prompt_rows * shape[1] + prompt_columns, rows * shape[1] + columns))
+        segments = torch.cat((torch.full_like(prompt_rows, _PROMPT), member))
+        size = shape[0] * shape[1]
+        return PackedRows(
+            input_ids=self.ids.new_zeros(size).index_copy(0, places, self.ids).view(shape),
+            position_ids=self.ids.new_zeros(size).index_copy(0, places, self.positions).view(shape),
+            attention_mask=_attention(self.ids.new_full((size,), _PADDING).index_copy(0, places, segments).view(shape)),
+            places=places,
+        )
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """The same tokens as P rows of L, right-padded with 0."""
 
     input_ids: Tensor
-    """[P, L] int64, right-padded with 0."""
+    """[P, L] int64."""
     position_ids: Tensor
-    """[P, L] int64; every completion continues from the end of the prompt."""
+    """[P, L] int64."""
     attention_mask: Tensor
     """[P, 1, L, L] bool, True where the query (second to last axis) may attend to the key (last axis). Padding
     attends to itself, so that no row of a softmax is empty."""
-    rows: Tensor
-    """[N] int64 row of each completion token; tokens in the order of ``completion_mask``."""
-    predictors: Tensor
-    """[N] int64 column whose hidden state predicts the token."""
-    targets: Tensor
-    """[N] int64 the token."""
-    completion_mask: Tensor
-    """[P, G, T] bool, as it was given."""
-    prompt_lengths: Tensor
-    """[P] int64 tokens of each prompt."""
-    positions: Tensor
-    """[N] int64 place of each completion token among the P x L."""
+    places: Tensor
+    """[M] int64 where each token went among the P x L."""
 
     def attention_bias(self, dtype: torch.dtype) -> Tensor:
         """Return the mask in additive form, [P, 1, L, L]: 0 or the lowest finite number.
@@ -46,39 +148,13 @@ class PackedGroups:
         bias = torch.zeros(self.attention_mask.shape, dtype=dtype, device=self.attention_mask.device)
         return bias.masked_fill(~self.attention_mask, torch.finfo(dtype).min)
 
-    @cached_property
-    def longest_prompt(self) -> int:
-        """S, tokens of the longest prompt."""
-        return int(self.prompt_lengths.max())
-
-    @cached_property
-    def completion_positions(self) -> Tensor:
-        """[P x G x T] int64 place of each completion token among the P x L, 0 where the mask is off."""
-        places = torch.zeros_like(self.completion_mask, dtype=torch.long)
-        return places.masked_scatter(self.completion_mask, self.positions).flatten()
-
-    @cached_property
-    def completion_bias(self) -> Tensor:
-        """[P x G, 1, T, S + T] float32: 0 where a completion may attend to its prompt and itself, minus infinity."""
-        prompts, members, tokens = self.completion_mask.shape
-        prompt = torch.arange(self.longest_prompt, device=self.rows.device) < self.prompt_lengths[:, None]
-        own = torch.ones(tokens, tokens, dtype=torch.bool, device=self.rows.device).tril()
-        parts = (prompt[:, None].expand(-1, tokens, -1), own.expand(prompts, -1, -1))
-        bias = torch.zeros(prompts, tokens, self.longest_prompt + tokens, device=self.rows.device)
-        bias.masked_fill_(~torch.cat(parts, -1), -torch.inf)
-        return bias.repeat_interleave(members, 0)[:, None]
-
-    def select(self, hidden: Tensor) -> Tensor:
-        """Return the [N, H] of [P, L, H] hidden states that predict the completion tokens."""
-        return hidden[self.rows, self.predictors]
-
-    def unpack(self, values: Tensor) -> Tensor:
-        """Return [P, G, T] with the N values in their places and 0 elsewhere; differentiable."""
-        return values.new_zeros(self.completion_mask.shape).masked_scatter(self.completion_mask, values)
+    def tokens(self, hidden: Tensor) -> Tensor:
+        """Return the [M, H] of [P, L, H] hidden states that belong to tokens."""
+        return hidden.flatten(0, 1)[self.places]
 
 
 def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> PackedGroups:
-    """Pack each prompt with its completions into one row, real tokens only.
+    """Pack prompts with their completions, real tokens only.
 
     Args:
         prompt_ids: [P, S] int64; padding may stand on either side.
@@ -89,41 +165,49 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
     Raises:
         ValueError: a prompt is empty, so that nothing predicts the first token.
     """
-    prompt_lengths = prompt_mask.sum(1)
-    if not prompt_lengths.all():
-        raise ValueError(f"prompt {int(prompt_lengths.argmin())} has no tokens; nothing predicts its completions")
-    lengths = completion_mask.sum(2)
-    ends = prompt_lengths[:, None] + lengths.cumsum(1)
-    shape = (len(prompt_ids), int(ends[:, -1].max()))
-
-    prompt_rows, source = prompt_mask.nonzero(as_tuple=True)
-    prompt_columns = prompt_mask.cumsum(1)[prompt_rows, source] - 1
-    rows, member, token = completion_mask.nonzero(as_tuple=True)
-    columns = (ends - lengths)[rows, member] + token
-
-    input_ids = prompt_ids.new_zeros(shape)
-    position_ids = prompt_ids.new_zeros(shape)
-    segments = prompt_ids.new_full(shape, _PADDING)
-    input_ids[prompt_rows, prompt_columns] = prompt_ids[prompt_mask]
-    position_ids[prompt_rows, prompt_columns] = prompt_columns
-    segments[prompt_rows, prompt_columns] = _PROMPT
-    targets = completion_ids[completion_mask]
-    input_ids[rows, columns] = targets
-    position_ids[rows, columns] = prompt_lengths[rows] + token
-    segments[rows, columns] = member
-
-    predictors = torch.where(token == 0, prompt_lengths[rows], columns) - 1
+    lengths = prompt_mask.sum(1)
+    if not lengths.all():
+        raise ValueError(f"prompt {int(lengths.argmin())} has no tokens; nothing predicts its completions")
+    left_aligned = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+    rows, _, token = completion_mask.nonzero(as_tuple=True)
+    own = torch.arange(len(rows), device=rows.device) + int(lengths.sum())
     return PackedGroups(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        attention_mask=_attention(segments),
-        rows=rows,
-        predictors=predictors,
-        targets=targets,
+        ids=torch.cat((prompt_ids[prompt_mask], completion_ids[completion_mask])),
+        positions=torch.cat((left_aligned.nonzero()[:, 1], lengths[rows] + token)),
+        predictors=torch.where(token == 0, lengths.cumsum(0)[rows], own) - 1,
+        prompt_mask=left_aligned,
         completion_mask=completion_mask,
-        prompt_lengths=prompt_lengths,
-        positions=rows * shape[1] + columns,
     )
+
+
+def token_budget(prompt_mask: Tensor, completion_mask: Tensor, tokens: int) -> list[slice]:
+    """Cut P groups into neighbours that have at most so many packed tokens together.
+
+    Args:
+        prompt_mask: [P, S] bool.
+        completion_mask: [P, G, T] bool.
+        tokens: The budget; a group that alone exceeds it is a part of its own.
+    """
+    sizes = (prompt_mask.sum(1) + completion_mask.sum((1, 2))).tolist()
+    parts, start, used = [], 0, 0
+    for group, size in enumerate(sizes):
+        if group > start and used + size > tokens:
+            parts.append(slice(start, group))
+            start, used = group, 0
+        used += size
+    return [*parts, slice(start, len(sizes))]
+
+
+def _bias(seen: Tensor, repeats: int, dtype: torch.dtype) -> Tensor:
+    """Return [B, 1, repeats x L, K] of [B, L, K] bool."""
+    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+    return bias.repeat(1, repeats, 1)[:, None]
+
+
+def _places(mask: Tensor, first: int) -> Tensor | None:
+    if bool(mask.all()):
+        return None
+    return (mask.flatten().cumsum(0) + (first - 1)).clamp(min=0)  # padding repeats the token before it
 
 
 _PROMPT, _PADDING = -1, -2

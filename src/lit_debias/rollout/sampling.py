@@ -29,7 +29,8 @@ class Sampler:
             logits: [N, V], any float type.
             uniforms: [N] in [0, 1), one for each row; not used when greedy.
         """
-        scaled = self.filtered(logits.float() / self.temperature)
+        scaled = logits.float() if self.temperature == 1 else logits.float() / self.temperature
+        scaled = self.filtered(scaled)
         shifted = scaled - scaled.amax(-1, keepdim=True)
         weights = shifted.exp()
         tokens = shifted.argmax(-1) if self.greedy else inverse_cdf(weights, uniforms)

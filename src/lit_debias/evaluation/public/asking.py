@@ -116,7 +116,7 @@ class Model:
         found: dict[int, list[Likelihood]] = {}
         for rows in _batches(lengths):
             rollout = rollout_of(rows)
-            totals = self.policy.logprobs(rollout, groups_per_batch=len(rows)).double().sum(-1)
+            totals = self.policy.logprobs(rollout).double().sum(-1)
             for row, sums, counts in zip(rows, totals.tolist(), rollout.lengths.tolist(), strict=True):
                 found[row] = [Likelihood(total, tokens) for total, tokens in zip(sums, counts, strict=True)]
             self.advance(len(rows))
