@@ -20,7 +20,7 @@ LAYERS = [
     ["errors", "types", "distributed", "text"],
     ["grpo"],
     ["rewards"],
-    ["models", "model_checks", "inference_copy", "language_model"],
+    ["activation_memory", "models", "model_checks", "inference_copy", "language_model"],
     ["fused_linear"],
     ["lean_model"],
     ["plugins"],

@@ -31,8 +31,8 @@ class FusedLinear:
         self._layers: list[Any] = list(layers)
         self._bases: list[Any] = [layer.base_layer if is_adapted(layer) else layer for layer in layers]
         self._quantized = any(is_quantized(base) for base in self._bases)
-        self._keep_base = keep_base or not self._quantized
-        self._base: Tensor | None = None
+        self.keeps_base = keep_base or not self._quantized
+        self.base: Tensor | None = None
         self._merged: Tensor | None = None
         self._packed = False
         self._bias = _stacked_bias(self._bases, dtype)
@@ -42,10 +42,10 @@ class FusedLinear:
     def adapted(self, inputs: Tensor) -> Tensor:
         """Return [..., sum of outputs] of [..., inputs]: base plus the active LoRA branch, differentiable in both."""
         factors = self._lora()
-        if not self._keep_base and torch.is_grad_enabled():  # bitsandbytes dequantises again in the backward pass
+        if not self.keeps_base and torch.is_grad_enabled():  # bitsandbytes dequantises again in the backward pass
             product = torch.cat([base(inputs) for base in self._bases], -1)
         else:
-            product = linear(inputs, self._base_weight(), self._bias)
+            product = linear(inputs, self.base_weight(), self._bias)
         if factors is None:
             return product
         down, up = (factor.to(self.dtype) for factor in factors)
@@ -64,14 +64,15 @@ class FusedLinear:
             )
         return (torch.cat(downs), torch.block_diag(*ups)) if downs else None  # type: ignore[no-untyped-call]
 
-    def _base_weight(self) -> Tensor:
-        if self._base is not None:
-            return self._base
+    def base_weight(self) -> Tensor:
+        """Return the stacked weight without LoRA, [outputs, inputs]."""
+        if self.base is not None:
+            return self.base
         with torch.no_grad():
             weights = [base_weight(base).to(self.dtype) for base in self._bases]
             weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        if self._keep_base:
-            self._base = weight
+        if self.keeps_base:
+            self.base = weight
             if not self._quantized and len(weights) > 1:
                 start = 0
                 for base in self._bases:
@@ -98,7 +99,7 @@ class FusedLinear:
         factors = self._lora()
         if factors is None and self._merged is not None:
             return
-        weight = self._base_weight()
+        weight = self.base_weight()
         if factors is not None:
             weight = weight.to(torch.float32, copy=True).addmm_(factors[1], factors[0]).to(self.dtype)
         self._packed = _onednn_packs(weight)

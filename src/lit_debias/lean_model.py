@@ -9,7 +9,7 @@ MLP. Anything else takes Hugging Face's own forward pass; :func:`why_not_lean` s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from lit_debias.activation_memory import KeptBytes, free_memory
 from lit_debias.fused_linear import FusedLinear
 from lit_debias.grpo.attention import group_attention
 from lit_debias.grpo.packing import PackedGroups
@@ -101,12 +102,13 @@ class LeanModel:
             hidden = layer(number, hidden, rotation, attend, FusedLinear.merged)
         return self.head.merged(rms_norm(hidden[:, -1], self.norm))
 
-    def predicting_states(self, packed: PackedGroups, recompute: bool = False) -> Tensor:
+    def predicting_states(self, packed: PackedGroups, recompute: bool | None = False) -> Tensor:
         """Return the last hidden states [N, H] that predict the completion tokens, differentiable in the LoRA weights.
 
         Args:
             packed: P groups.
-            recompute: Keep each layer's input only, and compute the rest again in the backward pass.
+            recompute: Keep each layer's input only, and compute the rest again in the backward pass. None does so from
+                the second layer on if all of them would keep more than half of the free memory.
         """
         cos, swapped = (factor[0] for factor in self.rotation(packed.positions[None]))
 
@@ -116,7 +118,15 @@ class LeanModel:
         hidden: Tensor = self.embedding(packed.ids)
         for number, layer in enumerate(self.layers):
             arguments = (number, hidden, (cos, swapped), attend, FusedLinear.adapted)
-            hidden = checkpoint(layer, *arguments, use_reentrant=False) if recompute else layer(*arguments)
+            if recompute:
+                hidden = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            elif recompute is None and torch.is_grad_enabled():
+                kept = KeptBytes(there_anyway=(cos, swapped, *layer.weights()))
+                with kept.counting():
+                    hidden = layer(*arguments)
+                recompute = kept.total * len(self.layers) > free_memory(hidden.device) // 2
+            else:
+                hidden = layer(*arguments)
         return rms_norm(packed.select(hidden), self.norm)
 
 
@@ -151,6 +161,12 @@ class LeanLayer:
         hidden = hidden + product(self.output, attend(number, queries, keys, values).flatten(-2))
         gate, up = product(self.gate_up, rms_norm(hidden, self.output_norm)).chunk(2, -1)
         return hidden + product(self.down, self.activation(gate) * up)
+
+    def weights(self) -> Iterator[Tensor]:
+        """Yield the frozen weights that are kept whether or not there is a backward pass."""
+        norms = (self.input_norm, self.output_norm, self.query_norm, self.key_norm)
+        yield from (norm.weight for norm in norms if norm is not None)
+        yield from (fused.base_weight() for fused in self.linears if fused.keeps_base)
 
     def _positioned(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if self.query_norm is not None:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
+from lit_debias.activation_memory import free_memory
 from lit_debias.errors import UserError
 from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack, token_budget
@@ -46,7 +46,9 @@ class QLoRAPolicy(nn.Module):
         adapter: Folder of an adapter to continue from.
         reference: What the frozen reference is where an ``adapter`` is continued: a frozen copy of that adapter, or the
             base without it.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more compute.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more compute. null does
+            so where keeping them would take more than half of the free memory, by what the first layer keeps; models
+            without a lean form keep them.
         keep_base: Keep a 4-bit base in ``dtype`` too, so that no pass dequantises it: faster, 2 bytes a parameter in
             bf16, the same numbers. null keeps it where it takes at most a quarter of the free memory.
         system_prompt: System message put before every prompt; needs a chat template.
@@ -67,7 +69,7 @@ class QLoRAPolicy(nn.Module):
         targets: str | list[str] = "all-linear",
         adapter: str | None = None,
         reference: Literal["adapter", "base"] = "adapter",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | None = None,
         keep_base: bool | None = None,
         system_prompt: str | None = None,
         max_prompt_tokens: int = 1024,
@@ -376,13 +378,6 @@ class QLoRAPolicy(nn.Module):
         for copy in (self._inference, self._lean):
             if copy is not None:
                 copy.stale = True
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on a device, or in the machine's memory for a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
