@@ -65,7 +65,7 @@ def grpo(model, **kwargs) -> GRPO:
         "optimizer": lambda parameters: AdamW(parameters, lr=1e-2),
         "loss": DAPOLoss(beta=0.02),
     }
-    return GRPO(policy, rewards, **{**defaults, **kwargs})
+    return kwargs.pop("cls", GRPO)(policy, rewards, **{**defaults, **kwargs})
 
 
 def trainer(folder, **kwargs) -> Trainer:
@@ -159,13 +159,16 @@ class InterruptAt(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize("inner_epochs", [1, 2])
+@pytest.mark.parametrize(("inner_epochs", "off_policy"), [(1, False), (2, False), (1, True), (2, True)])
 @pytest.mark.parametrize("interrupted_at", [1, 3, 4, 5])
-def test_resuming_gives_bitwise_the_same_adapter(tiny_model, prompts, tmp_path, inner_epochs, interrupted_at):
+def test_resuming_gives_bitwise_the_same_adapter(
+    tiny_model, prompts, tmp_path, inner_epochs, off_policy, interrupted_at
+):
     def run(folder, max_steps=8, ckpt=None, callbacks=()):
         module = grpo(
             tiny_model,
             inner_epochs=inner_epochs,
+            one_step_off_policy=off_policy,
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 8),
         )
         keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, save_on_exception=True, save_top_k=-1)
@@ -182,7 +185,33 @@ def test_resuming_gives_bitwise_the_same_adapter(tiny_model, prompts, tmp_path, 
     assert torch.load(saved, weights_only=True)["global_step"] == interrupted_at
     resumed = run(folder, ckpt=saved)
     assert_same(undisturbed, adapter_of(resumed))
-    assert resumed.rollout_step == 8 // inner_epochs
+    assert resumed.rollout_step == 8 // inner_epochs + off_policy
+
+
+def test_off_policy_trains_on_the_rollout_of_the_step_before(tiny_model, prompts, tmp_path):
+    logged, trained_on = [], []
+
+    class Watching(GRPO):
+        def update(self, experience):
+            now = self.policy.logprobs(experience.rollout, self.engine.temperature)
+            trained_on.append((experience.rollout.prompts.texts, now, experience.old_logprobs, experience.loss_mask))
+            super().update(experience)
+            logged.append(float(self.trainer.callback_metrics["ratio"]))
+
+    module = grpo(tiny_model, cls=Watching, one_step_off_policy=True)
+    sampled = []
+    module.policy.load("cpu")
+    module.rewards.setup(torch.device("cpu"))
+    module._scored = lambda rollout, scores: sampled.append((rollout.prompts.texts, rollout.logprobs.clone()))
+    t = trainer(tmp_path, max_steps=3, max_epochs=-1)
+    t.fit(module, PromptDataModule(str(prompts), batch_size=2, seed=5))
+    assert module.rollout_step == 4  # the first step has nothing to train on yet
+    assert [texts for texts, _, _, _ in trained_on] == [texts for texts, _ in sampled[:3]]
+    for (_, now, old, mask), (_, recorded), ratio in zip(trained_on, sampled, logged, strict=False):
+        assert torch.equal(old, recorded)
+        assert ratio == pytest.approx(float((now - recorded).exp()[mask].mean()), rel=1e-4)
+    assert logged[0] == pytest.approx(1.0, abs=1e-4)  # no update has been made since
+    assert abs(logged[2] - 1.0) > 1e-4
 
 
 def test_checkpoints_hold_the_adapter_and_not_the_base(tiny_model, prompts, tmp_path):

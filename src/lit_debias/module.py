@@ -48,6 +48,9 @@ class GRPO(AdapterModule):
         optimizer: Builds the optimiser from the adapter's parameters.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
+        one_step_off_policy: Train on the rollout of the step before, which the policy of one update ago sampled; the
+            importance ratio is taken against the log-probs that sampling recorded. What it is for is an engine that
+            samples the next rollout while this one is trained on; the first step makes no optimiser step.
         seed: Seeds sampling; equal seeds give equal runs.
 
     Raises:
@@ -71,6 +74,7 @@ class GRPO(AdapterModule):
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
+        one_step_off_policy: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
@@ -82,9 +86,10 @@ class GRPO(AdapterModule):
         self.loss = loss or DAPOLoss()
         self.judges = RewardSuite(judges or {})
         self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
-        self.mask_truncated, self.seed = mask_truncated, seed
+        self.mask_truncated, self.one_step_off_policy, self.seed = mask_truncated, one_step_off_policy, seed
         self.rollout_step = 0
         self.experience: Experience | None = None
+        self.ahead: Experience | None = None  # off-policy, what the next step trains on
         self._check()
 
     def _check(self) -> None:
@@ -110,7 +115,11 @@ class GRPO(AdapterModule):
         """Roll out, score, and make ``inner_epochs`` optimiser steps."""
         start = time.perf_counter()
         if not self.pending:  # otherwise an interrupted run goes on between two inner epochs
-            self.experience = self.collect(prompts)
+            collected = self.collect(prompts)
+            if self.one_step_off_policy:
+                self.experience, self.ahead = self.ahead, collected
+            else:
+                self.experience = collected
         while self.pending:
             self.update(cast(Experience, self.experience))
         self.rollout_step += 1
@@ -129,7 +138,8 @@ class GRPO(AdapterModule):
         total = self.aggregator.total(scores, self.rollout_step)
         self._log(metrics.of_rollout(rollout, scores, total, seconds), bar=("reward", "tokens_per_second"))
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
-        return Experience(rollout, scores, advantages, counted, reference)
+        behaviour = rollout.logprobs if self.one_step_off_policy else None
+        return Experience(rollout, scores, advantages, counted, reference, old_logprobs=behaviour)
 
     def update(self, experience: Experience) -> None:
         """Make one optimiser step on the whole experience; how it is cut into micro-batches changes nothing."""
@@ -250,9 +260,11 @@ class GRPO(AdapterModule):
         """Keep the adapter, the step, and a rollout that still has inner epochs to go; leave the base out."""
         super().on_save_checkpoint(checkpoint)
         experience = self.experience.state_dict() if self.experience is not None and self.pending else None
+        ahead = self.ahead.state_dict() if self.ahead is not None else None
         checkpoint["grpo"] = {
             "rollout_step": self.rollout_step,
             "experience": distributed.gather_objects(experience),
+            "ahead": distributed.gather_objects(ahead),
             "aggregator": self.aggregator.state_dict(),
         }
 
@@ -266,11 +278,16 @@ class GRPO(AdapterModule):
         state = checkpoint["grpo"]
         self.rollout_step = state["rollout_step"]
         self.aggregator.load_state_dict(state["aggregator"])
-        experiences = state["experience"]
-        if any(experiences) and len(experiences) != distributed.world_size():
+        self.experience, self.ahead = (self._own_experience(state.get(name, [])) for name in ("experience", "ahead"))
+
+    def _own_experience(self, experiences: list[dict[str, Any] | None]) -> Experience | None:
+        """Return what this rank had of what all ranks had saved."""
+        if not any(experiences):
+            return None
+        if len(experiences) != distributed.world_size():
             raise UserError(
-                f"the checkpoint was saved between inner epochs by {len(experiences)} processes and is resumed by "
-                f"{distributed.world_size()}; use as many, or a checkpoint from the end of a step"
+                f"the checkpoint holds a rollout that {len(experiences)} processes have yet to train on, and is resumed "
+                f"by {distributed.world_size()}; use as many, or a checkpoint from the end of an on-policy step"
             )
-        mine = experiences[distributed.rank()] if any(experiences) else None
-        self.experience = Experience.from_state_dict(mine, self.policy.device) if mine else None
+        mine = experiences[distributed.rank()]
+        return Experience.from_state_dict(mine, self.policy.device) if mine else None

@@ -89,7 +89,8 @@ class Experience:
     reference_logprobs: Tensor | None = None
     """[P, G, T] float32 at the sampling temperature; None where the KL coefficient is 0."""
     old_logprobs: Tensor | None = None
-    """[P, G, T] float32, the policy before the first inner epoch; None until that epoch has run."""
+    """[P, G, T] float32, the policy before the first inner epoch; None until that epoch has run. Off-policy, what
+    sampling recorded."""
     epochs_done: int = 0
     """Inner epochs that have ended with an optimiser step."""
 
