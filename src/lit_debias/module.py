@@ -286,8 +286,8 @@ class GRPO(AdapterModule):
             return None
         if len(experiences) != distributed.world_size():
             raise UserError(
-                f"the checkpoint holds a rollout that {len(experiences)} processes have yet to train on, and is resumed "
-                f"by {distributed.world_size()}; use as many, or a checkpoint from the end of an on-policy step"
+                f"the checkpoint holds a rollout that {len(experiences)} processes have yet to train on, and "
+                f"{distributed.world_size()} resume it; use as many, or a checkpoint from the end of an on-policy step"
             )
         mine = experiences[distributed.rank()]
         return Experience.from_state_dict(mine, self.policy.device) if mine else None
