@@ -82,8 +82,8 @@ class Exits(Faulty):
 class Slow(Faulty):
     """Answers, but only once the gate is open."""
 
-    def __init__(self, steps):
-        super().__init__(steps)
+    def __init__(self, steps, ranks=(0, 1)):
+        super().__init__(steps, ranks)
         self.gate = threading.Event()
         self.answered = threading.Event()
 
@@ -94,13 +94,13 @@ class Slow(Faulty):
 
 
 class Leaks(Reward):
-    """Keeps 300 MB more with each call; scores the id of its process."""
+    """Keeps 40 MB more with each call; scores the id of its process."""
 
     def __init__(self):
         self.kept = []
 
     def score(self, batch):
-        self.kept.append(b"x" * 300_000_000)
+        self.kept.append(b"x" * 40_000_000)
         return [float(os.getpid())] * len(batch)
 
 

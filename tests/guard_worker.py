@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from faulty_rewards import Exits, Hangs, NotANumber, Raises, Steady, rollout
+from faulty_rewards import Exits, Hangs, NotANumber, Raises, Slow, Steady, WrongLength, WrongType, rollout
 
 from lit_debias import distributed
 from lit_debias.rewards.aggregators import WeightedSum
@@ -20,7 +20,10 @@ from lit_debias.rewards.suite import RewardSuite
 SCENARIOS = {
     "raises": (Raises([1, 2, 3], ranks=[0]), Guard(10, retries=0, open_after=3, open_for=2)),
     "hangs": (Hangs([1], ranks=[0]), Guard(0.5, open_for=2, max_error_rate=1)),
+    "slow": (Slow([1], ranks=[0]), Guard(0.5, open_for=1)),
     "nan": (NotANumber([1], ranks=[0]), Guard(10)),
+    "wrong length": (WrongLength([1], ranks=[0]), Guard(10)),
+    "wrong type": (WrongType([1], ranks=[0]), Guard(10)),
     "exits": (Exits([1], ranks=[0]), Guard(10, retries=0, isolate=True)),
     "stops": (Raises([2, 3, 4, 5, 6], ranks=[0]), Guard(10, 0, open_after=9, max_error_rate=0.2, window=5)),
 }
@@ -35,6 +38,9 @@ def play(scenario: str, rank: int, steps: int = 7) -> dict:
     guarded = suite.guarded["faulty"]
     told = {"lost": [], "open": [], "error_rates": [], "advantages": [], "stopped": None}
     for step in range(steps):
+        if step == 3 and scenario == "slow" and rank == 0:
+            faulty.gate.set()  # the call of step 1 answers now
+            guarded.calls.call.thread.join()
         with distributed.fail_together():
             scores = suite.score(rollout(step, rank))
         try:

@@ -136,6 +136,7 @@ class Isolated:
         """
         if self.worker is None:
             self._start()
+        answer: Answer
         answer, used = self._exchange(batch, seconds)
         if self._too_large(used):
             self._stop()

@@ -27,17 +27,18 @@ class Integrity(Reward):
         self.calls += 1
         if self.calls % 2:
             return [1.0] * len(batch)
-        n = len(batch)
-        lies = [
-            [1.0] * (n - 1) + [float("nan")],
-            ["1.0"] + [1.0] * (n - 1),
-            [1.0] * (n + 1),
-            Longer([1.0] * (n - 1)),
-            [1.0] * (n - 1) + [Number("inf")],
-            dict.fromkeys(batch.completions, 1.0),
-            batch.completions.clear(),
-        ]
-        return lies[(self.calls // 2 - 1) % len(lies)]
+        return LIES[(self.calls // 2 - 1) % len(LIES)](batch.completions)
+
+
+LIES = [
+    lambda texts: [1.0] * (len(texts) - 1) + [float("nan")],
+    lambda texts: ["1.0"] + [1.0] * (len(texts) - 1),
+    lambda texts: [1.0] * (len(texts) + 1),
+    lambda texts: Longer([1.0] * (len(texts) - 1)),
+    lambda texts: [1.0] * (len(texts) - 1) + [Number("inf")],
+    lambda texts: dict.fromkeys(texts, 1.0),
+    lambda texts: texts.clear(),
+]
 
 
 @hookimpl
