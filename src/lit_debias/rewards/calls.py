@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +23,7 @@ from lit_debias.errors import UserError
 from lit_debias.rewards.base import Reward, RewardBatch
 from lit_debias.rewards.suite import Answer, RewardError, ask, read_scores
 
-METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+METHOD: Literal["forkserver", "spawn"] = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 """How processes start: not forked from this one, whose CUDA and locks a fork cannot use."""
 
 START_TIMEOUT = 300.0
