@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,7 +23,7 @@ from lit_debias.errors import UserError
 from lit_debias.rewards.base import Reward, RewardBatch
 from lit_debias.rewards.suite import Answer, RewardError, ask, read_scores
 
-METHOD: Literal["forkserver", "spawn"] = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 """How processes start: not forked from this one, whose CUDA and locks a fork cannot use."""
 
 START_TIMEOUT = 300.0
@@ -181,11 +181,12 @@ class Worker:
     """A process with a reward, and the pipe to it; killed when nobody holds it any more, and at exit."""
 
     def __init__(self, name: str, pickled: bytes, device: torch.device) -> None:
-        context = get_context(METHOD)
+        context: Any = get_context(METHOD)  # Process is not declared for all contexts
         if METHOD == "forkserver":
             context.set_forkserver_preload([__name__])  # torch and this are imported once, not at each start
+        self.connection: Connection
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, name, pickled, device), daemon=True)
+        self.process: BaseProcess = context.Process(target=serve, args=(theirs, name, pickled, device), daemon=True)
         self.process.start()
         theirs.close()  # so that the worker's end is the end of the pipe
         self.kill = weakref.finalize(self, _kill, self.process)
