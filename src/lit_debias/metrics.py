@@ -31,7 +31,7 @@ def of_rollout(rollout: Rollout, scores: Scores, total: Tensor, seconds: float) 
         "rollout_time": seconds,
         "tokens_per_second": tokens / max(seconds, 1e-9),
     }
-    return values | {f"rewards/{name}/seconds": spent for name, spent in scores.seconds.items()}
+    return values | {f"rewards/{name}/latency": spent for name, spent in scores.seconds.items()}
 
 
 def of_validation(rollout: Rollout, scores: Scores, judged: Scores, total: Tensor) -> dict[str, float]:
@@ -65,6 +65,8 @@ def _rewards(scores: Scores, total: Tensor) -> dict[str, float]:
         values[f"rewards/{name}/mean"] = _mean(scores, name)
         values[f"rewards/{name}/std"] = float(_std(present))
         values[f"rewards/{name}/missing_rate"] = 1.0 - present.numel() / of_name.numel()
+    for name, failed in scores.failed.items():
+        values[f"rewards/{name}/error_rate"] = float(failed.float().mean())
     return values
 
 

@@ -74,6 +74,8 @@ class Scores:
     """Reward name -> [P, G] bool, False where the reward had no opinion."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Reward name -> wall-clock seconds spent."""
+    failed: dict[str, Tensor] = field(default_factory=dict)
+    """Guarded reward's name -> [P, G] bool, True where the reward has failed, so that its score is missing."""
 
 
 @dataclass

@@ -1,18 +1,24 @@
-"""Runs the named rewards over a rollout: guards what they return, and times them."""
+"""Runs the named rewards over a rollout: checks what they return, times them, and guards them if asked to."""
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lit_debias import distributed
 from lit_debias.errors import UserError
 from lit_debias.rewards.base import Reward, RewardBatch
 from lit_debias.types import Rollout, Scores
+
+if TYPE_CHECKING:
+    from lit_debias.rewards.guard import Guard
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -21,11 +27,52 @@ class RewardError(UserError):
     """A reward broke its contract; the message names the reward, the row and the value."""
 
 
-class RewardSuite:
-    """Named rewards that are scored together."""
+@dataclass(frozen=True)
+class Answer:
+    """What a reward said of N completions."""
 
-    def __init__(self, rewards: Mapping[str, Reward]) -> None:
+    scores: list[float | None]
+    """[N] finite in float32; None where there is no opinion, or no usable one."""
+    problems: dict[int, str]
+    """Row -> why its score cannot be used."""
+
+    @property
+    def values(self) -> Tensor:
+        """[N] float32, 0 where there is no score."""
+        return torch.tensor([0.0 if score is None else score for score in self.scores], dtype=torch.float32)
+
+    @property
+    def valid(self) -> Tensor:
+        """[N] bool, True where there is a score."""
+        return torch.tensor([score is not None for score in self.scores], dtype=torch.bool)
+
+    @property
+    def failed(self) -> Tensor:
+        """[N] bool, True where a score is missing through the reward's fault."""
+        return torch.tensor([row in self.problems for row in range(len(self.scores))], dtype=torch.bool)
+
+
+class RewardSuite:
+    """Named rewards that are scored together.
+
+    Args:
+        rewards: The rewards by name.
+        guard: Stands around every reward; without one, a reward that fails stops the run.
+        guards: Guards of single rewards, by name, instead of ``guard``; null leaves a reward without one.
+
+    Raises:
+        UserError: a reward that is to be isolated cannot be sent to another process.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[str, Reward],
+        guard: Guard | None = None,
+        guards: Mapping[str, Guard | None] | None = None,
+    ) -> None:
         self.rewards = dict(rewards)
+        chosen = {name: (guards or {}).get(name, guard) for name in self.rewards}
+        self.guarded = {name: own.around(name, self.rewards[name]) for name, own in chosen.items() if own is not None}
 
     @property
     def needs_reference_logprobs(self) -> bool:
@@ -34,8 +81,8 @@ class RewardSuite:
 
     def setup(self, device: torch.device) -> None:
         """Let every reward load what it needs onto ``device``."""
-        for reward in self.rewards.values():
-            reward.setup(device)
+        for name, reward in self.rewards.items():
+            self.guarded.get(name, reward).setup(device)
 
     def check_columns(self, available: Sequence[str]) -> None:
         """Raise :class:`UserError` where a reward needs a column that the data does not have."""
@@ -48,22 +95,54 @@ class RewardSuite:
                 )
 
     def score(self, rollout: Rollout) -> Scores:
-        """Score every completion with every reward.
+        """Score every completion with every reward. Where there are guards, :meth:`settle` must follow.
 
         Raises:
-            RewardError: a reward failed, returned the wrong number of scores, or one that is not a finite number.
+            RewardError: a reward without a guard failed, returned the wrong number of scores, or one that is not a
+                finite number.
         """
         flat = flatten(rollout)
-        shape = (len(rollout.prompts), rollout.group_size)
-        values, valid, seconds = {}, {}, {}
-        for name, reward in self.rewards.items():
+        shape, device = (len(rollout.prompts), rollout.group_size), rollout.completion_ids.device
+        scores = Scores({}, {})
+        for name in self.rewards:
             start = time.perf_counter()
-            answer = ask(name, reward, flat)
-            seconds[name] = time.perf_counter() - start
-            numbers, present = check_scores(name, answer, flat)
-            values[name] = numbers.view(shape).to(rollout.completion_ids.device)
-            valid[name] = present.view(shape).to(rollout.completion_ids.device)
-        return Scores(values, valid, seconds)
+            answer = self._answer(name, flat)
+            scores.seconds[name] = time.perf_counter() - start
+            scores.values[name] = answer.values.view(shape).to(device)
+            scores.valid[name] = answer.valid.view(shape).to(device)
+            if name in self.guarded:
+                scores.failed[name] = answer.failed.view(shape).to(device)
+        return scores
+
+    def _answer(self, name: str, batch: RewardBatch) -> Answer:
+        if name in self.guarded:
+            return self.guarded[name].score(batch)
+        answer = read_scores(name, ask(name, self.rewards[name], batch), batch)
+        _refuse_problems(answer)
+        return answer
+
+    def settle(self, scores: Scores) -> None:
+        """Tell the guards of all ranks how the rollout went, so that they decide alike; nothing without guards.
+
+        Collective: every rank calls it once after each :meth:`score`, and outside
+        :func:`lit_debias.distributed.fail_together`.
+
+        Args:
+            scores: What :meth:`score` returned on this rank.
+
+        Raises:
+            UnreliableRewardError: a reward has lost more of its scores than its guard allows; on every rank.
+        """
+        if not self.guarded:
+            return
+        counts = [
+            [int(scores.failed[name].sum()), scores.failed[name].numel(), guarded.failed, guarded.hangs]
+            for name, guarded in self.guarded.items()
+        ]
+        device = next(iter(scores.failed.values())).device
+        totals = distributed.all_sum(torch.tensor(counts, dtype=torch.float32, device=device)).tolist()
+        for guarded, (lost, asked, failed, hangs) in zip(self.guarded.values(), totals, strict=True):
+            guarded.settle(lost / asked, failed=failed > 0, hangs=hangs > 0)
 
 
 def ask(name: str, reward: Reward, batch: RewardBatch) -> Sequence[float | None]:
@@ -110,26 +189,44 @@ def check_scores(name: str, answer: Sequence[float | None], batch: RewardBatch) 
     Raises:
         RewardError: wrong container, wrong length, or an entry that is neither None nor a finite number.
     """
+    read = read_scores(name, answer, batch)
+    _refuse_problems(read)
+    return read.values, read.valid
+
+
+def read_scores(name: str, answer: Any, batch: RewardBatch) -> Answer:
+    """Return what can be used of a reward's answer, and what is wrong with the rest.
+
+    Raises:
+        RewardError: wrong container or length, so that nothing says which score belongs to which completion.
+    """
     scores = answer.tolist() if hasattr(answer, "tolist") else answer  # tensors and arrays
     if isinstance(scores, (str, bytes)) or not isinstance(scores, Sequence):
         raise RewardError(
             f"reward '{name}' returned {type(answer).__name__}; return a list with one float or None per completion"
         )
+    scores = list(scores)  # a class of one's own may say another length than it has
     if len(scores) != len(batch):
         raise RewardError(f"reward '{name}' returned {len(scores)} scores for {len(batch)} completions")
-    for row, score in enumerate(scores):
-        if score is not None and not _is_finite_number(score):
-            raise RewardError(
-                f"reward '{name}' returned {score!r} for prompt {batch.prompts[row]!r:.80} and completion "
-                f"{batch.completions[row]!r:.80}; return a finite float, or None for no opinion"
-            )
-    valid = torch.tensor([score is not None for score in scores], dtype=torch.bool)
-    values = torch.tensor([0.0 if score is None else float(score) for score in scores], dtype=torch.float32)
-    return values, valid
+    numbers = [_finite(score) for score in scores]
+    problems = {
+        row: f"reward '{name}' returned {score!r:.80} for prompt {batch.prompts[row]!r:.80} and completion "
+        f"{batch.completions[row]!r:.80}; return a finite float, or None for no opinion"
+        for row, score in enumerate(scores)
+        if score is not None and numbers[row] is None
+    }
+    return Answer(numbers, problems)
 
 
-def _is_finite_number(score: Any) -> bool:
+def _refuse_problems(answer: Answer) -> None:
+    for problem in answer.problems.values():
+        raise RewardError(problem)
+
+
+def _finite(score: Any) -> float | None:
+    """Return the score as a float, or None where it is no finite number."""
     try:
-        return not isinstance(score, (str, bytes)) and abs(float(score)) <= LARGEST  # False for NaN
-    except (TypeError, ValueError, OverflowError):
-        return False
+        number = math.nan if isinstance(score, (str, bytes)) else float(score)
+        return number if abs(number) <= LARGEST else None  # None for NaN
+    except Exception:  # whatever a foreign __float__ raises
+        return None
