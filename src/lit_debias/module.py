@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,10 +22,11 @@ from lit_debias.plugins import get_plugin_manager
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.aggregators import Aggregator, WeightedSum
 from lit_debias.rewards.base import Reward
+from lit_debias.rewards.guard import Guard, UnreliableRewardError
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.base import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
-from lit_debias.types import Experience, PromptBatch, Rollout
+from lit_debias.types import Experience, PromptBatch, Rollout, Scores
 
 
 class GRPO(AdapterModule):
@@ -52,9 +54,11 @@ class GRPO(AdapterModule):
             importance ratio is taken against the log-probs that sampling recorded. What it is for is an engine that
             samples the next rollout while this one is trained on; the first step makes no optimiser step.
         seed: Seeds sampling; equal seeds give equal runs.
+        guard: What to do where a reward or judge fails; by default the run stops.
+        guards: Guards of single rewards and judges, by name, instead of ``guard``; null leaves one without.
 
     Raises:
-        UserError: a group of fewer than 2, or weights and rewards with different names.
+        UserError: a group of fewer than 2, or weights or guards for other names than those of the rewards.
     """
 
     remedy = "lower the learning rate or raise the aggregator's min_std"
@@ -76,21 +80,26 @@ class GRPO(AdapterModule):
         max_grad_norm: float = 1.0,
         one_step_off_policy: bool = False,
         seed: int = 0,
+        guard: Guard | None = None,
+        guards: dict[str, Guard | None] | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
         if not rewards:
             raise UserError("rewards is empty; name at least one reward under model.init_args.rewards")
-        self.rewards = RewardSuite(rewards)
+        self.rewards = RewardSuite(rewards, guard, guards)
         self.aggregator = aggregator or WeightedSum(dict.fromkeys(rewards, 1.0))
         self.engine = engine or LocalEngine()
         self.loss = loss or DAPOLoss()
-        self.judges = RewardSuite(judges or {})
+        self.judges = RewardSuite(judges or {}, guard, guards)
         self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
         self.mask_truncated, self.one_step_off_policy, self.seed = mask_truncated, one_step_off_policy, seed
         self.rollout_step = 0
         self.experience: Experience | None = None
         self.ahead: Experience | None = None  # off-policy, what the next step trains on
         self._check()
+        scored = {**self.rewards.rewards, **self.judges.rewards}
+        for name in sorted(set(guards or {}) - set(scored)):
+            raise UserError(f"guards names '{name}', and there is no such reward or judge{did_you_mean(name, scored)}")
 
     def _check(self) -> None:
         if self.group_size < 2:
@@ -133,6 +142,7 @@ class GRPO(AdapterModule):
             seconds = time.perf_counter() - start
             rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
             scores = self.rewards.score(rollout)
+        self._settle(self.rewards, scores)
         advantages = self.aggregator(scores, self.rollout_step)
         self._scored(rollout=rollout, scores=scores)
         total = self.aggregator.total(scores, self.rollout_step)
@@ -184,6 +194,17 @@ class GRPO(AdapterModule):
         sampled, plain = self.policy.logprobs_at(rollout, (self.engine.temperature, 1.0), reference=True)
         return replace(rollout, reference_logprobs=plain), sampled if for_loss else None
 
+    def _settle(self, suite: RewardSuite, scores: Scores) -> None:
+        """Let the guards of all ranks decide; where one gives its reward up, keep a checkpoint and stop."""
+        try:
+            suite.settle(scores)
+        except UnreliableRewardError as error:
+            if self.trainer.state.fn != "fit":
+                raise
+            path = Path(self.trainer.default_root_dir) / "unreliable_reward.ckpt"
+            self.trainer.save_checkpoint(path)
+            raise UserError(f"{error}; resume with --ckpt_path {path}") from error
+
     def _loss(
         self, experience: Experience, groups: slice, size: UpdateSize
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -229,6 +250,8 @@ class GRPO(AdapterModule):
         with distributed.fail_together():
             rollout, _ = self._with_reference(self._greedy(prompts), everyone, for_loss=False)
             scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
+        self._settle(self.rewards, scores)
+        self._settle(self.judges, judged)
         total = self.aggregator.total(scores, self.rollout_step)
         values = metrics.of_validation(rollout, scores, judged, total)
         for name, value in values.items():
