@@ -9,6 +9,9 @@ import os
 
 from lit_debias.errors import UserError
 
+NO_KEY = "none"
+"""What is sent where there is no key: clients want one, a local server does not."""
+
 
 def check_endpoint(who: str, url: str, api_key_env: str) -> None:
     """Check what a configuration says of an endpoint.
@@ -28,8 +31,8 @@ def check_endpoint(who: str, url: str, api_key_env: str) -> None:
 
 
 def api_key(variable: str) -> str:
-    """Return the key in an environment variable; ``none`` where there is none, which a local server takes."""
-    return os.environ.get(variable) or "none"
+    """Return the key in an environment variable, or :data:`NO_KEY`."""
+    return os.environ.get(variable) or NO_KEY
 
 
 def is_busy(status: int) -> bool:

@@ -85,6 +85,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(autouse=True)
+def _a_key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+
+
+@pytest.fixture(autouse=True)
 def _no_pauses():
     with stamina.set_testing(True, attempts=99, cap=True):  # as many attempts as configured, no sleep between them
         yield
@@ -93,7 +98,6 @@ def _no_pauses():
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -370,6 +374,14 @@ def test_mistakes_are_found_when_it_is_made(arguments, message):
         LLMJudge(**{"model": "m", **arguments})
     assert SECRET not in str(caught.value)
     assert "pass" not in str(caught.value)
+
+
+def test_openai_wants_a_key_and_a_local_server_does_not(server, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(UserError, match="the variable that api_key_env names is empty; export the key"):
+        LLMJudge("m")
+    assert judge(server).score(batch("They are kind.")) == [0.7]
+    assert server.requests[0][0] == "Bearer none"
 
 
 def test_is_found_through_its_entry_point():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lit_debias import Reward, RewardBatch
-from lit_debias.endpoint import check_endpoint
+from lit_debias.endpoint import NO_KEY, api_key, check_endpoint
 from lit_debias.errors import UserError
 from lit_debias.score_file import ScoreFile
 from lit_debias_judge.client import Answer, Client, RequestError
@@ -22,6 +22,7 @@ from lit_debias_judge.template import FAIRNESS, fill, parse, placeholders
 from lit_debias_judge.usage import Usage
 
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 200, "response_format": {"type": "json_object"}}
+OPENAI = "https://api.openai.com/v1"
 OWN = {"model", "messages", "stream", "n"}
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class LLMJudge(Reward):
         cache_dir: Folder that keeps all scores for further runs, in ``scores.sqlite``; by default none.
 
     Raises:
-        UserError: an argument is out of range, or the template lacks something.
+        UserError: an argument is out of range, the template lacks something, or OpenAI's own address has no key.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class LLMJudge(Reward):
         model: str,
         template: str = FAIRNESS,
         scale: tuple[float, float] = (0, 10),
-        url: str = "https://api.openai.com/v1",
+        url: str = OPENAI,
         api_key_env: str = "OPENAI_API_KEY",
         options: dict[str, Any] | None = None,
         concurrency: int = 8,
@@ -97,6 +98,8 @@ class LLMJudge(Reward):
     ) -> None:
         who = type(self).__name__
         check_endpoint(who, url, api_key_env)
+        if url == OPENAI and api_key(api_key_env) == NO_KEY:
+            raise UserError(f"{who}: the variable that api_key_env names is empty; export the key in it")
         if not model:
             raise UserError(f"{who}: model is empty; write its name at the endpoint")
         if concurrency < 1 or retries < 0 or not 0 < timeout < math.inf:
