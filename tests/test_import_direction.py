@@ -17,7 +17,7 @@ PLUGINS = sorted((ROOT / "plugins").glob("*/src/*"))
 
 # Bottom to top. A module may import what stands in a line above its own, or in its own.
 LAYERS = [
-    ["errors", "types", "distributed", "text"],
+    ["errors", "types", "distributed", "text", "endpoint", "score_file"],
     ["grpo"],
     ["rewards"],
     ["activation_memory", "models", "model_checks", "inference_copy", "language_model"],
@@ -38,7 +38,15 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH_ONLY = {"grpo", "rewards"}
-PUBLIC = {"lit_debias", "lit_debias.errors", "lit_debias.models", "lit_debias.language_model", "lit_debias.text"}
+PUBLIC = {
+    "lit_debias",
+    "lit_debias.endpoint",
+    "lit_debias.errors",
+    "lit_debias.language_model",
+    "lit_debias.models",
+    "lit_debias.score_file",
+    "lit_debias.text",
+}
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> Iterator[str]:

@@ -10,9 +10,9 @@ import torch
 from transformers import DebertaV2Model
 
 from lit_debias.errors import UserError
+from lit_debias.score_file import NAME, ScoreFile
 from lit_debias_deberta import DebertaFairness, DebertaNeutrality, RewardScorer
 from lit_debias_deberta.checkpoint import MANIFEST, TEST
-from lit_debias_deberta.score_file import NAME, ScoreFile
 
 KEYS = [("Hire them?", "They work.", 32), ("Hire them?", "They work.", 16), ("Hire them? They", " work.", 32)]
 ROWS = {key: (1 / 3 + number, 0.1) for number, key in enumerate(KEYS)}
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_replaced_with_a_warning(tmp_path, caplog, damage):
 
 
 def test_a_file_that_is_busy_costs_time_and_no_run(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("lit_debias_deberta.score_file.BUSY", 0.01)
+    monkeypatch.setattr("lit_debias.score_file.BUSY", 0.01)
     file = ScoreFile(tmp_path, "a")
     file.put(ROWS)
     other = sqlite3.connect(tmp_path / NAME, isolation_level=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lit_debias.data.grammar import stable_hash
+from lit_debias.endpoint import api_key, check_endpoint, is_busy, refusal
 from lit_debias.errors import UserError
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
@@ -67,10 +67,7 @@ class Endpoint(Author):
         retries: int = 5,
         timeout: float = 60.0,
     ) -> None:
-        if not url.startswith(("http://", "https://")) or "@" in url:  # the card names it, so no password in it
-            raise UserError("author: url is no plain address; write one like http://localhost:8000/v1")
-        if not api_key_env.isidentifier():  # perhaps the key itself, so the message does not repeat it
-            raise UserError("author: api_key_env is no name of a variable; write its name, such as OPENAI_API_KEY")
+        check_endpoint("author", url, api_key_env)
         if max_tokens < 1 or concurrency < 1 or retries < 0 or timeout <= 0 or not 0 <= temperature <= 2:
             raise UserError(
                 f"author: max_tokens={max_tokens}, concurrency={concurrency}, retries={retries}, timeout={timeout}, "
@@ -92,7 +89,7 @@ class Endpoint(Author):
         """Ask several at a time; see :meth:`Author.write`."""
         from openai import OpenAI
 
-        key = os.environ.get(self.api_key_env) or "none"  # the client wants one, a local server does not
+        key = api_key(self.api_key_env)
         client = OpenAI(base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout)
         executor = ThreadPoolExecutor(self.concurrency)
         try:
@@ -113,12 +110,9 @@ class Endpoint(Author):
             )
             return answer.choices[0].message.content
         except openai.APIStatusError as error:
-            if error.status_code in (408, 409, 429) or error.status_code >= 500:
+            if is_busy(error.status_code):
                 return None
-            raise UserError(  # the server's own words may repeat the key
-                f"author: {self.url} refuses model '{self.model}' with status {error.status_code}; "
-                f"check url, model and the key in ${self.api_key_env}"
-            ) from None
+            raise refusal("author", self.url, self.model, self.api_key_env, error.status_code) from None
         except (openai.APIError, ValueError, TypeError, AttributeError, IndexError):
             return None  # no connection, or an answer that is none
 

@@ -11,10 +11,14 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from lit_debias.score_file import Row, ScoreFile
 from lit_debias_deberta.checkpoint import MANIFEST, TEST, load_network
 from lit_debias_deberta.fast_deberta import freeze_attention
 from lit_debias_deberta.network import RewardNetwork
-from lit_debias_deberta.score_file import Key, Row, ScoreFile, fingerprint
+from lit_debias_deberta.score_file import fingerprint
+
+Key = tuple[str, str, int]
+"""Prompt, response, and the tokens that a pair may have."""
 
 BATCH_TOKENS = 4096
 CACHE_SIZE = 10_000
