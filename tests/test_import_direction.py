@@ -20,7 +20,7 @@ LAYERS = [
     ["errors", "types", "distributed", "text"],
     ["grpo"],
     ["rewards"],
-    ["models", "model_checks", "inference_copy", "language_model"],
+    ["models", "model_checks", "inference_copy", "language_model", "sentence_encoder"],
     ["lean_model", "packed_attention"],
     ["plugins"],
     ["policy"],
@@ -37,7 +37,8 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH_ONLY = {"grpo", "rewards"}
-PUBLIC = {"lit_debias", "lit_debias.errors", "lit_debias.models", "lit_debias.language_model", "lit_debias.text"}
+PUBLIC_MODULES = ("errors", "models", "language_model", "sentence_encoder", "text")
+PUBLIC = {"lit_debias", *(f"lit_debias.{name}" for name in PUBLIC_MODULES)}
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> Iterator[str]:
