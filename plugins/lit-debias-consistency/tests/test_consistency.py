@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 
 import pytest
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from support import save_tiny_model
 
 from lit_debias import Reward, RewardBatch
-from lit_debias.cli import main
 from lit_debias.errors import UserError
 from lit_debias.plugins import components, get_plugin_manager
 from lit_debias_consistency import CounterfactualConsistency
@@ -120,44 +115,6 @@ def test_a_judge_is_nested_in_yaml_by_its_short_name():
     assert (type(reward.judge).__name__, reward.judge.buffer) == ("SoftOverlong", 4)
     with pytest.raises(ArgumentError, match="bufer"):
         build(max_new_tokens=16, bufer=4)
-
-
-@pytest.mark.parametrize("twins", [True, False])
-def test_trains_from_yaml(tmp_path, twins):
-    rows = [{"prompt": f"{place} people are {number}", "twin_id": number} for place in "ab" for number in range(4)]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    save_tiny_model(tmp_path / "model")
-    judge = {"class_path": "SoftOverlong", "init_args": {"max_new_tokens": 4, "buffer": 4}}
-    policy = {"model": str(tmp_path / "model"), "quantization": "none", "dtype": "float32"}
-    config = {
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 1,
-            "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": "", "version": ""}},
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-        },
-        "model": {
-            "class_path": "GRPO",
-            "init_args": {
-                "policy": {"class_path": "QLoRAPolicy", "init_args": policy},
-                "engine": {"class_path": "LocalEngine", "init_args": {"max_new_tokens": 4}},
-                "group_size": 2,
-                "rewards": {"alike": {"class_path": "CounterfactualConsistency", "init_args": {"judge": judge}}},
-            },
-        },
-        "data": {
-            "class_path": "PromptDataModule",
-            "init_args": {"path": str(tmp_path / "prompts.jsonl"), "batch_size": 2, "twins": twins},
-        },
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    assert not main(["fit", "-c", str(tmp_path / "run.yaml")])
-    [logged] = csv.DictReader((tmp_path / "metrics.csv").open())
-    assert float(logged["rewards/alike/missing_rate"]) == (0 if twins else 1)
-    assert float(logged["rewards/alike/mean"]) == (pytest.approx(1) if twins else 0)  # all are as long as may be
 
 
 def test_is_found_through_its_entry_point():
