@@ -256,6 +256,56 @@ def test_limits_are_seeded_choices(jsonl):
     assert len({frozenset(chosen(seed)) for seed in range(5)}) > 1
 
 
+# -------------------------------------------------------------------- twins
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_twins_share_batch_and_rank(folder, monkeypatch, world_size):
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+    for rank in range(world_size):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        data = ready(PromptDataModule(str(folder), twins=True, batch_size=8, prompt_kinds=["open", "leading"]))
+        batches = [*data.train_dataloader(), *data.train_dataloader()]  # two epochs, in different orders
+        assert len(batches) > 4
+        for batch in batches:
+            assert len(batch) == 8 // world_size
+            assert set(Counter(batch.columns["twin_id"]).values()) == {2}
+            assert set(batch.texts) == set(batch.columns["counterfactual_prompt"])
+
+
+def test_without_the_option_twins_are_apart(folder):
+    batch = next(iter(ready(PromptDataModule(str(folder), batch_size=8)).train_dataloader()))
+    assert max(Counter(batch.columns["twin_id"]).values()) == 1
+
+
+def test_twins_that_are_apart_in_the_file_come_together(tmp_path):
+    rows = [{"prompt": f"{side}{number}", "pair": number} for side in "ab" for number in range(5)]
+    file = str(write(tmp_path / "twins.jsonl", rows))
+    data = ready(PromptDataModule(file, columns={"twin_id": "pair"}, twins=True, batch_size=2, train_limit=7))
+    batches = [batch.texts for batch in data.train_dataloader()]
+    assert len(batches) == 3  # of 7 prompts, whole pairs
+    assert all(first[0] == "a" and second == "b" + first[1:] for first, second in batches)
+
+
+def test_wrong_twins(tmp_path, monkeypatch):
+    def refuses(message, rows, **arguments):
+        file = write(tmp_path / "twins.jsonl", rows)
+        with pytest.raises(UserError, match=message):
+            ready(PromptDataModule(str(file), twins=True, **{"batch_size": 2, **arguments}))
+
+    pair = [{"prompt": "a", "twin_id": "x"}, {"prompt": "b", "twin_id": "x"}]
+    refuses("train batch size 3 is no multiple of 2", pair, batch_size=3)
+    refuses("validation batch size 5 is no multiple of 2", pair, val_batch_size=5)
+    refuses("has no column 'twin_id'", ROWS)
+    refuses("twin_id 'y' has 1 rows with 1 different", [*pair, {"prompt": "c", "twin_id": "y"}])
+    refuses("twin_id 'x' has 3 rows with 3 different", [*pair, {"prompt": "c", "twin_id": "x"}])
+    refuses("twin_id 'y' has 2 rows with 1 different", [*pair, *[{"prompt": "c", "twin_id": "y"}] * 2])
+    data = PromptDataModule("unread.jsonl", twins=True, batch_size=6)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="train batch size 6 is no multiple of 4"):
+        data._check_even("train")
+
+
 # -------------------------------------------------------------------- responses
 
 

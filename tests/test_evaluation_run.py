@@ -19,12 +19,12 @@ from lit_debias.evaluation import evaluate
 from lit_debias.evaluation.arms import frozen_base, mean_logprobs
 from lit_debias.evaluation.fingerprint import check_judges, describe
 from lit_debias.evaluation.results import summarize
-from lit_debias.evaluation.sentence_encoder import SentenceEncoder
 from lit_debias.evaluation.table import as_tables
 from lit_debias.language_model import LanguageModel
 from lit_debias.plugins import get_plugin_manager
 from lit_debias.policy import TRAINED
 from lit_debias.rewards.base import Reward
+from lit_debias.sentence_encoder import SentenceEncoder
 
 CALLS: list[int] = []
 

@@ -14,10 +14,10 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation.arms import Examiner
 from lit_debias.evaluation.prose import LONGEST, prose_rows, read_prose
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.sentence_encoder import SentenceEncoder
 from lit_debias.language_model import LanguageModel
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.sentence_encoder import SentenceEncoder
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ LAYERS = [
     ["errors", "types", "distributed", "text", "endpoint", "score_file"],
     ["grpo"],
     ["rewards"],
-    ["activation_memory", "models", "model_checks", "inference_copy", "language_model"],
+    ["activation_memory", "models", "model_checks", "inference_copy", "language_model", "sentence_encoder"],
     ["fused_linear"],
     ["lean_model"],
     ["plugins"],
@@ -38,15 +38,16 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH_ONLY = {"grpo", "rewards"}
-PUBLIC = {
-    "lit_debias",
-    "lit_debias.endpoint",
-    "lit_debias.errors",
-    "lit_debias.language_model",
-    "lit_debias.models",
-    "lit_debias.score_file",
-    "lit_debias.text",
-}
+PUBLIC_MODULES = (
+    "endpoint",
+    "errors",
+    "language_model",
+    "models",
+    "score_file",
+    "sentence_encoder",
+    "text",
+)
+PUBLIC = {"lit_debias", *(f"lit_debias.{name}" for name in PUBLIC_MODULES)}
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> Iterator[str]:

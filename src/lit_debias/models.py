@@ -130,11 +130,14 @@ def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(eos if bos is None else bos)
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads; the end-of-sequence token stands in for a missing pad token."""
+def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that pads; the end-of-sequence token stands in for a missing pad token.
+
+    Further arguments go to ``from_pretrained``.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(source))
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(source), **kwargs)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

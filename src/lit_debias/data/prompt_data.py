@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
 
+from lit_debias import distributed
 from lit_debias.data.base import Role, TableDataModule, as_list, check_text
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.types import PromptBatch
@@ -28,10 +30,12 @@ class PromptDataModule(TableDataModule):
         train_limit: Train on a seeded choice of so many prompts.
         val_limit: Validate and test on a seeded choice of so many prompts.
         prompt_kinds: Keep these kinds (open, leading, forced_choice, control); all by default.
+        twins: Keep the two prompts of each ``twin_id``, which differ in the group alone, in one batch and on one rank,
+            for rewards that compare their completions; each rank's share of a batch is then even.
         seed: Seeds the order and the choices.
 
     Raises:
-        UserError: a size is not positive; and in ``setup``, whatever is wrong with the data.
+        UserError: a size is not positive, or odd with ``twins``; and in ``setup``, whatever is wrong with the data.
     """
 
     table: ClassVar[Literal["prompts", "responses"]] = "prompts"
@@ -49,6 +53,7 @@ class PromptDataModule(TableDataModule):
         train_limit: int | None = None,
         val_limit: int | None = None,
         prompt_kinds: list[str] | None = None,
+        twins: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -61,13 +66,20 @@ class PromptDataModule(TableDataModule):
         )
         self.prompt_column = prompt_column
         self.prompt_kinds = prompt_kinds
+        self.twins = twins
+        for role in self.batch_sizes:
+            self._check_even(role)
 
     def prepare(self, rows: Dataset, role: Role) -> Dataset:
         """Check the prompts, keep the wanted kinds, and number the prompts where they have no ids."""
         check_text(self.path, rows, self.prompt_column, "data.init_args.prompt_column")
         if "prompt_id" not in rows.column_names:
             rows = rows.add_column("prompt_id", [str(number) for number in range(len(rows))])
-        return rows if self.prompt_kinds is None else self._of_kinds(rows, self.prompt_kinds)
+        rows = rows if self.prompt_kinds is None else self._of_kinds(rows, self.prompt_kinds)
+        if self.twins:
+            self._check_even(role)
+            check_twins(self.path, rows, self.prompt_column)
+        return rows
 
     def _of_kinds(self, rows: Dataset, kinds: list[str]) -> Dataset:
         if "prompt_kind" not in rows.column_names:
@@ -80,11 +92,41 @@ class PromptDataModule(TableDataModule):
                 )
         return rows.select([row for row, kind in enumerate(present) if kind in kinds])
 
+    def _check_even(self, role: Role) -> None:
+        size, ranks = self.batch_sizes[role], distributed.world_size()
+        if self.twins and size % (2 * ranks):
+            raise UserError(
+                f"data: twins stay together, and the {role} batch size {size} is no multiple of {2 * ranks}, 2 for "
+                "each rank; write one, or twins: false"
+            )
+
     def groups(self, rows: Dataset) -> list[list[int]]:
-        """Return one group a row."""
-        return [[row] for row in range(len(rows))]
+        """Return one group a row, or a pair of twins."""
+        names = rows["twin_id"] if self.twins else range(len(rows))
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for row, name in enumerate(names):
+            groups[name].append(row)
+        return list(groups.values())
 
     def collate(self, columns: dict[str, list[Any]]) -> PromptBatch:
         """Return P prompts with all other columns."""
         texts = columns[self.prompt_column]
         return PromptBatch(texts, {name: values for name, values in columns.items() if name != self.prompt_column})
+
+
+def check_twins(path: str, rows: Dataset, prompt_column: str) -> None:
+    """Raise :class:`UserError` unless each ``twin_id`` has two rows with different prompts."""
+    if "twin_id" not in rows.column_names:
+        raise UserError(
+            f"data '{path}' has no column 'twin_id', equal for the two prompts of a pair; map it with "
+            "data.init_args.columns, or write twins: false"
+        )
+    prompts: dict[Any, list[str]] = defaultdict(list)
+    for name, prompt in zip(rows["twin_id"], rows[prompt_column], strict=True):
+        prompts[name].append(prompt)
+    for name, texts in prompts.items():
+        if len(texts) != 2 or texts[0] == texts[1]:
+            raise UserError(
+                f"data '{path}': twin_id {name!r} has {len(texts)} rows with {len(set(texts))} different prompts; "
+                "twins: true takes 2 with different prompts of each"
+            )

@@ -22,7 +22,6 @@ from lit_debias.evaluation.prompts import Row, draw, prompt_files, read_prompts
 from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
-from lit_debias.evaluation.sentence_encoder import SentenceEncoder
 from lit_debias.evaluation.table import TITLES, against, as_tables
 from lit_debias.language_model import LanguageModel
 from lit_debias.models import locate
@@ -30,6 +29,7 @@ from lit_debias.policy import DTYPES, QLoRAPolicy
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.sentence_encoder import SentenceEncoder
 
 READ_TOGETHER = 4
 """Completions that the other language model reads in one forward pass; its logits over a large vocabulary are large."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Reward(ABC):
     ``torch.nn.Module`` of the trainer: its weights are never trained, moved or stored with the policy.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ()
+    columns: tuple[str, ...] = ()
     """Data columns that must be there, for example ``("reference",)``."""
     needs_reference_logprobs: bool = False
     """Ask for :attr:`RewardBatch.reference_logprobs`; they cost one forward pass where the KL coefficient is 0."""
