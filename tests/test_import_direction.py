@@ -32,12 +32,12 @@ LAYERS = [
     ["callbacks"],
     ["evaluation"],
     ["report"],
-    ["inspection", "parse_errors", "scaffold"],
-    ["cli", "training_cli"],
+    ["inspection", "parse_errors", "scaffold", "contract"],
+    ["cli", "training_cli", "reward_commands"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH_ONLY = {"grpo", "rewards"}
-PUBLIC = {"lit_debias", "lit_debias.errors", "lit_debias.models", "lit_debias.language_model", "lit_debias.text"}
+PUBLIC = {f"lit_debias.{name}" for name in ("contract", "errors", "models", "language_model", "text")} | {"lit_debias"}
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> Iterator[str]:
