@@ -264,7 +264,7 @@ def test_exit_code_1_and_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["NoSweepingWord"], "there is no class 'NoSweepingWord'; did you mean 'NoSweepingWords'?"),
+        (["NoSweepingWord"], "there is no reward 'NoSweepingWord'; did you mean 'NoSweepingWords'?"),
         (["Variety", "--init_args", "{m: 3}"], "Variety takes no option 'm'"),
         (["Variety", "--init_args", "{n: 0}"], "Variety: n=0; write 1 or more"),
         (["SoftOverlong"], "SoftOverlong needs: max_new_tokens, buffer"),

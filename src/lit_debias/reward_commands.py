@@ -16,7 +16,8 @@ from rich.table import Table
 
 from lit_debias.cli import Parser
 from lit_debias.contract import Row, batch_of, examine, needed_columns
-from lit_debias.errors import UserError
+from lit_debias.errors import UserError, did_you_mean
+from lit_debias.plugins import components, get_plugin_manager
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import check_scores
 
@@ -106,6 +107,9 @@ def build(reward: str, init_args: Mapping[str, Any] | None) -> Reward:
     Raises:
         UserError: there is no such class, or an option is wrong.
     """
+    rewards = {c.name for c in components(get_plugin_manager()) if c.kind == "reward"}
+    if "." not in reward and reward not in rewards:
+        raise UserError(f"there is no reward '{reward}'{did_you_mean(reward, rewards)}")
     parser = Parser(prog="lit-debias rewards")
     parser.add_argument("--reward", type=Reward)
     config = parser.parse_object({"reward": {"class_path": reward, "init_args": dict(init_args or {})}})
@@ -151,9 +155,14 @@ def read_rows(
         for line in read_jsonl(file, ("completion",)):
             yield make_row(line.pop("completion"), line, prompt, columns, reward)
         return
-    if not texts and not file and sys.stdin.isatty():
+    if texts:
+        lines = texts
+    elif file:
+        lines = read_lines(file)
+    elif sys.stdin.isatty():
         raise UserError("nothing to score; write texts, or --file FILE, or use a pipe")
-    lines = texts or read_lines(file) if texts or file else sys.stdin.read().splitlines()
+    else:
+        lines = sys.stdin.read().splitlines()
     if not lines:
         raise UserError("nothing to score; the input is empty")
     for text in lines:
