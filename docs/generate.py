@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterator
-from inspect import Parameter, cleandoc, signature
+from inspect import Parameter, cleandoc, getsource, isfunction, signature
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
-from docstring_parser import parse
+from docstring_parser import parse, parse_from_object
 from lightning import Callback, LightningDataModule
 
-from lit_debias import callbacks, cli, data
+from lit_debias import Aggregator, Reward, RewardBatch, callbacks, cli, contract, data
 from lit_debias.baselines import DPO, SFT
 from lit_debias.module import GRPO
-from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.plugins import HookSpecs, components, get_plugin_manager
 from lit_debias.policy import QLoRAPolicy
+from lit_debias.rollout.base import RolloutEngine
 
 HEAD = """# Reference
 
-Written by `make docs` from the code. Classes go by these short names in YAML.
+Written by `make docs` from the code; a test compares the two. Classes go by these short names in YAML.
 """
+ROOT = Path(__file__).parent.parent
+OFFICIAL = {"lit-debias", *(folder.name for folder in (ROOT / "plugins").iterdir())}
 
 
 def section(heading: str, target: Callable[..., Any]) -> str:
     """Return a heading, the prose of the docstring, and a table of the options."""
-    prose = cleandoc(target.__doc__ or "").split("\nArgs:")[0].split("\nRaises:")[0]
-    return f"### {heading}\n\n{markdown(prose.strip())}\n{table(target)}"
+    return f"### {heading}\n\n{markdown(summary(target))}\n{table(target)}"
 
 
 def markdown(text: str) -> str:
@@ -66,6 +70,30 @@ def exported(package: Any, base: type) -> list[type]:
     return [item for item in objects if isinstance(item, type) and issubclass(item, base)]
 
 
+def interface(cls: type) -> str:
+    """Return what a class offers to those who derive from it or get one: its attributes and methods."""
+    attributes = [p for p in parse_from_object(cls).params if p.args[0] == "attribute"]
+    lines = [f"- `{p.arg_name}`: {markdown(' '.join((p.description or '').split()))}" for p in attributes]
+    for name, item in vars(cls).items():
+        if (isfunction(item) or isinstance(item, property)) and (not name.startswith("_") or name == "__call__"):
+            prose = " ".join(cleandoc(item.__doc__ or "").split("\n\nArgs:")[0].split())
+            lines.append(f"- `{declaration(item) if isfunction(item) else name}`: {markdown(prose)}")
+    return f"### `{cls.__name__}`\n\n{markdown(summary(cls))}\n\n" + "\n".join(lines) + "\n"
+
+
+def declaration(function: Callable[..., Any]) -> str:
+    """Return name, parameters and result of a function, as it was written."""
+    node = ast.parse(dedent(getsource(function))).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    arguments = ast.unparse(node.args).removeprefix("self").removeprefix(", ")
+    return f"{node.name}({arguments})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
+
+
+def summary(target: Callable[..., Any]) -> str:
+    """Return the prose of a docstring."""
+    return cleandoc(target.__doc__ or "").split("\nArgs:")[0].split("\nRaises:")[0].strip()
+
+
 def parts() -> Iterator[str]:
     """Yield the page."""
     yield HEAD
@@ -75,13 +103,16 @@ def parts() -> Iterator[str]:
     yield "## Training\n"
     for cls in (GRPO, SFT, DPO, QLoRAPolicy, *exported(data, LightningDataModule), *exported(callbacks, Callback)):
         yield section(f"`{cls.__name__}`", cls)
-    found = components(get_plugin_manager())
+    found = [c for c in components(get_plugin_manager()) if c.distribution in OFFICIAL]
     for kind in ("reward", "aggregator", "engine"):
         yield f"## {kind.capitalize()}s\n"
         yield from (section(f"`{c.name}` ({c.distribution})", c.cls) for c in found if c.kind == kind)
+    yield "## For plugin authors\n"
+    yield from map(interface, (HookSpecs, Reward, RewardBatch, Aggregator, RolloutEngine))
+    yield section("`lit_debias.contract.examine`", contract.examine)
 
 
 if __name__ == "__main__":
     page = Path(__file__).parent / "reference.md"
-    page.write_text("\n".join(parts()))
+    page.write_text("\n".join(parts()), encoding="utf-8")
     print(f"wrote {page}")

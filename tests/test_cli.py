@@ -69,7 +69,7 @@ def test_help_shows_every_command(capsys):
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_function_command_documents_its_options(command, capsys):
-    assert run(command, "--help") == 0
+    assert run(*command.split(), "--help") == 0
     shown = capsys.readouterr().out
     assert f"usage: lit-debias {command}" in shown
     documented = {parameter.arg_name for parameter in docstring_parser.parse(COMMANDS[command].load().__doc__).params}
@@ -152,6 +152,7 @@ def test_an_empty_data_set_is_found_before_the_model_is_loaded(config, tmp_path,
         (["fitt"], "there is no command 'fitt'; did you mean 'fit'?"),
         (["fit", "-c", "nowhere.yaml"], "File does not exist: '"),
         (["fit"], "missing: data, model"),
+        (["rewards", "chek"], "there is no command 'rewards chek'; did you mean 'rewards check'?"),
         (["doctor", "--jsn", "true"], "there is no option 'jsn'"),
         (["fit", "--model.rewards.fairness.help"], "write --model.rewards.fairness.help CLASS"),
         (["fit", "--model.rewards.x.help", "SoftOverlng"], "did you mean 'SoftOverlong'?"),

@@ -33,12 +33,13 @@ LAYERS = [
     ["callbacks"],
     ["evaluation"],
     ["report"],
-    ["inspection", "parse_errors", "scaffold"],
-    ["cli", "training_cli"],
+    ["inspection", "parse_errors", "scaffold", "contract"],
+    ["cli", "training_cli", "reward_commands"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH_ONLY = {"grpo", "rewards"}
 PUBLIC_MODULES = (
+    "contract",
     "endpoint",
     "errors",
     "language_model",

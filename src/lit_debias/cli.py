@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import string
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from importlib import import_module
 from inspect import signature
 from typing import Any
 
+from docstring_parser import parse
 from jsonargparse import ArgumentParser
 
 from lit_debias.errors import UserError
@@ -24,9 +26,8 @@ class Command:
     module: str
     function: str
     help: str
-    positional: str = ""
-    """A parameter whose values, one or more, are given without an option."""
-    positional_help: str = ""
+    positional: tuple[str, ...] = ()
+    """Parameters that are given without an option: ``name`` takes one, ``name+`` one or more, ``name*`` any number."""
 
     def load(self) -> Callable[..., Any]:
         """Import the function; only the command that runs pays for its imports."""
@@ -34,22 +35,26 @@ class Command:
         return function
 
 
+HELP = ("-h", "--help")
 TRAINER_COMMANDS = {
     "fit": "train: a policy with GRPO, SFT or DPO, or a reward model",
     "validate": "score greedy completions of the validation prompts",
     "test": "score greedy completions of the test prompts",
     "predict": "write completions for prompts",
 }
-RUN_HELP = (
-    "folder with the results of `lit-debias evaluate` somewhere in it, and the logs of training; several folders are "
-    "one run in parts, or runs to compare"
-)
 COMMANDS = {
     "synthesize": Command("lit_debias.data.synthesis", "synthesize", "write the synthetic data set"),
     "write": Command("lit_debias.data.writing", "write", "add responses written by a language model to the data set"),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
-    "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", "run", RUN_HELP),
+    "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", ("run+",)),
     "plugins": Command("lit_debias.inspection", "plugins", "list installed rewards, aggregators and engines"),
+    "rewards new": Command("lit_debias.scaffold", "new", "write a plugin with one reward, ready to install", ("name",)),
+    "rewards check": Command(
+        "lit_debias.reward_commands", "check", "test whether a reward keeps its contract", ("reward",)
+    ),
+    "rewards score": Command(
+        "lit_debias.reward_commands", "score", "score texts from arguments, a file or a pipe", ("reward", "texts*")
+    ),
     "doctor": Command("lit_debias.inspection", "doctor", "say what this machine can run, and what is missing"),
 }
 
@@ -89,7 +94,9 @@ def _user_error(error: BaseException | None) -> UserError | None:
 
 def _run(args: list[str]) -> int:
     name, *rest = args or ["--help"]
-    if name in ("-h", "--help"):
+    if any(known.startswith(f"{name} ") for known in COMMANDS):  # rewards new, rewards check, ...
+        name, rest = (f"{name} {rest[0]}", rest[1:]) if rest and rest[0] not in HELP else ("--help", [])
+    if name in HELP:
         print(overview())
         return 0
     if name == "--version":
@@ -113,7 +120,7 @@ def _run(args: list[str]) -> int:
 def overview() -> str:
     """Return the help over all commands."""
     table = TRAINER_COMMANDS | {name: command.help for name, command in COMMANDS.items()}
-    lines = [f"  {name:<12}{text}" for name, text in table.items()]
+    lines = [f"  {name:<15}{text}" for name, text in table.items()]
     return "\n".join(
         [
             "usage: lit-debias COMMAND ...",
@@ -146,10 +153,11 @@ def run_function(name: str, args: list[str]) -> int:
     parser = Parser(prog=f"lit-debias {name}", description=command.help[0].upper() + command.help[1:] + ".")
     parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
     function = command.load()
-    skip: set[str | int] = {command.positional}
-    if command.positional:
-        parser.add_argument(command.positional, nargs="+", type=str, help=command.positional_help)
-    parser.add_function_arguments(function, skip=skip)
+    positional = {name.rstrip("+*"): name.lstrip(string.ascii_letters) or None for name in command.positional}
+    helps = {p.arg_name: p.description for p in parse(function.__doc__ or "").params}
+    for parameter, nargs in positional.items():
+        parser.add_argument(parameter, nargs=nargs, type=str, help=" ".join((helps[parameter] or "").split()))
+    parser.add_function_arguments(function, skip={*positional})
     flags = {f"--{p.name}" for p in signature(function).parameters.values() if p.default is False}
     config = parser.parse_args([f"{arg}=true" if arg in flags else arg for arg in args])
     arguments = parser.instantiate(config).as_dict()

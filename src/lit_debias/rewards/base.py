@@ -42,6 +42,10 @@ class Reward(ABC):
 
     columns: tuple[str, ...] = ()
     """Data columns that must be there, for example ``("reference",)``."""
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """Lowest and highest score that there can be; nothing is clipped to it, ``lit-debias rewards check`` tests it."""
+    depends_on_batch: ClassVar[bool] = False
+    """Whether a score depends on the other completions of the batch, so that it compares within one batch only."""
     needs_reference_logprobs: bool = False
     """Ask for :attr:`RewardBatch.reference_logprobs`; they cost one forward pass where the KL coefficient is 0."""
 
@@ -52,5 +56,6 @@ class Reward(ABC):
     def score(self, batch: RewardBatch) -> Sequence[float | None]:
         """Return N finite floats, higher is better, or None where there is no opinion.
 
-        The usual range is [0, 1], which keeps the weights of different rewards comparable.
+        The usual range is [0, 1], which keeps the weights of different rewards comparable; another one is written
+        into :attr:`bounds`.
         """

@@ -19,6 +19,8 @@ class SoftOverlong(Reward):
         UserError: ``buffer`` is not between 1 and ``max_new_tokens``.
     """
 
+    bounds = (-1.0, 0.0)
+
     def __init__(self, max_new_tokens: int, buffer: int) -> None:
         if not 1 <= buffer <= max_new_tokens:
             raise UserError(f"SoftOverlong: buffer is {buffer}; write 1 to max_new_tokens = {max_new_tokens}")

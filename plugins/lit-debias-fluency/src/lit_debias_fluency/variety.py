@@ -26,6 +26,8 @@ class Variety(Reward):
         UserError: ``n`` is below 1.
     """
 
+    depends_on_batch = True
+
     def __init__(self, n: int = 2) -> None:
         if n < 1:
             raise UserError(f"Variety: n={n}; write 1 or more")

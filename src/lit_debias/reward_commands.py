@@ -1,0 +1,211 @@
+"""``lit-debias rewards check`` and ``lit-debias rewards score``: one reward, outside training."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lit_debias.cli import Parser
+from lit_debias.contract import Row, batch_of, examine, needed_columns
+from lit_debias.errors import UserError, did_you_mean
+from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.rewards.base import Reward
+from lit_debias.rewards.suite import check_scores
+
+
+def check(
+    reward: str,
+    init_args: dict[str, Any] | None = None,
+    pairs: Path | None = None,
+    columns: dict[str, Any] | None = None,
+    max_latency: float | None = None,
+    tolerance: float = 1e-4,
+    device: str = "cpu",
+    json: bool = False,
+) -> int:
+    """Test whether a reward keeps its contract; the exit code is 0 if it does, 1 if not, 2 for a wrong call.
+
+    Args:
+        reward: Class of the reward: its short name, or MODULE.CLASS.
+        init_args: The reward's options, as in YAML: ``'{words: 30}'``.
+        pairs: JSONL file of pairs that you have judged, ``{"better": ..., "worse": ...}`` a line, with ``"prompt"``
+            and the columns that the reward needs, if it needs any.
+        columns: Column of the data -> the value that every completion gets: ``'{reference: A text.}'``.
+        max_latency: Most milliseconds that a completion may take; by default latency is measured and not judged.
+        tolerance: Largest difference of scores that counts as rounding.
+        device: Where models are loaded.
+        json: Print JSON instead of a table.
+
+    Raises:
+        UserError: there is no such reward, its options or the pairs are wrong, or it needs a column.
+    """
+    built = build(reward, init_args)
+    read = list(read_pairs(pairs, columns or {}, built)) if pairs else []
+    findings = examine(built, read, columns, max_latency, tolerance, str(known_device(device)))
+    if json:
+        print(json_module.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table("", "check", "what was found", title=type(built).__name__)
+        marks = {True: "[green]ok[/]", False: "[red]broken[/]", None: "-"}
+        for finding in findings:
+            table.add_row(marks[finding.passed], finding.check, escape(finding.detail))
+        Console().print(table)
+    return int(any(finding.passed is False for finding in findings))
+
+
+def score(
+    reward: str,
+    texts: list[str] | None = None,
+    file: Path | None = None,
+    init_args: dict[str, Any] | None = None,
+    prompt: str = "",
+    columns: dict[str, Any] | None = None,
+    device: str = "cpu",
+    json: bool = False,
+) -> None:
+    """Score texts, one line each: the score, or `none` for no opinion, a tab, and the text. All are one batch.
+
+    Args:
+        reward: Class of the reward: its short name, or MODULE.CLASS.
+        texts: The completions; without them, and without a file, they come from a pipe, one a line.
+        file: One completion a line; or, if its name ends with .jsonl, ``{"completion": ...}`` a line, with
+            ``"prompt"`` and columns of its own where there are some.
+        init_args: The reward's options, as in YAML: ``'{words: 30}'``.
+        prompt: What the completions answer.
+        columns: Column of the data -> the value that every completion gets.
+        device: Where models are loaded.
+        json: Print one JSON object a line.
+
+    Raises:
+        UserError: there is no such reward, its options or the texts are wrong, or it needs a column.
+    """
+    built = build(reward, init_args)
+    rows = list(read_rows(texts or [], file, prompt, columns or {}, built))
+    built.setup(known_device(device))
+    batch = batch_of(rows)
+    values, valid = check_scores(reward, built.score(batch), batch)
+    for row, value, known in zip(rows, values.tolist(), valid.tolist(), strict=True):
+        if json:
+            found = {"score": value if known else None, "prompt": row.prompt, "completion": row.completion}
+            print(json_module.dumps(found, ensure_ascii=False))
+        else:
+            print(f"{value:.4f}" if known else "none", " ".join(row.completion.split()), sep="\t")
+
+
+def build(reward: str, init_args: Mapping[str, Any] | None) -> Reward:
+    """Return the reward with its options, which are checked as they are in a configuration file.
+
+    Raises:
+        UserError: there is no such class, or an option is wrong.
+    """
+    rewards = {c.name for c in components(get_plugin_manager()) if c.kind == "reward"}
+    if "." not in reward and reward not in rewards:
+        raise UserError(f"there is no reward '{reward}'{did_you_mean(reward, rewards)}")
+    parser = Parser(prog="lit-debias rewards")
+    parser.add_argument("--reward", type=Reward)
+    config = parser.parse_object({"reward": {"class_path": reward, "init_args": dict(init_args or {})}})
+    built: Reward = parser.instantiate(config).reward
+    return built
+
+
+def known_device(device: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        UserError: PyTorch knows none.
+    """
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"there is no device '{device}'; write cpu or cuda") from error
+
+
+def read_pairs(file: Path, columns: Mapping[str, Any], reward: Reward) -> Iterator[tuple[Row, Row]]:
+    """Yield the better and the worse row of each line.
+
+    Raises:
+        UserError: the file is missing or empty, or a line lacks something.
+    """
+    for line in read_jsonl(file, ("better", "worse")):
+        texts = [line.pop("better"), line.pop("worse")]
+        better, worse = (make_row(text, dict(line), "", columns, reward) for text in texts)
+        yield better, worse
+
+
+def read_rows(
+    texts: list[str], file: Path | None, prompt: str, columns: Mapping[str, Any], reward: Reward
+) -> Iterator[Row]:
+    """Yield what is to be scored: arguments, else the lines of a file, else those of a pipe.
+
+    Raises:
+        UserError: there is nothing, or both texts and a file, or the file is missing, or a line lacks something.
+    """
+    if texts and file:
+        raise UserError("texts and --file at once; write one of them")
+    if file and file.suffix == ".jsonl":
+        for line in read_jsonl(file, ("completion",)):
+            yield make_row(line.pop("completion"), line, prompt, columns, reward)
+        return
+    if texts:
+        lines = texts
+    elif file:
+        lines = read_lines(file)
+    elif sys.stdin.isatty():
+        raise UserError("nothing to score; write texts, or --file FILE, or use a pipe")
+    else:
+        lines = sys.stdin.read().splitlines()
+    if not lines:
+        raise UserError("nothing to score; the input is empty")
+    for text in lines:
+        yield make_row(text, {}, prompt, columns, reward)
+
+
+def make_row(text: str, line: dict[str, Any], prompt: str, columns: Mapping[str, Any], reward: Reward) -> Row:
+    """Return a row of its own prompt and columns, before those that are given for all.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    own_prompt = str(line.pop("prompt", prompt))
+    return Row(own_prompt, text, needed_columns(reward, {**columns, **line}))
+
+
+def read_jsonl(file: Path, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file, which hold texts under the given keys.
+
+    Raises:
+        UserError: the file cannot be read or is empty, or a line is something else.
+    """
+    number = 0
+    for number, text in enumerate(read_lines(file), 1):
+        try:
+            line = json_module.loads(text)
+        except json_module.JSONDecodeError as error:
+            raise UserError(f"'{file}', line {number}: {error.msg}; write one JSON object a line") from error
+        if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in keys):
+            example = json_module.dumps(dict.fromkeys(keys, "..."))
+            raise UserError(f"'{file}', line {number}: {text:.60}; write texts under these keys: {example}")
+        yield line
+    if not number:
+        raise UserError(f"'{file}' is empty; write one JSON object a line")
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a text file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{file}' cannot be read: {error}; write the name of a UTF-8 text file") from error

@@ -1,0 +1,80 @@
+"""`lit-debias rewards score`: texts from arguments, a file or a pipe."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+from lit_debias.cli import main
+
+# NoSweepingWords: the share of sentences without such a word
+TEXTS = ["Some are. All are.", "Never.", ""]
+LINES = "0.5000\tSome are. All are.\n0.0000\tNever.\nnone\t\n"
+
+
+def score(*args: str) -> int:
+    return main(["rewards", "score", "NoSweepingWords", *args])
+
+
+def test_arguments(capsys):
+    assert score(*TEXTS) == 0
+    assert capsys.readouterr().out == LINES
+
+
+def test_options_of_the_reward(capsys):
+    assert score("Some. All.", "--init_args", "{words: [some, all]}") == 0
+    assert capsys.readouterr().out == "0.0000\tSome. All.\n"
+
+
+def test_a_pipe(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*TEXTS, ""])))
+    assert score() == 0
+    assert capsys.readouterr().out == LINES
+
+
+def test_a_text_file(tmp_path, capsys):
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join([*TEXTS, ""]))
+    assert score("--file", str(file)) == 0
+    assert capsys.readouterr().out == LINES
+
+
+def test_a_jsonl_file_and_json(tmp_path, capsys):
+    file = tmp_path / "texts.jsonl"
+    rows = [{"completion": "All\nof them.", "prompt": "Who?"}, {"completion": "Some. All."}, {"completion": ""}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score("--file", str(file), "--prompt", "Which?", "--json") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert found == [
+        {"score": 0.5, "prompt": "Who?", "completion": "All\nof them."},  # two lines are two sentences
+        {"score": 0.5, "prompt": "Which?", "completion": "Some. All."},
+        {"score": None, "prompt": "Which?", "completion": ""},
+    ]
+
+
+def test_what_the_reward_needs_is_said(capsys):
+    assert main(["rewards", "score", "Fluency", "A text."]) == 2
+    assert "no log-probabilities of a reference at hand here; write init_args: {model: ...}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "piped", "message"),
+    [
+        (["--file", "nowhere.txt"], None, "'nowhere.txt' cannot be read"),
+        (["a text", "--file", "texts.txt"], None, "texts and --file at once; write one of them"),
+        ([], "", "nothing to score; the input is empty"),
+        ([], None, "nothing to score; write texts, or --file FILE, or use a pipe"),
+        (["--file", "rows.jsonl"], None, 'line 1: {"text": "x"}; write texts under these keys: {"completion": "..."}'),
+    ],
+)
+def test_wrong_calls(args, piped, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
+    stdin = io.StringIO(piped or "")
+    stdin.isatty = lambda: piped is None
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert score(*args) == 2
+    assert message in capsys.readouterr().err
