@@ -6,7 +6,7 @@ Shapes: P prompts x G completions each x T completion tokens; S prompt tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -74,6 +74,8 @@ class Scores:
     """Reward name -> [P, G] bool, False where the reward had no opinion."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Reward name -> wall-clock seconds spent."""
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)
+    """The prompts' columns of the data by name, each [P]."""
 
 
 @dataclass
@@ -100,7 +102,7 @@ class Experience:
         """
         state = _shallow(self)
         state["rollout"] = _shallow(self.rollout) | {"prompts": self.rollout.prompts.texts}
-        state["scores"] = _shallow(self.scores)
+        state["scores"] = _shallow(replace(self.scores, columns={}))
         return state
 
     @classmethod

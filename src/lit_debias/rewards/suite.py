@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_debias.errors import UserError
-from lit_debias.rewards.base import Reward, RewardBatch
+from lit_debias.rewards.base import Reward, RewardBatch, check_columns
 from lit_debias.types import Rollout, Scores
 
 LARGEST = torch.finfo(torch.float32).max
@@ -40,12 +40,7 @@ class RewardSuite:
     def check_columns(self, available: Sequence[str]) -> None:
         """Raise :class:`UserError` where a reward needs a column that the data does not have."""
         for name, reward in self.rewards.items():
-            missing = sorted(set(reward.columns) - set(available))
-            if missing:
-                raise UserError(
-                    f"reward '{name}' needs the data column '{missing[0]}', and the data has: "
-                    f"{', '.join(available) or 'none'}; map it with data.init_args.columns"
-                )
+            check_columns(f"reward '{name}'", reward.columns, available)
 
     def score(self, rollout: Rollout) -> Scores:
         """Score every completion with every reward.
@@ -63,7 +58,7 @@ class RewardSuite:
             numbers, present = check_scores(name, answer, flat)
             values[name] = numbers.view(shape).to(rollout.completion_ids.device)
             valid[name] = present.view(shape).to(rollout.completion_ids.device)
-        return Scores(values, valid, seconds)
+        return Scores(values, valid, seconds, rollout.prompts.columns)
 
 
 def ask(name: str, reward: Reward, batch: RewardBatch) -> Sequence[float | None]:
