@@ -201,7 +201,7 @@ def test_a_missing_column_is_named() -> None:
     aggregator = GroupMaxMin(GDPO(ABC), column="gruop")
     with pytest.raises(UserError, match=r"no data column 'gruop'; did you mean 'group'"):
         aggregator(random_scores(), 0)
-    with pytest.raises(UserError, match=r"GroupMaxMin needs the data column 'gruop', and the data has: group"):
+    with pytest.raises(UserError, match=r"the aggregator needs the data column 'gruop', and the data has: group"):
         Gated(aggregator, {"a": Gate("b", 0.5)}).check_columns(["group"])
     WeightedSum(ABC).check_columns([])
 

@@ -65,7 +65,7 @@ class Aggregator(ABC):
 
     def check_columns(self, available: Sequence[str]) -> None:
         """Raise :class:`UserError` where the data lacks one of :attr:`columns`."""
-        check_columns(type(self).__name__, self.columns, available)
+        check_columns("the aggregator", self.columns, available)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold, in plain dicts, numbers and texts; nothing by default."""
