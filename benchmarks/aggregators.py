@@ -44,7 +44,7 @@ START, END = "<!-- python -m benchmarks.aggregators -->\n", "<!-- end -->"
 REWARDS = ("fairness", "neutrality", "relevance", "fluency")
 JUDGES = ("fairness_1", "fairness_2", "fairness_3")
 EQUAL = dict.fromkeys(REWARDS, 1.0)
-LEAST = 0.6
+LEAST = 0.7
 """The constraint: mean fluency."""
 GROUPS = ("majority",) * 12 + ("minority",) * 4
 """Of the prompts of a step."""
@@ -58,13 +58,13 @@ ARMS: Mapping[str, Callable[[], Aggregator] | None] = {
     "WorstCase": lambda: WorstCase(REWARDS),
     "MaxMin": lambda: MaxMin(REWARDS),
     "GroupMaxMin of WeightedSum": lambda: GroupMaxMin(WeightedSum(EQUAL)),
-    "Gated WeightedSum": lambda: Gated(WeightedSum(EQUAL), {"fairness": Gate("fluency", LEAST)}),
+    "Gated WeightedSum": lambda: Gated(WeightedSum(EQUAL), {"fairness": Gate("fluency", 0.5)}),
     "Lagrangian": lambda: Lagrangian({name: 1.0 for name in REWARDS if name != "fluency"}, {"fluency": LEAST}),
     "LowerConfidenceBound of WeightedSum": lambda: LowerConfidenceBound(
         WeightedSum({"bound": 1.0} | {name: 1.0 for name in REWARDS if name != "fairness"}), {"bound": JUDGES}
     ),
 }
-COLUMNS = (*REWARDS, "lowest reward", "fairness of the worst group", "fluency below 0.6", "fairness overrated by")
+COLUMNS = (*REWARDS, "lowest reward", "fairness of the worst group", "fluency below 0.7", "fairness overrated by")
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ class MaxMin(Weighing):
     Args:
         rewards: Names of the rewards.
         temperature: Difference of means that changes a ratio of weights by a factor of e; 0 trains the worst alone.
-        smoothing: Share of the old running mean that is kept in each rollout, in [0, 1).
+        smoothing: Share of the old running mean that is kept in each rollout, in [0, 1). Evens out the noise of small
+            rollouts; much of it lags behind the policy, and makes the weights swing.
         scale: Divide by the standard deviation of the group, of the whole batch (over all ranks), or not at all.
         min_std: Groups whose combined rewards spread less than this get advantage 0.
 
@@ -138,7 +139,7 @@ class MaxMin(Weighing):
         self,
         rewards: Sequence[str],
         temperature: float = 0.05,
-        smoothing: float = 0.9,
+        smoothing: float = 0.0,
         scale: Scale = "group",
         min_std: float = 1e-4,
     ) -> None:
