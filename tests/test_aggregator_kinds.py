@@ -62,7 +62,7 @@ def near(found, expected) -> None:
 KINDS = {
     "geometric": lambda: GeometricMean(ABC, scale="batch"),
     "worst_case": lambda: WorstCase(["a", "b", "c"]),
-    "max_min": lambda: MaxMin(["a", "b", "c"]),
+    "max_min": lambda: MaxMin(["a", "b", "c"], smoothing=0.5),
     "lagrangian": lambda: Lagrangian({"a": 1.0, "b": 0.5}, {"c": 0.7}),
     "groups": lambda: GroupMaxMin(GDPO(ABC)),
     "gated": lambda: Gated(GDPO(ABC), {"a": Gate("b", 0.5)}),
