@@ -55,6 +55,10 @@ BATCH = RewardBatch(["p0", "p0", "p1"], ["a", "b", "c"], [0, 0, 1])
 # ---------------------------------------------------------------- what rewards see
 
 
+def test_scores_carry_the_columns_of_the_prompts():
+    assert RewardSuite({"a": Returns()}).score(make_rollout()).columns == {"group": ["g0", "g1"]}
+
+
 def test_flatten_lays_groups_out_one_after_the_other():
     flat = flatten(make_rollout())
     assert len(flat) == 6

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from lit_debias.plugins import hookimpl
-from lit_debias.rewards.aggregators import GDPO, Aggregator, WeightedSum
+from lit_debias.rewards.aggregators import (
+    GDPO,
+    Aggregator,
+    Gated,
+    GeometricMean,
+    GroupMaxMin,
+    Lagrangian,
+    LowerConfidenceBound,
+    MaxMin,
+    WeightedSum,
+    WorstCase,
+)
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.overlong import SoftOverlong
 from lit_debias.rollout.base import RolloutEngine
@@ -19,7 +30,17 @@ def lit_debias_rewards() -> list[type[Reward]]:
 @hookimpl
 def lit_debias_aggregators() -> list[type[Aggregator]]:
     """Return the aggregators of the core."""
-    return [WeightedSum, GDPO]
+    return [
+        WeightedSum,
+        GDPO,
+        GeometricMean,
+        WorstCase,
+        MaxMin,
+        GroupMaxMin,
+        Gated,
+        Lagrangian,
+        LowerConfidenceBound,
+    ]
 
 
 @hookimpl

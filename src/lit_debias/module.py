@@ -147,6 +147,7 @@ class GRPO(AdapterModule):
         self._scored(rollout=rollout, scores=scores)
         total = self.aggregator.total(scores, self.rollout_step)
         self._log(metrics.of_rollout(rollout, scores, total, seconds), bar=("reward", "tokens_per_second"))
+        self._log(self.aggregator.metrics(scores, advantages, self.rollout_step))
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
         behaviour = rollout.logprobs if self.one_step_off_policy else None
         return Experience(rollout, scores, advantages, counted, reference, old_logprobs=behaviour)
@@ -267,6 +268,7 @@ class GRPO(AdapterModule):
         columns = getattr(getattr(self.trainer, "datamodule", None), "column_names", None)
         if columns is not None:
             self.rewards.check_columns(columns)
+            self.aggregator.check_columns(columns)
             self.judges.check_columns(columns)
 
     def configure_model(self) -> None:

@@ -6,7 +6,7 @@ Shapes: P prompts x G completions each x T completion tokens; S prompt tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,8 @@ class Scores:
     """Reward name -> wall-clock seconds spent."""
     failed: dict[str, Tensor] = field(default_factory=dict)
     """Guarded reward's name -> [P, G] bool, True where the reward has failed, so that its score is missing."""
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)
+    """The prompts' columns of the data by name, each [P]."""
 
 
 @dataclass
@@ -103,7 +105,7 @@ class Experience:
         """
         state = _shallow(self)
         state["rollout"] = _shallow(self.rollout) | {"prompts": self.rollout.prompts.texts}
-        state["scores"] = _shallow(self.scores)
+        state["scores"] = _shallow(replace(self.scores, columns={}))
         return state
 
     @classmethod

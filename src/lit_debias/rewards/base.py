@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_debias.errors import UserError
+
 
 @dataclass(frozen=True)
 class RewardBatch:
@@ -59,3 +61,13 @@ class Reward(ABC):
         The usual range is [0, 1], which keeps the weights of different rewards comparable; another one is written
         into :attr:`bounds`.
         """
+
+
+def check_columns(what: str, needed: Sequence[str], available: Sequence[str]) -> None:
+    """Raise :class:`UserError` where ``what`` needs a column that the data does not have."""
+    missing = sorted(set(needed) - set(available))
+    if missing:
+        raise UserError(
+            f"{what} needs the data column '{missing[0]}', and the data has: "
+            f"{', '.join(available) or 'none'}; map it with data.init_args.columns"
+        )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_debias import distributed
 from lit_debias.errors import UserError
-from lit_debias.rewards.base import Reward, RewardBatch
+from lit_debias.rewards.base import Reward, RewardBatch, check_columns
 from lit_debias.types import Rollout, Scores
 
 if TYPE_CHECKING:
@@ -87,12 +87,7 @@ class RewardSuite:
     def check_columns(self, available: Sequence[str]) -> None:
         """Raise :class:`UserError` where a reward needs a column that the data does not have."""
         for name, reward in self.rewards.items():
-            missing = sorted(set(reward.columns) - set(available))
-            if missing:
-                raise UserError(
-                    f"reward '{name}' needs the data column '{missing[0]}', and the data has: "
-                    f"{', '.join(available) or 'none'}; map it with data.init_args.columns"
-                )
+            check_columns(f"reward '{name}'", reward.columns, available)
 
     def score(self, rollout: Rollout) -> Scores:
         """Score every completion with every reward. Where there are guards, :meth:`settle` must follow.
@@ -103,7 +98,7 @@ class RewardSuite:
         """
         flat = flatten(rollout)
         shape, device = (len(rollout.prompts), rollout.group_size), rollout.completion_ids.device
-        scores = Scores({}, {})
+        scores = Scores({}, {}, columns=rollout.prompts.columns)
         for name in self.rewards:
             start = time.perf_counter()
             answer = self._answer(name, flat)

@@ -1,18 +1,18 @@
-"""From the scores of several rewards to one advantage per completion."""
+"""Weighted rewards: summed and then normalised, or each normalised and then summed."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_debias.errors import UserError
 from lit_debias.grpo.advantages import Scale, batch_statistics, group_advantages
+from lit_debias.rewards.aggregators.base import Aggregator, checked_min_std, normalised, weighted_mean
 from lit_debias.types import Scores
 
 
@@ -43,65 +43,43 @@ class LinearSchedule:
         return self.start + way * (self.end - self.start)
 
 
-class Aggregator(ABC):
-    """Turns the scores of a rollout into advantages. The ``__init__`` signature is its YAML schema."""
-
-    @property
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """The rewards that it needs scores of."""
+class Weighing(Aggregator):
+    """An aggregator with one weight for each reward, whatever they come from."""
 
     @abstractmethod
-    def __call__(self, scores: Scores, step: int) -> Tensor:
-        """Return [P, G] float32 advantages, exactly 0 for a completion that no reward has scored.
-
-        Collective: every rank calls it at the same time, each with its own whole groups.
-
-        Args:
-            scores: Scores of this rank's rollout; rewards outside :attr:`names` are ignored.
-            step: Rollout step, from 0, for schedules.
-        """
+    def weights(self, step: int) -> dict[str, float]:
+        """Return reward name -> weight at a rollout step, in the order of names."""
 
     def total(self, scores: Scores, step: int) -> Tensor:
-        """Return the combined reward for the logs, [P, G]; NaN for a completion that no reward has scored.
+        """Return the weighted mean of the rewards that scored each completion, [P, G]; NaN where there is none."""
+        return weighted_mean(scores, self.weights(step))
 
-        By default the plain mean over the rewards that scored the completion.
-        """
-        return weighted_mean(scores, dict.fromkeys(self.names, 1.0))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold; nothing by default."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        if state:
-            raise ValueError(f"{type(self).__name__} keeps no state, but the checkpoint holds {sorted(state)}")
+    def metrics(self, scores: Scores, advantages: Tensor, step: int) -> dict[str, float]:
+        """Return :func:`influence`, and ``rewards/<name>/weight``."""
+        weights = {f"rewards/{name}/weight": weight for name, weight in self.weights(step).items()}
+        return super().metrics(scores, advantages, step) | weights
 
 
-class _Weighted(Aggregator):
-    """An aggregator with one weight for each reward."""
+class Scheduled(Weighing):
+    """An aggregator whose weights are given, or move along a schedule."""
 
-    def __init__(self, weights: Mapping[str, float | LinearSchedule]) -> None:
+    def __init__(self, weights: Mapping[str, float | LinearSchedule], option: str = "weights") -> None:
         # sorted: a sum of floats must not depend on the order in which the rewards were written down
-        self.schedules = {name: _checked(name, weights[name]) for name in sorted(weights)}
+        self.schedules = {name: checked_schedule(name, weights[name]) for name in sorted(weights)}
         if not any(schedule.start or schedule.end for schedule in self.schedules.values()):
-            raise UserError("aggregator: no weight is positive; write weights: {REWARD: 1.0}")
+            raise UserError(f"aggregator: no weight is positive; write {option}: {{REWARD: 1.0}}")
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The rewards that it needs scores of."""
         return tuple(self.schedules)
 
     def weights(self, step: int) -> dict[str, float]:
         """Return reward name -> weight at a rollout step, in the order of names."""
         return {name: schedule(step) for name, schedule in self.schedules.items()}
 
-    def total(self, scores: Scores, step: int) -> Tensor:
-        """Return the weighted mean of the rewards that scored each completion, [P, G]; NaN where there is none."""
-        return weighted_mean(scores, self.weights(step))
 
-
-class WeightedSum(_Weighted):
+class WeightedSum(Scheduled):
     """Sums the weighted rewards, then normalises in each group: GRPO's order.
 
     A completion that lacks a score gets the weighted sum that it would have if the missing rewards had agreed
@@ -121,16 +99,16 @@ class WeightedSum(_Weighted):
     ) -> None:
         super().__init__(weights)
         self.scale = scale
-        self.min_std = _checked_min_std(min_std)
+        self.min_std = checked_min_std(min_std)
 
     def __call__(self, scores: Scores, step: int) -> Tensor:
         """Return [P, G] advantages."""
         weights = self.weights(step)
         mean = weighted_mean(scores, weights)
-        return group_advantages(mean * sum(weights.values()), ~mean.isnan(), self.scale, self.min_std)
+        return normalised(mean * sum(weights.values()), self.scale, self.min_std)
 
 
-class GDPO(_Weighted):
+class GDPO(Scheduled):
     """Normalises each reward in its group, sums with weights, then normalises over the batch: arXiv 2601.05242.
 
     Rewards of any range get the influence that their weight says. Missing scores renormalise the weights of their
@@ -152,34 +130,28 @@ class GDPO(_Weighted):
         floors = min_std if isinstance(min_std, Mapping) else dict.fromkeys(weights, min_std)
         if floors.keys() != weights.keys():
             raise UserError(f"GDPO: min_std names {sorted(floors)}; name exactly the rewards {sorted(weights)}")
-        self.min_std = {name: _checked_min_std(floor) for name, floor in floors.items()}
+        self.min_std = {name: checked_min_std(floor) for name, floor in floors.items()}
 
     def __call__(self, scores: Scores, step: int) -> Tensor:
         """Return [P, G] advantages."""
         weights = self.weights(step)
-        normalised = {
+        units = {
             name: group_advantages(scores.values[name], scores.valid[name], "group", self.min_std[name])
             for name in self.names
         }
-        signal = (
-            torch.stack([normalised[name] * weight for name, weight in weights.items()]).any(0).any(1, keepdim=True)
-        )
-        combined = weighted_mean(Scores(normalised, scores.valid), weights) * sum(weights.values())
+        signal = torch.stack([units[name] * weight for name, weight in weights.items()]).any(0).any(1, keepdim=True)
+        combined = weighted_mean(Scores(units, scores.valid), weights) * sum(weights.values())
         valid = ~combined.isnan()
         mean, std = batch_statistics(combined, valid)
         return ((combined - mean) / (std + 1e-4)).masked_fill(~(valid & signal), 0.0)
 
 
-def weighted_mean(scores: Scores, weights: Mapping[str, float]) -> Tensor:
-    """Return the mean of the rewards that scored each completion, [P, G]; NaN where none with a weight did."""
-    total = torch.stack(
-        [(scores.values[name] * weight).where(scores.valid[name], 0) for name, weight in weights.items()]
-    )
-    present = torch.stack([scores.valid[name] * weight for name, weight in weights.items()])
-    return total.sum(0) / present.sum(0)
+def checked_schedule(name: str, weight: float | LinearSchedule) -> LinearSchedule:
+    """Return a weight as a schedule.
 
-
-def _checked(name: str, weight: float | LinearSchedule) -> LinearSchedule:
+    Raises:
+        UserError: a value of it is negative, NaN or infinite.
+    """
     schedule = weight if isinstance(weight, LinearSchedule) else LinearSchedule(weight, weight, 1)
     for value in (schedule.start, schedule.end):
         if not (math.isfinite(value) and value >= 0):
@@ -187,9 +159,3 @@ def _checked(name: str, weight: float | LinearSchedule) -> LinearSchedule:
                 f"aggregator: the weight of '{name}' is {value}; write a finite number that is not negative"
             )
     return schedule
-
-
-def _checked_min_std(floor: float) -> float:
-    if not (math.isfinite(floor) and floor >= 0):
-        raise UserError(f"aggregator: min_std is {floor}; write a finite number that is not negative, such as 0.01")
-    return floor
