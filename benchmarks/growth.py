@@ -227,6 +227,8 @@ def grow(options: argparse.Namespace) -> int:
     if find_spec("matplotlib") is None and not options.plan:
         raise UserError("the figure needs matplotlib; pip install 'lit-debias[dev]'")
     if options.measured is not None:
+        if not options.measured.is_file():
+            raise UserError(f"--measured {options.measured}: no such file; write the result of an earlier run")
         return conclude(json.loads(options.measured.read_text()), options.out, console)
     chosen = {name: (QUICK if options.quick else VALUES)[name] for name in options.vary}
     points = plan(settings_of(options), chosen)

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 LABELS = {
     "group_size": "group size G",
@@ -42,8 +43,14 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             bottom.set_xlabel(LABELS[name])
         axes[0, 0].set_ylabel("seconds")
         axes[1, 0].set_ylabel("peak memory, GiB")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+        for row in axes:
+            row[0].set_ylim(bottom=0)  # shared, so only once everything is drawn
+        handles, _ = axes[0, 0].get_legend_handles_labels()
+        handles.append(Line2D([], [], color="grey", linewidth=1, label="predicted"))
+        handles.append(
+            Line2D([], [], color="grey", marker="o", markerfacecolor="white", linestyle="", label="not fitted on")
+        )
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
         figure.savefig(path, metadata={"Date": None})
 
 
@@ -92,6 +99,6 @@ def _series(
             label=label if full else None,
             zorder=3,
         )
-    axes.set_ylim(bottom=0)
+    axes.margins(x=0.08)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -179,3 +179,9 @@ def test_a_plan_measures_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Arms, "steps", lambda self, arm, settings: pytest.fail("measured"))
     assert grow(tmp_path, "--plan") == (0, {})
     assert "5 processes, with as much work as" in capsys.readouterr().out
+
+
+@needs_matplotlib
+def test_a_result_that_is_not_there_is_a_mistake(tmp_path, capsys):
+    assert growth.main(["--measured", str(tmp_path / "nothing.json")]) == 2
+    assert "no such file; write the result of an earlier run" in capsys.readouterr().err
