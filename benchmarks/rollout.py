@@ -5,6 +5,7 @@ nothing, where they are not.
 
     python -m benchmarks.rollout
     python -m benchmarks.rollout --decoder hugging_face --prompts 8 --group-size 8 --completion-tokens 128
+    python -m benchmarks.rollout --arms lit-debias hf_generate       # Hugging Face's generate beside it
 
 docs/benchmarks.md says what is measured, and how.
 """
@@ -21,7 +22,9 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from benchmarks import report
 from benchmarks.clock import Clock, Parts
@@ -29,10 +32,15 @@ from benchmarks.gates import logprob_gate
 from benchmarks.measurement import MeasuredGRPO, measured
 from benchmarks.options import add_sampling, add_step, model_at_hand, program, settings_of
 from benchmarks.settings import Settings
+from lit_debias.errors import UserError
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.decoders import Decoder
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
+
+OURS, GENERATE = "rollout", "hf_generate"
+ARMS = {"lit-debias": OURS, GENERATE: GENERATE}
+"""Phases by the names of their arms."""
 
 
 class TimedDecoder(Decoder):
@@ -78,8 +86,9 @@ class MeasuredRollout(MeasuredGRPO):
 
     engine: SplitEngine
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, arms: Sequence[str]) -> None:
         super().__init__(settings, engine=SplitEngine(settings.completion_tokens, decoder=settings.decoder))
+        self.arms = {ARMS[name] for name in arms}
 
     def measure(self, prompts: PromptBatch) -> dict[str, Any]:
         """Check, warm up, time, and split one more rollout into its parts."""
@@ -87,13 +96,45 @@ class MeasuredRollout(MeasuredGRPO):
         if not report.passed(gates):
             return {"gates": gates, "phases": {}}
         clock = self.repeated(lambda seed, clock: self._timed(prompts, seed, clock))
-        return {"gates": gates, "phases": clock.figures(), "parts": self._split(prompts)}
+        parts = {"parts": self._split(prompts)} if OURS in self.arms else {}
+        return {"gates": gates, "phases": clock.figures(), **parts}
 
     def _timed(self, prompts: PromptBatch, seed: int, clock: Clock) -> None:
-        self.policy.weights_changed()  # as after an update
-        with clock.phase("rollout"):
-            rollout = self.sample(prompts, seed)
-        clock.count("rollout", int(rollout.completion_mask.sum()), "tokens/s")
+        if OURS in self.arms:
+            self.policy.weights_changed()  # as after an update
+            with clock.phase(OURS):
+                rollout = self.sample(prompts, seed)
+            clock.count(OURS, int(rollout.completion_mask.sum()), "tokens/s")
+        if GENERATE in self.arms:
+            self.policy.weights_changed()
+            with clock.phase(GENERATE):
+                sampled = self._generate(prompts, seed)
+            clock.count(GENERATE, sampled, "tokens/s")
+
+    @torch.no_grad()
+    def _generate(self, prompts: PromptBatch, seed: int) -> int:
+        """Sample with Hugging Face's ``generate`` from the same merged weights; return P x G x T.
+
+        Raises:
+            RuntimeError: it sampled another number of tokens.
+        """
+        torch.manual_seed(seed)
+        ids, mask = (each.repeat_interleave(self.group_size, 0) for each in self.policy.encode_prompts(prompts.texts))
+        model = self.policy.inference_model()
+        model.generation_config = GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=self.settings.completion_tokens,
+            pad_token_id=0,  # no token ends a completion, so nothing is padded
+        )
+        found: Any = model.generate(ids, attention_mask=mask.long())  # type: ignore[operator]
+        completions = found[:, ids.shape[1] :]
+        self.policy.decode(completions[None], torch.ones_like(completions[None], dtype=torch.bool))  # as a rollout does
+        if completions.numel() != self.settings.most_tokens:
+            raise RuntimeError(f"generate sampled {completions.numel()} tokens, not {self.settings.most_tokens}")
+        return completions.numel()
 
     def _split(self, prompts: PromptBatch) -> dict[str, float]:
         self.engine.parts = parts = Parts(self.settings.device)
@@ -107,8 +148,10 @@ class MeasuredRollout(MeasuredGRPO):
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the gate, and seconds and rate where it passed; see docs/benchmarks.md for the fields."""
     settings = settings_of(options)
+    if GENERATE in options.arms and settings.lengths != "fixed":
+        raise UserError(f"--arms {GENERATE}: compared for fixed lengths only; write --lengths fixed")
     with model_at_hand(settings, options.shape_folder) as at_hand:
-        found = measured(MeasuredRollout(at_hand))
+        found = measured(MeasuredRollout(at_hand, options.arms))
     return {"benchmark": "rollout", "name": settings.name, "settings": asdict(settings), **found}
 
 
@@ -116,6 +159,7 @@ def parser() -> argparse.ArgumentParser:
     result = program("rollout", __doc__)
     add_step(result)
     add_sampling(result)
+    result.add_argument("--arms", nargs="+", choices=ARMS, default=["lit-debias"])
     return result
 
 

@@ -1,4 +1,4 @@
-"""Models of Qwen2.5's shapes with random weights: right for speed and memory, meaningless for quality."""
+"""Models of Qwen2.5's and SmolLM2's shapes with random weights: right for speed and memory, meaningless for quality."""
 
 from __future__ import annotations
 
@@ -12,7 +12,22 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 END = "<|endoftext|>"
 SPACE = "Ġ"  # how byte-level tokens write a space
 
-# The config.json of Qwen2.5-{0.5B,1.5B,7B}; the tiny one is for tests.
+
+def _smollm2(thirds: int) -> dict[str, Any]:
+    """Return SmolLM2-135M's shape, each width and the number of layers times ``thirds / 3``; the vocabulary stays."""
+    return {
+        "vocab_size": 49152,
+        "hidden_size": 192 * thirds,
+        "intermediate_size": 512 * thirds,
+        "num_hidden_layers": 10 * thirds,
+        "num_attention_heads": 3 * thirds,
+        "num_key_value_heads": thirds,
+        "tie_word_embeddings": True,
+    }
+
+
+# The config.json of Qwen2.5-{0.5B,1.5B,7B}, and scaled copies of SmolLM2-135M's with Qwen2's biases; the tiny one is
+# for tests.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocab_size": 300,
@@ -23,6 +38,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "tie_word_embeddings": True,
     },
+    "13m": _smollm2(1),
+    "50m": _smollm2(2),
+    "135m": _smollm2(3),
+    "289m": _smollm2(4),
     "0.5b": {
         "vocab_size": 151936,
         "hidden_size": 896,
@@ -71,7 +90,13 @@ def save_model(shape: str, folder: Path, device: str) -> Path:
 
 def random_model(shape: str) -> PreTrainedModel:
     """Return a bf16 model of ``shape``, initialised as transformers does, on torch's default device."""
-    config = Qwen2Config(
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config(shape), dtype=torch.bfloat16)
+    return model
+
+
+def model_config(shape: str) -> Qwen2Config:
+    """Return the configuration of a key of :data:`SHAPES`."""
+    return Qwen2Config(
         **SHAPES[shape],
         max_position_embeddings=32768,
         rms_norm_eps=1e-6,
@@ -80,8 +105,6 @@ def random_model(shape: str) -> PreTrainedModel:
         eos_token_id=0,
         pad_token_id=0,
     )
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    return model
 
 
 def word_tokenizer(size: int) -> Qwen2Tokenizer:

@@ -78,6 +78,14 @@ def test_a_rollout_is_split_into_its_parts(decoder, tmp_path, capsys):
     assert f"decode: {report['parts']['decode']:.3f} s" in capsys.readouterr().out
 
 
+def test_generate_is_timed_on_the_same_work(tmp_path):
+    status, report = run(rollout, tmp_path, *TINY, "--arms", "lit-debias", "hf_generate")
+    assert (status, report["phases"].keys()) == (0, {"rollout", "hf_generate"})
+    check_phases(report)
+    for phase in report["phases"].values():
+        assert phase["rate"] * phase["seconds"]["median"] == pytest.approx(1 * 2 * 8)
+
+
 def test_natural_lengths_of_a_random_model_end_early(tmp_path):
     sizes = ("--completion-tokens", "16", "--group-size", "16", "--repeats", "1", "--prompt-tokens", "8")
     status, report = run(rollout, tmp_path, *TINY[:-1], *sizes, "--lengths", "natural")
@@ -254,6 +262,7 @@ def test_prompts_have_exactly_the_tokens_asked_for(tokens, tiny_model):
         (rewards, ["--device", "cpu", "--reward", 'Fluency={"flor": 1}'], "flor"),
         (update, ["--device", "cpu", "--model", "./nowhere"], "no such file or folder"),
         (rollout, ["--device", "cpu", *TINY, "--prompt-tokens", "1"], "--prompt-tokens 1"),
+        (rollout, ["--device", "cpu", *TINY, "--arms", "hf_generate", "--lengths", "natural"], "write --lengths fixed"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(program, arguments, message, tmp_path, monkeypatch, capsys):
