@@ -112,7 +112,7 @@ class LLMJudge(Reward):
         _check_template(who, template, scale)
         self.model, self.url, self.template, self.scale = model, url, template, scale
         self.options = _options(who, options or {})
-        self.columns = tuple(sorted(placeholders(template) - {"prompt", "completion"}))  # type: ignore[misc]
+        self.columns = tuple(sorted(placeholders(template) - {"prompt", "completion"}))
         self.usage = Usage(input_price, output_price)
         self._client = Client(who, model, url, api_key_env, self.options, concurrency, retries, timeout)
         self._memory = Memory(cache_dir)
