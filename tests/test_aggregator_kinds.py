@@ -237,7 +237,7 @@ def test_order_of_groups_and_members_does_not_matter(build) -> None:
     rows, members = torch.randperm(4).tolist(), torch.randperm(6)
     moved = part(known, rows)
     moved = Scores(
-        *({n: x[:, members] for n, x in of.items()} for of in (moved.values, moved.valid)), {}, moved.columns
+        *({n: x[:, members] for n, x in of.items()} for of in (moved.values, moved.valid)), columns=moved.columns
     )
     torch.testing.assert_close(build()(moved, 0), build()(known, 0)[rows][:, members])
 

@@ -37,7 +37,7 @@ def test_outcome_by_hand():
     task = aggregators.Task(torch.zeros(2, 5), measured, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     found = task.outcome(torch.tensor([0.25, 0.75]).log())
     fairness = 0.75 * 0.75 + 0.25 * 0.25
-    expected = (fairness, 0.3, 0.3, 0.3, 0.3, 0.25, 0.3, 1 - fairness)
+    expected = (fairness, 0.3, 0.3, 0.3, 0.3, 0.25, 0.4, 1 - fairness)
     assert found == pytest.approx(dict(zip(aggregators.COLUMNS, expected, strict=True)))
 
 

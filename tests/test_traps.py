@@ -315,7 +315,7 @@ def test_a_run_that_is_told_to_stop_can_be_resumed(tiny_model, prompts, tmp_path
 def test_a_checkpoint_between_inner_epochs_loads_whatever_the_columns_held(tiny_model, tmp_path):
     odd = {"a": [None, [1]], "b": [date(2026, 1, 1), {"c": None}], "d": [np.float32(1), np.str_("x")]}
     rollout = LocalEngine(3).generate(loaded(tiny_model), PromptBatch(["one", "two"], odd), 2, seed=0)
-    scores = Scores({"r": torch.zeros(2, 2)}, {"r": torch.ones(2, 2, dtype=torch.bool)}, {"r": 0.1}, odd)
+    scores = Scores({"r": torch.zeros(2, 2)}, {"r": torch.ones(2, 2, dtype=torch.bool)}, {"r": 0.1}, columns=odd)
     saved = Experience(rollout, scores, torch.ones(2, 2), rollout.completion_mask, epochs_done=1)
     torch.save(saved.state_dict(), tmp_path / "x.pt")
     found = Experience.from_state_dict(torch.load(tmp_path / "x.pt", weights_only=True), torch.device("cpu"))

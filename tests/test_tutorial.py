@@ -61,8 +61,8 @@ def with_added_lines(text: str) -> str:
 
 
 def small_demo() -> str:
-    """Return the demo's configuration without the rewards of a trained reward model."""
-    trained = ("fairness:", "neutrality:", "relevance:")
+    """Return the demo's configuration without the rewards of a trained reward model, and from a fresh adapter."""
+    trained = ("fairness:", "neutrality:", "relevance:", "adapter:", "reference:")
     return "\n".join(line for line in DEMO.read_text().splitlines() if not line.strip().startswith(trained))
 
 
@@ -101,7 +101,7 @@ def test_the_commands_of_the_page(python, tiny_model, tmp_path, monkeypatch):
     offline = ["--no-index", "--no-deps", "--no-build-isolation"]
     run(Path(sys.executable), *pip, *offline, *install[2:])
 
-    tiny = {"model": tiny_model, "quantization": "none", "dtype": "float32", "rank": 2, "adapter": "null"}
+    tiny = {"model": tiny_model, "quantization": "none", "dtype": "float32", "rank": 2}
     options = [option for name, value in tiny.items() for option in (f"--model.policy.{name}", str(value))]
     options += ["--trainer.max_steps", "1", "--model.engine.max_new_tokens", "6", "--model.group_size", "2"]
     options += ["--data.path", "prompts.jsonl", "--data.prompt_kinds", "null", "--trainer.logger", "CSVLogger"]
