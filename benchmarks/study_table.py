@@ -24,6 +24,7 @@ TITLES = {
     "after": "**GRPO, all rewards**",
     "dpo_grpo": "**DPO, then GRPO**",
     "dpo_grpo_overlong": "DPO, then GRPO with a length penalty",
+    "dpo_grpo_varied": "DPO, then GRPO with less fluency, more variety",
 }
 """Arms in the order of the tables."""
 BIAS = {
