@@ -37,18 +37,19 @@ from lit_debias_deberta.network import DIMENSIONS
 
 HEADS = tuple(f"Deberta{name.capitalize()}" for name in DIMENSIONS)
 MAX_LENGTH = 256
-MAX_DIFFERENCE = {"cpu": 1e-4, "cuda": 0.05}  # of a score; on a GPU the scorer computes in bf16
+MAX_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.05}  # of a score
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the gate, and seconds and rates where it passed; see docs/benchmarks.md for the fields."""
     device = device_of(options)
     settings = {name: getattr(options, name) for name in ("shape", "completions", "repeats", "pipeline_batch_size")}
+    settings["dtype"] = options.dtype or ("bfloat16" if device == "cuda" else "float32")
     with tempfile.TemporaryDirectory() as temporary:
         named, folder = rewards(options, Path(temporary) / "reward_model")
         for reward in named.values():
             reward.setup(torch.device(device))
-        gates = {} if folder is None else {"plain_scores": score_gate(named, folder, device)}
+        gates = {} if folder is None else {"plain_scores": score_gate(named, folder, settings["dtype"])}
         found: dict[str, Any] = {"gates": gates, "phases": {}}
         if report.passed(gates):
             pipelines = {} if folder is None else pipelines_of(folder, device, options.pipeline_batch_size)
@@ -65,7 +66,7 @@ def rewards(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Reward
     if options.reward:
         return dict(build_reward(text) for text in options.reward), None
     save_reward_model(options.shape, folder, MAX_LENGTH)
-    arguments = json.dumps({"checkpoint": str(folder)})
+    arguments = json.dumps({"checkpoint": str(folder), "dtype": options.dtype or "auto"})
     return dict(build_reward(f"{head}={arguments}") for head in HEADS), folder
 
 
@@ -95,7 +96,7 @@ def text_of(ids: Sequence[int]) -> str:
     return " ".join(f"w{index}" for index in ids)
 
 
-def score_gate(named: dict[str, Reward], folder: Path, device: str) -> dict[str, Any]:
+def score_gate(named: dict[str, Reward], folder: Path, dtype: str) -> dict[str, Any]:
     """Compare the scores of 16 completions with those of Hugging Face's encoder, each pair read alone."""
     network = build_network(str(folder), max_length=MAX_LENGTH).eval()
     network.encoder = DebertaV2Model.from_pretrained(folder, dtype=torch.float32).eval()
@@ -106,8 +107,8 @@ def score_gate(named: dict[str, Reward], folder: Path, device: str) -> dict[str,
     difference = float((found - plain).abs().max())
     return {
         "max_difference": difference,
-        "max_bound": MAX_DIFFERENCE[device],
-        "passed": difference <= MAX_DIFFERENCE[device],
+        "max_bound": MAX_DIFFERENCE[dtype],
+        "passed": difference <= MAX_DIFFERENCE[dtype],
     }
 
 
@@ -163,6 +164,7 @@ def parser() -> argparse.ArgumentParser:
     result = program("rewards", __doc__)
     add_rewards(result, "the heads of a random reward model, and the pipeline beside them")
     result.add_argument("--shape", choices=ENCODERS, default="deberta-v3-base", help="of the random encoder")
+    result.add_argument("--dtype", choices=MAX_DIFFERENCE, help="of the heads' products (default: bfloat16 on a GPU)")
     result.add_argument("--completions", type=positive, default=256)
     result.add_argument("--repeats", type=positive, default=3)
     result.add_argument("--pipeline-batch-size", type=positive, nargs="+", default=[1, 16])

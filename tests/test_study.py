@@ -64,9 +64,7 @@ def test_what_is_there_is_reused_until_what_it_needs_is_newer():
 
 def test_the_plan_holds_every_arm_with_every_seed():
     plan = {job.name: job for job in jobs([1, 2, 3], [1], None, 100)}
-    assert {
-        f"{arm}_{seed}" for arm in study.COMPARED for seed in (1, 2, 3)
-    } <= set(plan)
+    assert {f"{arm}_{seed}" for arm in study.COMPARED for seed in (1, 2, 3)} <= set(plan)
     assert {f"only_{reward}_1" for reward in study.SINGLE_REWARDS} <= set(plan)
     assert "only_fairness_2" not in plan
     assert not [name for name in plan if name.startswith("public")]

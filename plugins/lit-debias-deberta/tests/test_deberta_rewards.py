@@ -229,3 +229,15 @@ def test_save_never_removes_something_else(checkpoint, tmp_path):
     with pytest.raises(UserError, match="something else"):
         save_network(load_network(checkpoint), read_manifest(checkpoint), tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
+
+
+def test_bf16_moves_scores_by_rounding_alone_and_has_an_encoder_of_its_own(checkpoint):
+    exact, rounded = (DebertaFairness(str(checkpoint), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    batch = RewardBatch(PROMPTS, RESPONSES, group_ids=list(range(len(PROMPTS))))
+    scores = []
+    for reward in (exact, rounded):
+        reward.setup(torch.device("cpu"))
+        scores.append(reward.score(batch))
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)
+    assert exact.scorer is not rounded.scorer

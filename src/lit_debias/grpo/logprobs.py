@@ -109,7 +109,7 @@ class _SelectedLogprobs(torch.autograd.Function):
                 continue
             probabilities = torch.exp(logp, out=logits)
             if entropy:
-                entropies[rows] = -torch.linalg.vecdot(probabilities, logp)
+                entropies[rows] = -torch.bmm(probabilities[:, None], logp[..., None]).flatten()  # no product is written
             if entropy_gradient is not None:  # dH/dlogit = -p (log p + H)
                 slope = logp.add_(entropies[rows, None]).mul_(probabilities)
                 entropy_gradient[rows] = (slope.to(weight.dtype) @ weight) / -temperature

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -39,6 +39,8 @@ class DebertaReward(Reward):
         batch_tokens: Tokens in one forward pass, padding included.
         cache_size: Pairs of prompt and completion whose scores are kept in memory, at least 0; those used last.
         cache_dir: Folder that keeps all scores for further runs, in ``scores.sqlite``; by default none.
+        dtype: Type of the products; ``auto`` is bfloat16 on a GPU and float32 on a CPU. On CPUs with bf16 instructions
+            bfloat16 is several times faster, and moves scores by about 0.01.
 
     Raises:
         UserError: the folder is missing or incomplete, the model has no such head, a number is too small, or
@@ -56,6 +58,7 @@ class DebertaReward(Reward):
         batch_tokens: int = BATCH_TOKENS,
         cache_size: int = CACHE_SIZE,
         cache_dir: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         name = type(self).__name__
         if min(batch_size or 1, max_length or 1, batch_tokens) < 1 or 0 in (batch_size, max_length):
@@ -71,7 +74,7 @@ class DebertaReward(Reward):
                 f"{did_you_mean(self.dimension, manifest.dimensions)}"
             )
         _check_cache_dir(name, cache_dir, self.folder)
-        self.max_length = max_length
+        self.max_length, self.dtype = max_length, dtype
         self._economy = Economy(batch_size, batch_tokens, cache_size, cache_dir)
         self.scorer: RewardScorer | None = None
 
@@ -81,7 +84,8 @@ class DebertaReward(Reward):
         Raises:
             UserError: ``cache_dir`` cannot be made.
         """
-        self.scorer = shared_scorer(self.folder, device, self._economy.cache_size, self._economy.cache_dir)
+        bf16 = None if self.dtype == "auto" else self.dtype == "bfloat16"
+        self.scorer = shared_scorer(self.folder, device, self._economy.cache_size, self._economy.cache_dir, bf16)
 
     def score(self, batch: RewardBatch) -> list[float]:
         """Return N scores in [0, 1]."""

@@ -31,13 +31,21 @@ class RewardScorer:
         network: It is put into evaluation mode for good: a DeBERTa's attention is replaced by a faster one.
         cache_size: Pairs whose scores are kept in memory, those used last; the pairs of the last call always are.
         file: Scores on disk, if any.
+        bf16: Compute in bf16 where autocast does; None does so on GPUs.
     """
 
-    def __init__(self, network: RewardNetwork, cache_size: int = CACHE_SIZE, file: ScoreFile | None = None) -> None:
+    def __init__(
+        self,
+        network: RewardNetwork,
+        cache_size: int = CACHE_SIZE,
+        file: ScoreFile | None = None,
+        bf16: bool | None = None,
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
         freeze_attention(network.encoder)
         self.dimensions = network.dimensions
         self.cache_size, self.file = cache_size, file
+        self.bf16 = network.encoder.device.type == "cuda" if bf16 is None else bf16
         self._known: OrderedDict[Key, Row] = OrderedDict()
 
     @classmethod
@@ -47,14 +55,15 @@ class RewardScorer:
         device: torch.device | str = "cpu",
         cache_size: int = CACHE_SIZE,
         cache_dir: str | Path | None = None,
+        bf16: bool | None = None,
     ) -> RewardScorer:
         """Load the folder that :class:`~lit_debias_deberta.RewardModel` wrote.
 
         Raises:
             UserError: ``cache_dir`` cannot be made.
         """
-        file = None if cache_dir is None else _score_file(Path(cache_dir), Path(folder), torch.device(device))
-        return cls(load_network(Path(folder)).to(device), cache_size, file)
+        file = None if cache_dir is None else _score_file(Path(cache_dir), Path(folder), torch.device(device), bf16)
+        return cls(load_network(Path(folder)).to(device), cache_size, file, bf16)
 
     def score(
         self,
@@ -90,7 +99,7 @@ class RewardScorer:
             return {}
         prompts, responses, _ = zip(*keys, strict=True)
         device = self.network.encoder.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network.read(prompts, responses, batch_size, length, batch_tokens)
         return dict(zip(keys, map(tuple, self.network.scores(logits).tolist()), strict=True))
 
@@ -102,13 +111,17 @@ class RewardScorer:
             self._known.popitem(last=False)
 
 
-_shared: WeakValueDictionary[tuple[Path, int, str], RewardScorer] = WeakValueDictionary()
+_shared: WeakValueDictionary[tuple[Path, int, str, bool | None], RewardScorer] = WeakValueDictionary()
 
 
 def shared_scorer(
-    folder: Path, device: torch.device, cache_size: int = CACHE_SIZE, cache_dir: str | None = None
+    folder: Path,
+    device: torch.device,
+    cache_size: int = CACHE_SIZE,
+    cache_dir: str | None = None,
+    bf16: bool | None = None,
 ) -> RewardScorer:
-    """Return the scorer of this folder and device; it is loaded once, and freed with its last user.
+    """Return the scorer of this folder, device and precision; it is loaded once, and freed with its last user.
 
     Its users share one cache: the largest ``cache_size`` and the first ``cache_dir`` hold for all.
 
@@ -116,17 +129,17 @@ def shared_scorer(
         UserError: ``cache_dir`` cannot be made.
     """
     folder = folder.resolve()
-    key = (folder, (folder / MANIFEST).stat().st_mtime_ns, str(device))
+    key = (folder, (folder / MANIFEST).stat().st_mtime_ns, str(device), bf16)
     scorer = _shared.get(key)
     if scorer is None:
-        scorer = _shared[key] = RewardScorer.load(folder, device, cache_size, cache_dir)
+        scorer = _shared[key] = RewardScorer.load(folder, device, cache_size, cache_dir, bf16)
     elif cache_dir is not None and scorer.file is None:
-        scorer.file = _score_file(Path(cache_dir), folder, device)
+        scorer.file = _score_file(Path(cache_dir), folder, device, bf16)
     scorer.cache_size = max(scorer.cache_size, cache_size)
     return scorer
 
 
-def _score_file(cache_dir: Path, folder: Path, device: torch.device) -> ScoreFile:
+def _score_file(cache_dir: Path, folder: Path, device: torch.device, bf16: bool | None) -> ScoreFile:
     files = (file for file in folder.iterdir() if file.is_file() and file.name != TEST)
-    how = (version("lit-debias-deberta"), device.type)  # a GPU computes in bf16
+    how = (version("lit-debias-deberta"), device.type, "auto" if bf16 is None else "bf16" if bf16 else "fp32")
     return ScoreFile(cache_dir.expanduser(), fingerprint(files, *how))
