@@ -16,6 +16,7 @@ from lit_debias.callbacks.hacking import ALARMS, copied, dominance, mean_over, m
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
 from lit_debias.grpo.loss import DAPOLoss
+from lit_debias.models import load_tokenizer
 from lit_debias.rewards.aggregators import GDPO, WeightedSum
 from lit_debias.rewards.base import Reward
 from lit_debias.rollout.local import LocalEngine
@@ -211,6 +212,16 @@ class Long(Reward):
         return [len(ids) / TOKENS for ids in batch.completion_ids]
 
 
+class OneToken(Reward):
+    """Hacked by saying the same to everybody."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def score(self, batch):
+        return [ids.count(self.token) / TOKENS for ids in batch.completion_ids]
+
+
 class Chance(Reward):
     """Nothing that could be learned."""
 
@@ -243,6 +254,16 @@ def test_a_hacked_reward_rings_and_stops_the_run(tiny_model, prompts, tmp_path, 
     assert f"training stops at rollout step {step}: RewardHackingAlarm.stop names 'length'" in printed
     assert alarm.values["length"][-1] < 0.5 * alarm.values["length"][0]
     assert float(run.callback_metrics["alarms/length"]) > 2.0
+
+
+def test_a_collapse_of_variety_rings_and_stops_the_run(tiny_model, prompts, tmp_path, capsys):  # noqa: F811
+    token = load_tokenizer(str(tiny_model)).encode(" people", add_special_tokens=False)[0]
+    alarm = RewardHackingAlarm(warmup=2, window=2, stop=["distinct_2"])
+    run, module = fit(tiny_model, prompts, tmp_path, alarm, {"one": OneToken(token)})
+    assert module.rollout_step < 30
+    assert f"alarm at rollout step {module.rollout_step}: distinct_2 " in capsys.readouterr().err
+    assert alarm.values["distinct_2"][-1] < 0.6 < alarm.values["distinct_2"][0]
+    assert float(run.callback_metrics["rewards/one/mean"]) > 0.3
 
 
 def test_a_reward_that_teaches_nothing_rings_nothing(tiny_model, prompts, tmp_path, capsys):  # noqa: F811
