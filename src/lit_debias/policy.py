@@ -50,7 +50,8 @@ class QLoRAPolicy(nn.Module):
             so where keeping them would take more than half of the free memory, by what the first layer keeps; models
             without a lean form keep them.
         keep_base: Keep a 4-bit base in ``dtype`` too, so that no pass dequantises it: faster, 2 bytes a parameter in
-            bf16, the same numbers. null keeps it where it takes at most a quarter of the free memory.
+            bf16, the same numbers up to rounding. null keeps it where it takes at most a quarter of the free memory;
+            decide it yourself where a run must resume bitwise on another machine.
         system_prompt: System message put before every prompt; needs a chat template.
         max_prompt_tokens: Longest prompt, in tokens after the chat template.
 
