@@ -38,6 +38,7 @@ def install(tmp_path, monkeypatch):
     """Return a function that puts a distribution with one plugin module on the path."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv(plugins.DISABLE_VARIABLE, raising=False)
+    monkeypatch.delenv(plugins.ALLOW_VARIABLE, raising=False)
     before = set(sys.modules)
 
     def write(distribution: str, source: str, entry_point: str | None = None, site: Path = tmp_path) -> str:
@@ -118,6 +119,19 @@ def test_a_disabled_plugin_is_not_even_imported(install, monkeypatch):
     install("other", REWARD.format(name="Other"))
     monkeypatch.setenv(plugins.DISABLE_VARIABLE, "something, broken ,")
     assert "Other" in {c.name for c in components(get_plugin_manager())}
+
+
+def test_only_allowed_plugins_and_the_built_in_one_are_imported(install, monkeypatch):
+    module = install("strange-rewards", "raise RuntimeError('imported')", "strange")
+    install("liked-rewards", REWARD.format(name="Liked"), "liked")
+    monkeypatch.setenv(plugins.ALLOW_VARIABLE, " liked,")
+    names = {component.name for component in components(get_plugin_manager())}
+    assert module not in sys.modules
+    assert {"Liked", "WeightedSum"} <= names
+    assert "Fluency" not in names  # of a plugin that is installed and not named
+    monkeypatch.setenv(plugins.ALLOW_VARIABLE, "likd")
+    with pytest.raises(errors.UserError, match="names 'likd', and no such plugin is installed; did you mean 'liked'"):
+        get_plugin_manager()
 
 
 def test_an_unknown_hook_is_named(install):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from lit_debias.errors import UserError
+from lit_debias.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from lit_debias.rewards.aggregators import Aggregator
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PROJECT = "lit_debias"
 DISABLE_VARIABLE = "LIT_DEBIAS_DISABLED_PLUGINS"
+ALLOW_VARIABLE = "LIT_DEBIAS_ALLOWED_PLUGINS"
+BUILTINS = "lit_debias.builtins"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -88,21 +90,36 @@ class PluginManager(pluggy.PluginManager):
 
 
 def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] | None = None) -> PluginManager:
-    """Return a new manager with every installed plugin that is not disabled.
+    """Return a new manager with every installed plugin that is allowed and not disabled.
+
+    Where the environment variable ``LIT_DEBIAS_ALLOWED_PLUGINS`` names entry points, no other plugin is imported but
+    the built-in one.
 
     Args:
         entry_points: What to load; by default the entry points of all installed distributions.
 
     Raises:
-        UserError: a plugin does not import, implements an unknown hook, or repeats the class name of another.
+        UserError: a plugin does not import, implements an unknown hook, or repeats the class name of another; or one
+            that is allowed is not installed.
     """
     manager = PluginManager()
-    disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
-    for entry_point, distribution in installed_plugins() if entry_points is None else entry_points:
-        if entry_point.name not in disabled:
+    found = list(installed_plugins() if entry_points is None else entry_points)
+    disabled, allowed = _names(DISABLE_VARIABLE), _names(ALLOW_VARIABLE)
+    installed = {entry_point.name for entry_point, _ in found}
+    for name in sorted(allowed - installed):
+        raise UserError(
+            f"{ALLOW_VARIABLE} names '{name}', and no such plugin is installed{did_you_mean(name, installed)}"
+        )
+    for entry_point, distribution in found:
+        welcome = not allowed or entry_point.name in allowed or entry_point.value == BUILTINS
+        if welcome and entry_point.name not in disabled:
             _register(manager, entry_point, distribution)
     components(manager)  # duplicates are found here, not at the first look-up
     return manager
+
+
+def _names(variable: str) -> set[str]:
+    return {name.strip() for name in os.environ.get(variable, "").split(",")} - {""}
 
 
 def installed_plugins() -> Iterator[tuple[EntryPoint, Distribution]]:
