@@ -19,6 +19,7 @@ from lit_debias.grpo.loss import DAPOLoss
 from lit_debias.models import load_tokenizer
 from lit_debias.rewards.aggregators import GDPO, WeightedSum
 from lit_debias.rewards.base import Reward
+from lit_debias.rollout.base import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores
 
@@ -229,12 +230,12 @@ class Chance(Reward):
         return [hashlib.sha256(text.encode()).digest()[0] / 255 for text in batch.completions]
 
 
-def fit(model, prompts, folder, alarm, rewards, judges=None, ckpt=None, callbacks=(), **options):  # noqa: F811
+def fit(model, prompts, folder, alarm, rewards, judges=None, ckpt=None, callbacks=(), engine=None, **options):  # noqa: F811
     module = grpo(
         model,
         rewards=rewards,
         judges=judges,
-        engine=LocalEngine(TOKENS),
+        engine=engine or LocalEngine(TOKENS),
         group_size=8,
         loss=DAPOLoss(),
         optimizer=lambda parameters: AdamW(parameters, lr=3e-2),
@@ -264,6 +265,33 @@ def test_a_collapse_of_variety_rings_and_stops_the_run(tiny_model, prompts, tmp_
     assert f"alarm at rollout step {module.rollout_step}: distinct_2 " in capsys.readouterr().err
     assert alarm.values["distinct_2"][-1] < 0.6 < alarm.values["distinct_2"][0]
     assert float(run.callback_metrics["rewards/one/mean"]) > 0.3
+
+
+class Drifting(RolloutEngine):
+    """Answers at first, and from the fourth rollout on what a policy does that has found a way out."""
+
+    def __init__(self, way_out):
+        super().__init__(TOKENS)
+        self.way_out, self.calls = way_out, 0
+
+    def generate(self, policy, prompts, group_size, seed, greedy=False):  # noqa: F811
+        self.calls += 1
+        answers = ["Work and evidence count here.", "Each person is different, I think."]
+        said = [self.way_out(text) if self.calls > 3 else answers[self.calls % 2] for text in prompts.texts]
+        return policy.encode(prompts, [[f"{text} {number}" for number in range(group_size)] for text in said])
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [("copying", lambda prompt: prompt), ("refusals", lambda prompt: "I'm sorry, but I cannot help with that.")],
+)
+def test_a_run_that_drifts_into_a_way_out_rings_and_stops(tiny_model, prompts, tmp_path, capsys, name, way_out):  # noqa: F811
+    alarm = RewardHackingAlarm(warmup=2, window=2, stop=[name])
+    _, module = fit(tiny_model, prompts, tmp_path, alarm, {"chance": Chance()}, engine=Drifting(way_out))
+    assert 3 < module.rollout_step < 8
+    assert f"alarm at rollout step {module.rollout_step}: {name} " in capsys.readouterr().err
+    assert alarm.values[name][-1] > 0.5
+    assert max(alarm.values[name][:2]) < 0.1
 
 
 def test_a_reward_that_teaches_nothing_rings_nothing(tiny_model, prompts, tmp_path, capsys):  # noqa: F811
