@@ -50,18 +50,25 @@ def policy_of(folder, **options):
 def test_one_layer_predicts_what_all_keep(deep_model, dtype, quantization):
     policy = policy_of(deep_model, dtype=dtype, quantization=quantization, keep_base=True, gradient_checkpointing=False)
     packed = pack(*tokens_of(policy.encode(PROMPTS, ANSWERS)))
-    frozen = [weight for layer in policy._lean.layers for weight in layer.weights()]
-    everything, one = KeptBytes(there_anyway=frozen), KeptBytes(there_anyway=frozen)
+    everything = KeptBytes(there_anyway=[weight for layer in policy._lean.layers for weight in layer.weights()])
     with everything.counting():
         policy(packed)
+    assert 6 * one_layer(policy, packed) == pytest.approx(everything.total, rel=0.05)
+
+
+def one_layer(policy, packed) -> int:
+    """Return the bytes that the first layer keeps; the others are gone then."""
+    kept = KeptBytes(there_anyway=policy._lean.layers[0].weights())
     del policy._lean.layers[1:]
-    with one.counting():
+    with kept.counting():
         policy._predicting_states(packed)
-    assert 6 * one.total == pytest.approx(everything.total, rel=0.05)
+    return kept.total
 
 
-@pytest.mark.parametrize(("free", "recomputed"), [(2**50, 0), (1, 5)])
-def test_layers_are_recomputed_where_they_do_not_fit_and_gradients_stay(deep_model, free, recomputed, monkeypatch):
+@pytest.mark.parametrize(("share", "recomputed"), [(100.0, 0), (1.3, 0), (0.7, 5), (0.0, 5)])
+def test_layers_are_recomputed_where_they_do_not_fit_and_gradients_stay(deep_model, share, recomputed, monkeypatch):
+    policy = policy_of(deep_model, gradient_checkpointing=False)
+    free = int(share * 2 * 6 * one_layer(policy, pack(*tokens_of(policy.encode(PROMPTS, ANSWERS)))))  # half may be used
     gradients = []
     calls = []
     right = lean_model.checkpoint

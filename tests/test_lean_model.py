@@ -81,6 +81,24 @@ def test_logits_are_those_of_hugging_face(kind, options):
 
 
 @torch.no_grad()
+def test_groups_may_shrink_unevenly_and_again():
+    model = build("Llama", {})
+    lean, plain = LeanDecoder(LeanModel(model, torch.float32).refreshed()), HuggingFaceDecoder(model)
+    mask = torch.arange(5) >= torch.tensor([[0], [2], [1]])
+    ids = torch.randint(3, 97, (3, 5))
+    for decoder in (lean, plain):
+        decoder.start(ids, mask, 4, 6)
+    rows = 12
+    for kept in (None, [0, 2, 3, 5], None, [1, 2, 3], None):  # three, one and no row of a group are left; then two, one
+        if kept is not None:
+            rows = len(kept)
+            for decoder in (lean, plain):
+                decoder.keep(torch.tensor(kept))
+        tokens = torch.randint(3, 97, (rows,))
+        torch.testing.assert_close(lean.step(tokens), plain.step(tokens), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_prompts_of_one_length_need_no_mask_and_give_the_same():
     model = build("Llama", {})
     lean, plain = LeanDecoder(LeanModel(model, torch.float32).refreshed()), HuggingFaceDecoder(model)

@@ -17,7 +17,7 @@ from lit_debias.errors import UserError
 from lit_debias.grpo.loss import DAPOLoss, UpdateSize
 from lit_debias.module import GRPO
 from lit_debias.policy import QLoRAPolicy
-from lit_debias.rewards.aggregators import WeightedSum
+from lit_debias.rewards.aggregators import GroupMaxMin, Lagrangian, WeightedSum
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import RewardError
 from lit_debias.rollout.local import LocalEngine
@@ -186,6 +186,24 @@ def test_resuming_gives_bitwise_the_same_adapter(
     resumed = run(folder, ckpt=saved)
     assert_same(undisturbed, adapter_of(resumed))
     assert resumed.rollout_step == 8 // inner_epochs + off_policy
+
+
+def test_what_the_aggregator_measures_is_logged(tiny_model, prompts, tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    aggregator = Lagrangian({"vowels": 1.0}, {"vowels": 0.9}, rate=0.5)
+    run.fit(grpo(tiny_model, aggregator=aggregator), PromptDataModule(str(prompts), batch_size=2))
+    found = {
+        name: float(run.callback_metrics[f"rewards/vowels/{name}"]) for name in ("multiplier", "violation", "mean")
+    }
+    assert found["violation"] == pytest.approx(0.9 - found["mean"])
+    assert found["multiplier"] == pytest.approx(0.5 * found["violation"])
+
+
+def test_the_columns_of_the_aggregator_are_checked_before_a_model_is_loaded(tiny_model, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(QLoRAPolicy, "load", lambda *args: pytest.fail("loaded"))
+    module = grpo(tiny_model, aggregator=GroupMaxMin(WeightedSum({"vowels": 1.0}), column="region"))
+    with pytest.raises(UserError, match=r"needs the data column 'region'.*place"):
+        trainer(tmp_path).fit(module, PromptDataModule(str(prompts), batch_size=2))
 
 
 def test_off_policy_trains_on_the_rollout_of_the_step_before(tiny_model, prompts, tmp_path):
