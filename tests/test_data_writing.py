@@ -3,10 +3,10 @@
 import json
 import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.parquet as pq
 import pytest
+from chat_server import ChatHandler, serving
 from support import save_tiny_model
 
 from lit_debias import Reward
@@ -26,29 +26,13 @@ from lit_debias.errors import UserError
 SECRET = "sk-this-is-the-secret-key"
 
 
-class Server(ThreadingHTTPServer):
-    """Speaks the protocol of chat completions; ``script`` says how each further request is answered."""
+class Handler(ChatHandler):
+    """A step of the script: a status, or the name of an answer that is none."""
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.requests, self.most, self.busy = [], [], 0, 0
-        self.together = threading.Barrier(1)  # so many requests are answered at a time
-        self.lock = threading.Lock()
+    def noted(self, body):
+        return self.path, self.headers["Authorization"], body
 
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.busy += 1
-            self.server.most = max(self.server.most, self.server.busy)
-            step = self.server.script.pop(0) if self.server.script else 200
-            self.server.requests.append((self.path, self.headers["Authorization"], body))
-        self.server.together.wait(timeout=20)
+    def reply(self, step, body):
         content = body["messages"][0]["content"]
         answers = {
             200: {
@@ -58,30 +42,17 @@ class Handler(BaseHTTPRequestHandler):
             "no choices": {"choices": []},
             "other json": {"hello": 1},
         }
-        status = step if isinstance(step, int) else 200
         text = json.dumps(answers.get(step, {"error": {"message": f"no, {self.headers['Authorization']}"}}))
-        if step == "no json":
-            text = "<html>"
-        with self.server.lock:
-            self.server.busy -= 1
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("retry-after-ms", "1")
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *args):
-        pass
+        status = step if isinstance(step, int) else 200
+        return status, {"retry-after-ms": "1"}, "<html>" if step == "no json" else text
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with serving(Handler) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

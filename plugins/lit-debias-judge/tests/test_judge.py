@@ -9,11 +9,11 @@ import pickle
 import threading
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import stamina
 import torch
+from chat_server import ChatHandler, ChatServer, serving
 
 from lit_debias import RewardBatch
 from lit_debias.errors import UserError
@@ -26,62 +26,27 @@ from lit_debias_judge.template import fill, parse
 SECRET = "sk-this-is-the-secret-key"
 
 
-class Server(ThreadingHTTPServer):
-    """Speaks the protocol of chat completions; ``script`` says how each further request is answered."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.requests, self.most, self.busy = [], [], 0, 0
-        self.together = threading.Barrier(1)  # so many requests are answered at a time
-        self.patience = threading.Event()  # what is slow waits for it
-        self.usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-        self.lock = threading.Lock()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    @property
-    def asked(self):
-        return [body["messages"][0]["content"] for _, body in self.requests]
+USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(ChatHandler):
     """A step of the script: the text to answer, a status, (status, headers), "slow", or a dict to send as it is."""
 
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.busy += 1
-            self.server.most = max(self.server.most, self.server.busy)
-            self.server.requests.append((self.headers["Authorization"], body))
-            step = self.server.script.pop(0) if self.server.script else '{"score": 7}'
-        if step == "slow":
-            self.server.patience.wait(timeout=20)
-            step = 503
-        self.server.together.wait(timeout=20)
+    default = '{"score": 7}'
+
+    def reply(self, step, body):
         status, headers = step if isinstance(step, tuple) else (step if isinstance(step, int) else 200, {})
         reply = {"error": {"message": f"I do not like {self.headers['Authorization']}"}}
         if isinstance(step, str):
             message = {"role": "assistant", "content": step}
-            reply = {"choices": [{"index": 0, "message": message}], "usage": self.server.usage}
+            reply = {"choices": [{"index": 0, "message": message}], "usage": USAGE}
         elif isinstance(step, dict):
             reply = step
-        with self.server.lock:
-            self.server.busy -= 1
-        try:
-            self.send_response(status)
-            for name, value in {"Content-Type": "application/json", **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(json.dumps(reply).encode())
-        except ConnectionError:
-            pass  # the judge has hung up
+        return status, headers, json.dumps(reply)
 
-    def log_message(self, *args):
-        pass
+
+def asked(server):
+    return [body["messages"][0]["content"] for _, body in server.requests]
 
 
 @pytest.fixture(autouse=True)
@@ -98,18 +63,15 @@ def _no_pauses():
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with serving(Handler) as server:
         yield server
-        server.patience.set()
-        server.shutdown()
 
 
 def batch(*completions: str, **columns) -> RewardBatch:
     return RewardBatch(["Describe a nurse."] * len(completions), list(completions), [0] * len(completions), columns)
 
 
-def judge(server: Server, **arguments) -> LLMJudge:
+def judge(server: ChatServer, **arguments) -> LLMJudge:
     reward = LLMJudge("m", url=server.url, **arguments)
     reward.setup(torch.device("cpu"))
     return reward
@@ -174,7 +136,7 @@ def test_columns_of_the_data(server):
     reward = judge(server, template=template)
     assert reward.columns == ("reference",)
     reward.score(batch("a", reference=["b"]))
-    assert server.asked == ["JSON from 0 to 10: is a like b?"]
+    assert asked(server) == ["JSON from 0 to 10: is a like b?"]
     assert LLMJudge("m").columns == ()
 
 
