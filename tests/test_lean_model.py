@@ -188,6 +188,6 @@ def test_the_engine_says_which_decoder_it_uses(policy, caplog):
 def test_asking_for_the_lean_decoder_where_it_cannot_be_is_an_error(policy, monkeypatch):
     with pytest.raises(UserError, match="merged weights only"):
         LocalEngine(weights="live", decoder="lean")
-    monkeypatch.setattr(policy.causal_lm.config, "sliding_window", 8, raising=False)
+    monkeypatch.setattr(policy, "lean_obstacle", "it has no sliding window")
     with pytest.raises(UserError, match="no sliding window; write decoder: auto"):
         LocalEngine(2, decoder="lean").generate(policy, PromptBatch(["the rider"]), 2, 0)

@@ -97,6 +97,8 @@ class QLoRAPolicy(nn.Module):
         self.lm: PeftModel | None = None
         self._inference: InferenceCopy | None = None
         self._lean: LeanModel | None = None
+        self.lean_obstacle: str | None = "the policy is not loaded"
+        """What keeps this model from the lean forward pass, or None."""
 
     # ---------------------------------------------------------------- loading
 
@@ -123,7 +125,8 @@ class QLoRAPolicy(nn.Module):
             self.lm = self._add_adapters(base, config)
         check_adapters(self.lm)
         self.lm.train()  # PEFT calls eval() for a frozen adapter
-        if why_not_lean(base) is None:
+        self.lean_obstacle = why_not_lean(base)
+        if self.lean_obstacle is None:
             self._lean = LeanModel(base, self.dtype, self._keeps_base(base))
 
     def train(self, mode: bool = True) -> QLoRAPolicy:
@@ -358,8 +361,8 @@ class QLoRAPolicy(nn.Module):
         return self._inference.refreshed()
 
     def lean_model(self) -> LeanModel:
-        """Return the lean form, merged for sampling; for models that ``why_not_lean`` finds no fault with."""
-        assert self._lean is not None, f"{why_not_lean(self.causal_lm)}"
+        """Return the lean form, merged for sampling; where there is no :attr:`lean_obstacle`."""
+        assert self._lean is not None, self.lean_obstacle
         return self._lean.refreshed()
 
     @contextlib.contextmanager

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lit_debias import distributed
 from lit_debias.errors import UserError
-from lit_debias.lean_model import why_not_lean
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.base import RolloutEngine
 from lit_debias.rollout.decoders import Decoder, HuggingFaceDecoder, LeanDecoder
@@ -104,7 +103,7 @@ class LocalEngine(RolloutEngine):
             return "weights are live"
         if self.decoder == "hugging_face":
             return "as configured"
-        return why_not_lean(policy.causal_lm)
+        return policy.lean_obstacle
 
     def _uniforms(self, rows: int, seed: int) -> Tensor:
         # Drawn for all ranks at once and before decoding: a row's draws depend neither on how many ranks there are
