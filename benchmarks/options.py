@@ -17,6 +17,7 @@ from benchmarks.shapes import SHAPES, save_model
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.models import check_model
 from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.precision import dtype_of
 from lit_debias.rewards.base import Reward
 
 SIZES = ("prompts", "group-size", "prompt-tokens", "completion-tokens", "repeats")
@@ -40,7 +41,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--shape", choices=SHAPES, help="a random model of this shape instead of --model")
     parser.add_argument("--shape-folder", type=Path, help="folder that keeps models of shapes for the next call")
     parser.add_argument("--quantization", choices=["nf4", "none"], default=default.quantization)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=default.dtype)
+    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     for name in SIZES:
         parser.add_argument(f"--{name}", type=positive, default=getattr(default, name.replace("-", "_")))
     parser.add_argument("--quick", action="store_true", help="one tiny step: does it run?")
@@ -91,7 +92,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
     given = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
     if isinstance(given.get("lengths"), list):  # a benchmark of several
         del given["lengths"]
-    settings = Settings(**{**given, "device": device_of(options)})
+    device = device_of(options)
+    if "dtype" in given:
+        given["dtype"] = str(dtype_of(given["dtype"], device)).removeprefix("torch.")
+    settings = Settings(**{**given, "device": device})
     if settings.shape is None:
         check_model(settings.model)
     return settings.quick() if options.quick else settings

@@ -22,7 +22,6 @@ from benchmarks.clock import Parts, peak_memory
 from benchmarks.settings import Settings
 from benchmarks.workload import BETA, LEARNING_RATE, ending_ids, even_share, fixed_completions, prompt_ids
 from lit_debias.models import load_causal_lm, load_tokenizer
-from lit_debias.policy import DTYPES
 
 NOBODY = -1  # an id that no token has
 
@@ -110,9 +109,9 @@ def trainer_of(settings: Settings, micro_batch: int, checkpointing: bool, folder
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=DTYPES[settings.dtype],
+            bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
         )
-    model = load_causal_lm(settings.model, dtype=DTYPES[settings.dtype], **options)
+    model = load_causal_lm(settings.model, dtype=getattr(torch, settings.dtype), **options)
     trainer = TimedTrainer(
         model,
         reward,

@@ -16,6 +16,7 @@ from lit_debias import policy
 from lit_debias.errors import UserError
 from lit_debias.fused_linear import FusedLinear
 from lit_debias.grpo import packing
+from lit_debias.precision import dtype_of
 
 PHASES = {"rollout": "tokens/s", "reference": "packed tokens/s", "reward Fluency": "completions/s"}
 PHASES |= {"update": "packed tokens/s", "step": "tokens/s"}
@@ -198,7 +199,7 @@ def test_a_model_of_a_shape_is_kept_for_the_next_call_and_has_text_for_every_tok
     monkeypatch.delattr("benchmarks.options.save_model")  # the second call must not build it again
     status, report = bench(tmp_path, "--shape", "tiny", "--quantization", "none", *keep)
     assert status == 0
-    assert report["name"].startswith("tiny, bfloat16, cpu, 1 x 2 x 8")
+    assert report["name"].startswith(f"tiny, {dtype_of('auto', 'cpu')}, cpu, 1 x 2 x 8".replace("torch.", ""))
     tokenizer = shapes.word_tokenizer(300)
     assert len(tokenizer) == 300
     assert tokenizer.decode([257, 299]) == " w257 w299"

@@ -471,6 +471,16 @@ def test_the_model_cannot_be_the_other_model(tiny_model, data, tmp_path):
         run(tiny_model, data, tmp_path, perplexity_model=str(tiny_model))
 
 
+def test_results_name_the_type_that_auto_was(tiny_model, data, tmp_path, monkeypatch):
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr("lit_debias.evaluation.run.dtype_of", lambda *_, dtype=dtype: dtype)
+        out = tmp_path / "out"  # another type is another measurement
+        found[dtype] = run(tiny_model, data, out, dtype="auto", splits=("test_group",), system_prompt=None, limit=1)
+        assert CALLS, "the arm of another type was reused"
+    assert [found[dtype]["settings"]["dtype"] for dtype in found] == ["float32", "bfloat16"]
+
+
 def test_the_command_line_takes_rewards_from_yaml(tiny_model, data, tmp_path, capsys):
     overlong = {"class_path": "SoftOverlong", "init_args": {"max_new_tokens": 6, "buffer": 2}}
     config = {

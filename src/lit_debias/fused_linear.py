@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lit_debias.inference_copy import base_weight, is_adapted, is_quantized
+from lit_debias.precision import multiplies_bf16
 
 
 class FusedLinear:
@@ -93,8 +94,8 @@ class FusedLinear:
     def refresh(self) -> None:
         """Merge anew, summed in fp32 and rounded once; does nothing where there is no adapter.
 
-        On CPUs with bf16 instructions the weight is laid out for oneDNN once instead of in every product (a third
-        faster for the few rows of a decoding step, at any number of rows).
+        On CPUs the weight is laid out for oneDNN once instead of in every product: for the few rows of a decoding step
+        a third faster in bf16, twice as fast in fp32 with AVX2.
         """
         factors = self._lora()
         if factors is None and self._merged is not None:
@@ -112,9 +113,8 @@ _ROWS_HINT = 16  # the layout that oneDNN chooses for it is as fast at 4 and at 
 def _onednn_packs(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and (weight.dtype == torch.float32 or multiplies_bf16(weight.device))
     )
 
 

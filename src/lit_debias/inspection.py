@@ -98,13 +98,16 @@ def _package(name: str, advice: str, required: bool = False) -> Check:
 def _devices() -> Iterator[Check]:
     import torch
 
-    yield Check("CPU", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    from lit_debias.precision import multiplies_bf16
+
+    bf16 = "bf16" if multiplies_bf16("cpu") else "no bf16, so models compute in float32"
+    yield Check("CPU", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {bf16}")
     if not torch.cuda.is_available():
         yield Check("CUDA", False, "", "configs/grpo_qlora_*.yaml want a GPU; configs/demo.yaml runs without")
         return
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set policy.dtype float32"
+        bf16 = "bf16" if multiplies_bf16("cuda") else "no bf16"
         yield Check("CUDA", True, f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16}")
 
 

@@ -14,6 +14,7 @@ from lit_debias.data.grammar import stable_hash
 from lit_debias.endpoint import api_key, check_endpoint, is_busy, refusal
 from lit_debias.errors import UserError
 from lit_debias.policy import QLoRAPolicy
+from lit_debias.precision import Precision
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
 
@@ -123,7 +124,7 @@ class LocalModel(Author):
     Args:
         model: A local folder, ``pkg://PACKAGE/FILE.gguf``, or a hub id.
         quantization: How it is loaded: nf4 (4-bit) or none.
-        dtype: Type of the computation.
+        dtype: Type of the computation; ``auto`` is bfloat16 where the device has instructions for it, else float32.
         max_new_tokens: Longest answer, in tokens.
         temperature: Of sampling.
         batch_size: Instructions in one forward pass.
@@ -136,7 +137,7 @@ class LocalModel(Author):
         self,
         model: str,
         quantization: Literal["nf4", "none"] = "nf4",
-        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        dtype: Precision = "auto",
         max_new_tokens: int = 120,
         temperature: float = 1.0,
         batch_size: int = 8,

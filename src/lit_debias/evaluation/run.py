@@ -25,7 +25,8 @@ from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.table import TITLES, against, as_tables
 from lit_debias.language_model import LanguageModel
 from lit_debias.models import locate
-from lit_debias.policy import DTYPES, QLoRAPolicy
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.precision import Precision, dtype_of
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -53,7 +54,7 @@ def evaluate(
     temperature: float = 0.7,
     batch_size: int = 8,
     quantization: Literal["nf4", "none"] = "nf4",
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    dtype: Precision = "auto",
     system_prompt: str | None = FAIR_PROMPT,
     perplexity_model: str | None = None,
     similarity_model: str | None = None,
@@ -93,7 +94,7 @@ def evaluate(
         temperature: Of sampling; write that of the training. 0 takes the most probable token.
         batch_size: Prompts in one forward pass; changes memory and speed.
         quantization: How the base is loaded: nf4 (4-bit) or none.
-        dtype: Type of the computation.
+        dtype: Type of the computation; auto is bfloat16 where the device has instructions for it, float32 elsewhere.
         system_prompt: What asks for fairness in the prompt-only arm; null leaves that arm out.
         perplexity_model: Another frozen language model, which reads every completion: a local folder,
             pkg://PACKAGE/FILE.gguf, or a hub id.
@@ -127,6 +128,7 @@ def evaluate(
     check_readers(model, perplexity_model, similarity_model)
     passages = read_prose(prose)
     public = PublicBenchmarks.of(benchmarks, benchmark_data, benchmark_limit, seed, bootstrap)
+    computed_in = dtype_of(dtype, device())
     make_policy = PolicyMaker(model, quantization, dtype)
     arms = make_arms(system_prompt, adapter, adapters or {})
     for arm in chain.from_iterable(arms.values()):
@@ -142,7 +144,7 @@ def evaluate(
         batch_size,
         temperature == 0,
         seed,
-        LanguageModel(perplexity_model, READ_TOGETHER, DTYPES[dtype], separator="\n") if perplexity_model else None,
+        LanguageModel(perplexity_model, READ_TOGETHER, computed_in, separator="\n") if perplexity_model else None,
         SentenceEncoder(similarity_model) if similarity_model else None,
     )
     for suite in (examiner.judges, examiner.rewards):
@@ -150,7 +152,7 @@ def evaluate(
     settings = {
         "model": model,
         "quantization": quantization,
-        "dtype": dtype,
+        "dtype": str(computed_in).removeprefix("torch."),
         "data": data,
         "data_sha256": sha256_of(files.values()),
         "splits": list(splits),
@@ -246,7 +248,7 @@ def make_replicas(name: str, folders: str | list[str], option: str) -> list[Arm]
 class PolicyMaker:
     """Builds the policy of an arm, not yet loaded."""
 
-    def __init__(self, model: str, quantization: Literal["nf4", "none"], dtype: Literal["bfloat16", "float32"]) -> None:
+    def __init__(self, model: str, quantization: Literal["nf4", "none"], dtype: Precision) -> None:
         self.model, self.quantization, self.dtype = model, quantization, dtype
 
     def __call__(self, arm: Arm) -> QLoRAPolicy:
