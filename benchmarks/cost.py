@@ -19,10 +19,9 @@ import torch
 from scipy.optimize import nnls
 
 from benchmarks.settings import Settings
+from lit_debias.grpo.logprobs import CPU_LOGITS, GPU_LOGITS
 
 RANK = 16
-CHUNK = 256
-"""Rows whose logits the update holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -231,13 +230,14 @@ def transient_bytes(model: Architecture, settings: Settings) -> float:
     """Return what comes and goes, in bytes: the larger of sampling and update.
 
     Sampling holds the cache, keys and values of N (S + T) tokens in every layer, and four fp32 tensors of N logits; the
-    update holds the activations of one group and three tensors of logits of a chunk.
+    update holds the activations of one group and three tensors of the logits of a slice of the vocabulary.
     """
     context = settings.prompt_tokens + settings.completion_tokens
     cache = 2 * width(settings) * model.keys * model.layers * settings.completions * context
     sampling = cache + 16 * model.vocabulary * settings.completions
-    rows = min(CHUNK, settings.group_size * settings.completion_tokens)
-    return max(sampling, activation_bytes(model, settings) + 10 * model.vocabulary * rows)
+    held = CPU_LOGITS if settings.device == "cpu" else GPU_LOGITS
+    logits = min(held, model.vocabulary * settings.group_size * settings.completion_tokens)
+    return max(sampling, activation_bytes(model, settings) + 10 * logits)
 
 
 def activation_bytes(model: Architecture, settings: Settings) -> float:

@@ -64,8 +64,10 @@ def test_memory_by_hand():
     # 11 tokens of 8 x 2 + 2 x (10 + 2 + 12) bytes; attention of 11 tokens and of 3 + 2 x 7 keys, 16 bytes each
     assert cost.activation_bytes(SMALL, CELL) == 11 * 64 + (11 + 17) * 16
     assert cost.transient_bytes(SMALL, CELL) == 1152 + 10 * 5 * 8
-    many = replace(CELL, group_size=300, completion_tokens=1)  # chunks of 256 rows
-    assert cost.transient_bytes(SMALL, many) == cost.activation_bytes(SMALL, many) + 10 * 5 * 256
+    many = replace(CELL, group_size=300, completion_tokens=1)
+    huge = replace(SMALL, vocabulary=2**20)  # no more than a slice of it
+    assert cost.transient_bytes(SMALL, many) == cost.activation_bytes(SMALL, many) + 10 * 5 * 300
+    assert cost.transient_bytes(huge, many) == cost.activation_bytes(huge, many) + 10 * 2**20
     wide = replace(SMALL, vocabulary=1000, keys=1)
     rows = replace(CELL, group_size=400, prompt_tokens=1, completion_tokens=1)  # sampling holds the most
     assert cost.transient_bytes(wide, rows) == 2 * 2 * 1 * 400 * 2 + 16 * 1000 * 400

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_debias.grpo import logprobs
 from lit_debias.grpo.logprobs import logprobs_at, selected_logprobs
 
 N, H, V = 7, 5, 11
@@ -35,14 +36,14 @@ def test_by_hand() -> None:
     torch.testing.assert_close(hidden.grad, (1 - p)[None, None])
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("columns", [1, 3, 7, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients_are_those_of_log_softmax(head: Any, chunk: int, temperature: float) -> None:
+def test_values_and_gradients_are_those_of_log_softmax(head: Any, columns: int, temperature: float) -> None:
     hidden, weight, targets = head
     bias = torch.randn(V, dtype=torch.float64)
     upstream, entropy_upstream = torch.randn(2, N, dtype=torch.float64)
     expected = plain(hidden, weight, targets, temperature, bias)
-    found = selected_logprobs(hidden, weight, targets, temperature, bias, chunk, entropy_grad=True)
+    found = selected_logprobs(hidden, weight, targets, temperature, bias, columns, entropy_grad=True)
     torch.testing.assert_close(tuple(found), expected)
     gradients = [
         torch.autograd.grad((logprobs * upstream + entropy * entropy_upstream).sum(), hidden)[0]
@@ -54,7 +55,7 @@ def test_values_and_gradients_are_those_of_log_softmax(head: Any, chunk: int, te
 def test_finite_differences(head: Any) -> None:
     hidden, weight, targets = head
     assert torch.autograd.gradcheck(
-        lambda h: tuple(selected_logprobs(h, weight, targets, 1.3, chunk=3, entropy_grad=True)), (hidden,)
+        lambda h: tuple(selected_logprobs(h, weight, targets, 1.3, columns=3, entropy_grad=True)), (hidden,)
     )
 
 
@@ -77,7 +78,7 @@ def test_bfloat16_is_as_close_as_plain_autograd() -> None:
     expected.sum().backward()
     leaf = hidden.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        found = selected_logprobs(leaf, weight, targets, chunk=10).logprobs
+        found = selected_logprobs(leaf, weight, targets, columns=10).logprobs
     found.sum().backward()
     assert found.dtype == torch.float32
     assert leaf.grad is not None
@@ -96,7 +97,7 @@ def test_hidden_states_of_another_dtype_than_the_head() -> None:
 
 def test_two_temperatures_from_one_set_of_logits(head: Any) -> None:
     hidden, weight, targets = head
-    found = logprobs_at(hidden, weight, targets, (0.5, 1.0), chunk=2)
+    found = logprobs_at(hidden, weight, targets, (0.5, 1.0), columns=2)
     for row, temperature in zip(found, (0.5, 1.0), strict=True):
         torch.testing.assert_close(row, plain(hidden, weight, targets, temperature)[0].detach())
     assert not found.requires_grad
@@ -116,20 +117,52 @@ def test_a_trainable_head_is_refused(head: Any) -> None:
         selected_logprobs(hidden, weight.requires_grad_(), targets)
 
 
-def test_logits_never_exceed_a_chunk() -> None:
-    class Rows(TorchDispatchMode):
+def test_logits_never_exceed_a_slice() -> None:
+    class Columns(TorchDispatchMode):
         most = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             for value in result if isinstance(result, tuple | list) else [result]:
-                if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == 97:
-                    self.most = max(self.most, len(value))
+                if isinstance(value, Tensor) and value.ndim == 2 and len(value) == 20:
+                    self.most = max(self.most, value.shape[1])
             return result
 
     hidden, weight, targets = torch.randn(20, 4, requires_grad=True), torch.randn(97, 4), torch.randint(97, (20,))
-    with Rows() as rows:
-        found = selected_logprobs(hidden, weight, targets, chunk=6, entropy_grad=True)
+    with Columns() as columns:
+        found = selected_logprobs(hidden, weight, targets, columns=6, entropy_grad=True)
         (found.logprobs + found.entropy).sum().backward()
-    # the transposed head itself is [4, 97]
-    assert rows.most == 6
+    assert columns.most == 6
+
+
+def test_rows_beyond_a_block(head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "ROWS", 3)
+    hidden, weight, targets = head
+    expected, entropy = plain(hidden, weight, targets, 1.0)
+    found = selected_logprobs(hidden, weight, targets, columns=4, entropy_grad=True)
+    torch.testing.assert_close(tuple(found), (expected, entropy))
+    torch.testing.assert_close(logprobs_at(hidden, weight, targets, (1.0,), columns=4)[0], expected.detach())
+    both = [torch.autograd.grad((a + b).sum(), hidden)[0] for a, b in ((expected, entropy), found)]
+    torch.testing.assert_close(both[1], both[0])
+
+
+@pytest.mark.parametrize("largest", [0, 3])
+def test_a_target_that_is_all_but_impossible(largest: int) -> None:
+    # logits 0 but for one of 200, in the first or the last slice: the target's log-prob is -200, in fp32 exp(-200) is 0
+    weight = torch.zeros(4, 1)
+    weight[largest] = 200.0
+    hidden = torch.ones(1, 1, requires_grad=True)
+    found = selected_logprobs(hidden, weight, torch.tensor([1]), columns=2, entropy=True)
+    torch.testing.assert_close(found.logprobs, torch.tensor([-200.0]))
+    torch.testing.assert_close(found.entropy, torch.zeros(1), atol=1e-4, rtol=0)
+    found.logprobs.sum().backward()
+    torch.testing.assert_close(hidden.grad, torch.tensor([[-200.0]]))  # w_target - w_largest
+
+
+def test_a_sure_token_keeps_its_small_gradient_in_bfloat16() -> None:
+    # logits (6, 0): 1 - p = 0.00247, which p = 0.99753, rounded to bfloat16, would lose
+    hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[6.0], [0.0]], dtype=torch.bfloat16)
+    selected_logprobs(hidden, weight, torch.tensor([0])).logprobs.sum().backward()
+    assert hidden.grad is not None
+    assert float(hidden.grad) == pytest.approx(6 * 0.0024726, rel=0.01)

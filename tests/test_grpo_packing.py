@@ -142,7 +142,7 @@ def test_packed_equals_every_sequence_alone(family: str, attention: str) -> None
     mask = rows.attention_mask if attention == "sdpa" else rows.attention_bias(torch.float64)
     hidden = rows.tokens(model.model(rows.input_ids, attention_mask=mask, position_ids=rows.position_ids)[0])
     head = model.lm_head.weight.detach()
-    found = packed.unpack(selected_logprobs(packed.select(hidden), head, packed.targets, chunk=8).logprobs)
+    found = packed.unpack(selected_logprobs(packed.select(hidden), head, packed.targets, columns=8).logprobs)
     gradients = torch.autograd.grad((found * weights).sum(), body)
 
     # norms and rotary angles are float32 inside, whatever the model's dtype

@@ -1,8 +1,9 @@
 """Log-probabilities of chosen tokens from hidden states, without ever holding all logits.
 
-Each log-probability is one number per row, so its gradient with respect to the hidden state is one row
-of H numbers that the forward pass can compute while the logits of its chunk are at hand. The backward
-pass is then a multiplication: no [N, V] tensor is kept, and nothing is computed twice.
+The vocabulary is read slice by slice with a running softmax (Milakov and Gimelshein, arXiv 1805.02867), so the logits
+of a slice are used while they are in the cache, and each is computed and exponentiated once. A log-probability is one
+number per row; its gradient with respect to the hidden state is one row of H numbers, which the same pass sums up: the
+target's row of the head minus the mean row. The backward pass is then a multiplication.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def selected_logprobs(
     targets: Tensor,
     temperature: float = 1.0,
     bias: Tensor | None = None,
-    chunk: int | None = None,
+    columns: int | None = None,
     entropy: bool = False,
     entropy_grad: bool = False,
 ) -> TokenLogprobs:
@@ -44,10 +45,11 @@ def selected_logprobs(
         targets: [N] int64 token ids.
         temperature: Positive divisor of the logits.
         bias: [V] frozen bias of the output layer.
-        chunk: Rows whose logits are held at a time: a few tensors of [chunk, V] in float32. None is 128 on a CPU, where
-            more leave its cache, and 256 elsewhere.
+        columns: Entries of the vocabulary whose logits are held at a time, for at most 1,024 rows. None takes as many
+            as make a million logits on a CPU, which stay in its cache, and 16 million elsewhere.
         entropy: Whether to compute the entropy too.
-        entropy_grad: Whether the entropy is differentiable; costs a second [N, H] tensor. Implies ``entropy``.
+        entropy_grad: Whether the entropy is differentiable; costs a second pass over the vocabulary. Implies
+            ``entropy``.
 
     Raises:
         ValueError: ``weight`` or ``bias`` wants a gradient, which this function does not give.
@@ -56,7 +58,7 @@ def selected_logprobs(
         raise ValueError("selected_logprobs needs a frozen output layer; freeze the head or keep LoRA off it")
     with torch.autocast(hidden.device.type, enabled=False):
         result: tuple[Tensor, Tensor] = _SelectedLogprobs.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, targets, temperature, bias, chunk, entropy or entropy_grad, entropy_grad
+            hidden, weight, targets, temperature, bias, columns, entropy or entropy_grad, entropy_grad
         )
     return TokenLogprobs(*result)
 
@@ -68,19 +70,74 @@ def logprobs_at(
     targets: Tensor,
     temperatures: Sequence[float],
     bias: Tensor | None = None,
-    chunk: int | None = None,
+    columns: int | None = None,
 ) -> Tensor:
     """Return [K, N] float32 log-probabilities at K temperatures from one set of logits, without gradient.
 
     The arguments are those of :func:`selected_logprobs`.
     """
-    columns = []
+    result = _empty(weight, (len(temperatures), len(hidden)))
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows, logits in _logits(hidden, weight, bias, chunk):
-            chosen = logits.gather(1, targets[rows, None]).squeeze(1)
-            at = {t: chosen / t - torch.logsumexp(logits if t == 1 else logits / t, 1) for t in set(temperatures)}
-            columns.append(torch.stack([at[t] for t in temperatures]))
-    return torch.cat(columns, 1) if columns else _empty(weight, (len(temperatures), 0))
+        for rows in _blocks(len(hidden)):
+            at = {t: RunningSoftmax(targets[rows], weight, t) for t in set(temperatures)}
+            for part in _slices(hidden[rows], weight, bias, columns):
+                for softmax in at.values():
+                    softmax.add(part)
+            for row, temperature in zip(result, temperatures, strict=True):
+                row[rows] = at[temperature].logprobs()
+    return result
+
+
+class Slice(NamedTuple):
+    """Some entries of the vocabulary, C of them from ``start`` on."""
+
+    start: int
+    weight: Tensor
+    """[C, H]."""
+    logits: Tensor
+    """[N, C] float32 (float64 for float64 weights), not divided by the temperature."""
+
+
+class RunningSoftmax:
+    """The softmax of N rows over the slices so far.
+
+    Args:
+        targets: [N] int64 token ids.
+        weight: [V, H] output embedding, for its type and device.
+        temperature: Divides the logits.
+    """
+
+    def __init__(self, targets: Tensor, weight: Tensor, temperature: float) -> None:
+        self.targets, self.temperature = targets[:, None], temperature
+        self.largest = _empty(weight, (len(targets), 1)).fill_(-torch.inf)
+        self.total = torch.zeros_like(self.largest)
+        self.chosen = torch.zeros_like(self.largest)  # logits of the targets
+
+    def add(self, part: Slice) -> tuple[Tensor, Tensor]:
+        """Return the slice's weights [N, C] relative to the largest so far, and what [N, 1] earlier sums shrink by."""
+        largest = torch.maximum(self.largest, part.logits.amax(1, keepdim=True))
+        shrink, weights = self._exp(self.largest - largest), self._exp(part.logits - largest)
+        self.total = self.total * shrink + weights.sum(1, keepdim=True)
+        self.largest = largest
+        place, inside = self.places(part)
+        self.chosen = torch.where(inside, part.logits.gather(1, place), self.chosen)
+        return weights, shrink
+
+    def places(self, part: Slice) -> tuple[Tensor, Tensor]:
+        """Return the columns [N, 1] of the targets in a slice, and whether [N, 1] they are in it at all."""
+        place, last = self.targets - part.start, part.logits.shape[1] - 1
+        return place.clamp(0, last), (place >= 0) & (place <= last)
+
+    def logsumexp(self) -> Tensor:
+        """Return [N, 1]."""
+        return self.largest / self.temperature + self.total.log()
+
+    def logprobs(self) -> Tensor:
+        """Return [N] log-probabilities of the targets."""
+        return ((self.chosen - self.largest) / self.temperature - self.total.log())[:, 0]
+
+    def _exp(self, differences: Tensor) -> Tensor:
+        return (differences if self.temperature == 1 else differences.div_(self.temperature)).exp_()
 
 
 class _SelectedLogprobs(torch.autograd.Function):
@@ -92,7 +149,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         bias: Tensor | None,
-        chunk: int | None,
+        columns: int | None,
         entropy: bool,
         entropy_grad: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -101,21 +158,26 @@ class _SelectedLogprobs(torch.autograd.Function):
         entropies = torch.zeros_like(logprobs)
         gradient = torch.empty_like(hidden) if needs_grad else None
         entropy_gradient = torch.empty_like(hidden) if needs_grad and entropy_grad else None
-        for rows, logits in _logits(hidden, weight, bias, chunk):
-            target = targets[rows, None]
-            logp = (logits if temperature == 1 else logits.div_(temperature)).log_softmax(1)
-            logprobs[rows] = logp.gather(1, target).squeeze(1)
-            if gradient is None and not entropy:
-                continue
-            probabilities = torch.exp(logp, out=logits)
+        for rows in _blocks(len(hidden)):
+            softmax = RunningSoftmax(targets[rows], weight, temperature)
+            mean_logit = mean_row = torch.zeros_like(softmax.total)
+            for part in _slices(hidden[rows], weight, bias, columns):
+                weights, shrink = softmax.add(part)
+                if entropy:
+                    mean_logit = mean_logit * shrink + torch.linalg.vecdot(weights, part.logits)[:, None]
+                if needs_grad:  # without the target, whose own 1 - p would be lost in the rounding of p
+                    place, inside = softmax.places(part)
+                    weights.scatter_(1, place, weights.gather(1, place).masked_fill(inside, 0))
+                    mean_row = mean_row * shrink + weights.to(weight.dtype) @ part.weight
+            logprobs[rows] = softmax.logprobs()
             if entropy:
-                entropies[rows] = -torch.bmm(probabilities[:, None], logp[..., None]).flatten()  # no product is written
-            if entropy_gradient is not None:  # dH/dlogit = -p (log p + H)
-                slope = logp.add_(entropies[rows, None]).mul_(probabilities)
-                entropy_gradient[rows] = (slope.to(weight.dtype) @ weight) / -temperature
-            if gradient is not None:  # dlogp/dlogit = onehot - p, rounded only after the subtraction
-                slope = probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
-                gradient[rows] = (slope.to(weight.dtype) @ weight) / -temperature
+                entropies[rows] = (softmax.logsumexp() - mean_logit / softmax.total / temperature)[:, 0]
+            if gradient is not None:  # dlogp/dlogit = onehot - p
+                others = mean_row / softmax.total
+                gradient[rows] = (weight[targets[rows]] * -logprobs[rows, None].expm1() - others) / temperature
+            if entropy_gradient is not None:
+                again = _slices(hidden[rows], weight, bias, columns)
+                entropy_gradient[rows] = _entropy_slope(again, softmax, entropies[rows, None])
         ctx.save_for_backward(gradient, entropy_gradient)
         if entropy_gradient is None:
             ctx.mark_non_differentiable(entropies)
@@ -131,17 +193,34 @@ class _SelectedLogprobs(torch.autograd.Function):
         return (total, *[None] * 7)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of rows with their logits, [chunk, V] in float32 (float64 for float64 weights)."""
-    chunk = chunk or (128 if hidden.device.type == "cpu" else 256)
-    for start in range(0, len(hidden), chunk):
-        rows = slice(start, start + chunk)
-        logits = _wide(hidden[rows].to(weight.dtype) @ weight.T)
-        yield rows, logits if bias is None else logits + bias
+def _entropy_slope(slices: Iterator[Slice], softmax: RunningSoftmax, entropy: Tensor) -> Tensor:
+    """Return dH/dhidden [N, H] of entropies H [N, 1], from dH/dlogit = -p (log p + H)."""
+    slope = torch.zeros_like(entropy)
+    for part in slices:
+        logp = part.logits / softmax.temperature - softmax.logsumexp()
+        slope = slope - (logp.exp() * (logp + entropy)).to(part.weight.dtype) @ part.weight
+    return slope / softmax.temperature
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+ROWS = 1024
+CPU_LOGITS, GPU_LOGITS = 2**20, 2**24
+
+
+def _blocks(tokens: int) -> Iterator[slice]:
+    for start in range(0, tokens, ROWS):
+        yield slice(start, start + ROWS)
+
+
+def _slices(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: int | None) -> Iterator[Slice]:
+    """Yield the vocabulary's slices for the rows of hidden [N, H]."""
+    hidden = hidden.to(weight.dtype)
+    held = CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS
+    columns = columns or max(64, held // len(hidden) // 64 * 64)
+    for start in range(0, len(weight), columns):
+        part = weight[start : start + columns]
+        logits = hidden @ part.T
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        yield Slice(start, part, logits if bias is None else logits + bias[start : start + columns])
 
 
 def _empty(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
