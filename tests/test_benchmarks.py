@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import sys
 
 import pytest
 import torch
@@ -85,6 +86,42 @@ def test_generate_is_timed_on_the_same_work(tmp_path):
     check_phases(report)
     for phase in report["phases"].values():
         assert phase["rate"] * phase["seconds"]["median"] == pytest.approx(1 * 2 * 8)
+
+
+VLLM = """
+class SamplingParams:
+    def __init__(self, **arguments):
+        assert (arguments["n"], arguments["ignore_eos"], arguments["logprobs"]) == (2, True, 0)
+        self.tokens = arguments["max_tokens"] - {missing}
+class Completion:
+    def __init__(self, tokens):
+        self.token_ids, self.outputs = [0] * tokens, []
+class LLM:
+    def __init__(self, model, dtype, max_model_len, max_num_seqs, enforce_eager):
+        assert (dtype, max_model_len, max_num_seqs) == ("float32", 16, 2)
+    def generate(self, prompts, sampling, use_tqdm):
+        assert [len(prompt["prompt_token_ids"]) for prompt in prompts] == [8]
+        output = Completion(0)
+        output.outputs = [Completion(sampling.tokens)] * 2
+        return [output]
+"""
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_vllm_is_asked_for_the_same_work(missing, tmp_path, monkeypatch, capsys):
+    (tmp_path / "vllm.py").write_text(VLLM.format(missing=missing))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    out = tmp_path / "found.json"
+    arguments = ["--out", str(out), "--device", "cpu", *TINY, "--vllm-python", sys.executable]
+    if missing:
+        assert rollout.main(arguments) == 2
+        assert "exit status 1: RuntimeError: vLLM sampled 14 tokens, not 16" in capsys.readouterr().err
+        return
+    assert rollout.main(arguments) == 0
+    report = json.loads(out.read_text())
+    assert report["phases"].keys() == {"rollout", "vllm"}
+    assert report["phases"]["vllm"]["rate"] * report["phases"]["vllm"]["seconds"]["median"] == pytest.approx(16)
+    assert report["phases"]["vllm"]["peak_bytes"] > 1e6
 
 
 def test_natural_lengths_of_a_random_model_end_early(tmp_path):

@@ -92,7 +92,7 @@ class FusedLinear:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Merge anew, summed in fp32 and rounded once; does nothing where there is no adapter.
+        """Merge anew, the sum rounded once; does nothing where there is no adapter.
 
         On CPUs the weight is laid out for oneDNN once instead of in every product: for the few rows of a decoding step
         a third faster in bf16, twice as fast in fp32 with AVX2.
@@ -102,7 +102,8 @@ class FusedLinear:
             return
         weight = self.base_weight()
         if factors is not None:
-            weight = weight.to(torch.float32, copy=True).addmm_(factors[1], factors[0]).to(self.dtype)
+            down, up = (factor.to(self.dtype) for factor in factors)  # as :meth:`adapted` rounds them
+            weight = torch.addmm(weight, up, down)
         self._packed = _onednn_packs(weight)
         self._merged = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT) if self._packed else weight
 

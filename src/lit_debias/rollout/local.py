@@ -63,7 +63,7 @@ class LocalEngine(RolloutEngine):
         uniforms = self._uniforms(len(prompts) * group_size, seed).to(policy.device)
         sampler = Sampler(1.0 if greedy else self.temperature, self.top_k, self.top_p, greedy)
         decoding = Decoding(uniforms, policy.eos_token_ids, sampler)
-        with self._decoder(policy) as decoder:
+        with self._decoder(policy) as decoder, torch.inference_mode():
             decoding.run(decoder, prompt_ids, prompt_mask, group_size)
         shape = (len(prompts), group_size, -1)
         ids, mask = decoding.ids.view(shape), decoding.mask().view(shape)
