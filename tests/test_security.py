@@ -1,0 +1,117 @@
+"""What is not trusted runs nothing: weights, code in model folders, adapters; docs/security.md lists all of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import loaded
+
+from lit_debias.errors import UserError
+from lit_debias.language_model import LanguageModel
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.sentence_encoder import SentenceEncoder
+
+CPU = torch.device("cpu")
+LOADERS: dict[str, Callable[[str], object]] = {
+    "policy": lambda source: loaded(Path(source)),
+    "perplexity model": lambda source: LanguageModel(source, batch_size=1).load(CPU),
+    "sentence encoder": lambda source: SentenceEncoder(source).load(CPU),
+}
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def mark(tmp_path) -> Path:
+    """A file that only foreign code makes."""
+    return tmp_path / "foreign-code-was-run"
+
+
+def arm(weights: Path, pickled: Path, mark: Path) -> None:
+    """Replace safetensors by a pickle of the same tensors that makes ``mark``."""
+    torch.save({**load_file(weights), "bomb": Bomb(mark)}, pickled)
+    weights.unlink()
+
+
+def test_the_bomb_works(tmp_path, mark):
+    torch.save(Bomb(mark), tmp_path / "weights.bin")
+    torch.load(tmp_path / "weights.bin", weights_only=False)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_model_with_pickled_weights_is_refused(tiny_model, tmp_path, mark, loader, name):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    arm(folder / "model.safetensors", folder / name, mark)
+    with pytest.raises(UserError, match=r"model '.*model' has no weights in safetensors, and other files are not read"):
+        loader(str(folder))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize("part", ["config", "tokenizer_config"])
+def test_code_in_a_models_folder_is_not_run(tiny_model, tmp_path, mark, loader, part, monkeypatch):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    classes = {"config": ("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "tokenizer_config": ("AutoTokenizer",)}
+    content = json.loads((folder / f"{part}.json").read_text())
+    own = "foreign.Own" if part == "config" else ["foreign.Own", "foreign.Own"]
+    content |= {"model_type": "own", "tokenizer_class": "Own", "auto_map": dict.fromkeys(classes[part], own)}
+    (folder / f"{part}.json").write_text(json.dumps(content))
+    (folder / "foreign.py").write_text(f"open({str(mark)!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask in the terminal
+    with pytest.raises(UserError, match=r"comes with Python code of its own, which is never run; write one whose"):
+        loader(str(folder))
+    assert not mark.exists()
+
+
+def test_code_beside_a_known_architecture_is_left_alone(tiny_model, tmp_path, mark):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"auto_map": {"AutoModelForCausalLM": "foreign.Own"}}))
+    (folder / "foreign.py").write_text(f"open({str(mark)!r}, 'w')")
+    assert type(loaded(folder).causal_lm).__module__.startswith("transformers.")
+    assert not mark.exists()
+
+
+@pytest.fixture
+def adapter(tiny_model, tmp_path) -> Path:
+    loaded(tiny_model).lm.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def continued(model: Path, adapter: Path) -> QLoRAPolicy:
+    return loaded(model, adapter=str(adapter))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_with_pickled_weights_is_refused(tiny_model, adapter, mark):
+    arm(adapter / "adapter_model.safetensors", adapter / "adapter_model.bin", mark)
+    with pytest.raises(UserError, match=r"adapter '.*adapter': no adapter_model.safetensors there, and other"):
+        continued(tiny_model, adapter)
+    assert not mark.exists()
+
+
+def test_an_adapter_names_no_module_to_import(tiny_model, adapter, mark, monkeypatch):
+    (adapter / "foreign_module.py").write_text(f"open({str(mark)!r}, 'w')")
+    monkeypatch.syspath_prepend(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config |= {"megatron_config": {"size": 1}, "megatron_core": "foreign_module"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"adapter '.*adapter' uses megatron_config; name a plain LoRA adapter"):
+        continued(tiny_model, adapter)
+    assert not mark.exists()
