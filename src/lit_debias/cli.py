@@ -13,10 +13,12 @@ from inspect import signature
 from typing import Any
 
 from docstring_parser import parse
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from lit_debias.errors import UserError
 from lit_debias.plugins import get_plugin_manager
+from lit_debias.redaction import check_no_secrets, redact
+from lit_debias.text import printable
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
         mistake = _user_error(error)
         if mistake is None:
             raise
-        print(f"lit-debias: error: {mistake}", file=sys.stderr)
+        print(f"lit-debias: error: {printable(redact(str(mistake)))}", file=sys.stderr)
         return 2
 
 
@@ -136,7 +138,18 @@ def overview() -> str:
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose results hold no secrets: they are kept in files."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Return the arguments; raise :class:`UserError` where one is a key or password."""
+        config = super().parse_args(*args, **kwargs)
+        check_no_secrets(config.as_dict())
+        return config
+
+    def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
+        """Return the arguments as YAML, for ``--print_config`` and ``config.yaml``, as :meth:`parse_args`."""
+        check_no_secrets(namespace.as_dict())
+        return str(super().dump(namespace, *args, **kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise :class:`UserError` with what is wrong, where, and what to write instead."""
