@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from lit_debias.errors import did_you_mean
+from lit_debias.plugins import ALLOW_VARIABLE
 
 NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
 CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)")
 UNKNOWN_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
+BARRED = re.compile(r"import of (?P<module>\S+) halted; None in sys.modules")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
 UNKNOWN_KEY = re.compile(r"(?:does not accept option '|unrecognized arguments: --|Key ')(?P<key>[\w.-]+)")
 REQUIRED = re.compile(r"arguments are required: (?P<names>.+)")
@@ -52,6 +54,8 @@ def _advice(leaf: str, class_path: str) -> str:
     if match := UNKNOWN_OPTION.search(leaf):
         hint = did_you_mean(match["option"], _options(class_path))
         return f"{short or 'the class'} takes no option '{match['option']}'{hint}"
+    if match := BARRED.search(leaf):
+        return f"'{match['module']}' is a plugin that {ALLOW_VARIABLE} does not name; name its entry point there"
     if match := UNKNOWN_CLASS.search(leaf):
         return f"there is no class '{match['name']}'{did_you_mean(match['name'], _class_names())}"
     if match := UNKNOWN_KEY.search(leaf):
