@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from support import loaded
 
+from lit_debias.cli import main
+from lit_debias.data.card import plain, written_section
+from lit_debias.data.taxonomy import WORDING, Taxonomy
 from lit_debias.errors import UserError
 from lit_debias.language_model import LanguageModel
 from lit_debias.policy import QLoRAPolicy
@@ -115,3 +121,83 @@ def test_an_adapter_names_no_module_to_import(tiny_model, adapter, mark, monkeyp
     with pytest.raises(UserError, match=r"adapter '.*adapter' uses megatron_config; name a plain LoRA adapter"):
         continued(tiny_model, adapter)
     assert not mark.exists()
+
+
+# ---------------------------------------------------------------- files that are no models
+
+
+def yaml_bomb(mark: Path) -> str:
+    return f"!!python/object/apply:os.mkdir [{str(mark)!r}]"
+
+
+def test_the_yaml_bomb_works(mark):
+    yaml.unsafe_load(yaml_bomb(mark))
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("command", [["fit"], ["evaluate"], ["rewards", "score", "NoSweepingWords", "x"]])
+def test_yaml_makes_no_python_objects(tmp_path, mark, capsys, command):
+    (tmp_path / "config.yaml").write_text(f"model: {yaml_bomb(mark)}\n")
+    option = ["--init_args", yaml_bomb(mark)] if command[0] == "rewards" else ["-c", str(tmp_path / "config.yaml")]
+    assert main([*command, *option]) == 2
+    assert "lit-debias: error:" in capsys.readouterr().err
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["groups", "themes"])
+def test_wording_and_lexicons_make_no_python_objects(tmp_path, mark, capsys, name):
+    folder = shutil.copytree(WORDING, tmp_path / "wording")
+    (folder / f"{name}.yaml").write_text(f"x: {yaml_bomb(mark)}\n")
+    with pytest.raises(UserError, match=f"{name}.yaml"):
+        Taxonomy.load(folder)
+    arguments = {"lexicons": [str(folder / f"{name}.yaml")]}
+    assert main(["rewards", "score", "Rules", "x", "--init_args", json.dumps(arguments)]) == 2
+    assert not mark.exists()
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_settings_on_a_data_card_are_text():
+    evil = "x` | <script>alert(1)</script>\n[a](javascript:alert(1)) ![b](http://evil.example)"
+    section = written_section({"author": {"model": evil}}, {"kept": 1})
+    (line,) = [line for line in section.splitlines() if "author" in line]
+    assert line.count("|") == 3
+    assert not re.search(r"<script|\]\(|(?<!^\| )`(?!author)", line.removeprefix("| `author`"))
+    assert plain("a plain word, 3.5") == "a plain word, 3.5"
+
+
+# ---------------------------------------------------------------- the source itself
+
+ROOT = Path(__file__).parent.parent
+UNSAFE = re.compile(
+    r"(torch|joblib|dill|marshal|shelve|cloudpickle)\.loads?|yaml\.(unsafe_|full_)?load(_all)?|pickle\.(loads?|Unpickler)"
+    r"|(pd|pandas)\.read_pickle|eval|exec|os\.system|os\.popen|(\w+\.)?extractall|tempfile\.mktemp|(\w+\.)?from_pretrained"
+)
+KNOWN = {
+    "lit_debias/contract.py": {"pickle.loads"},  # of its own copy
+    "lit_debias/rewards/calls.py": {"pickle.loads"},  # what the parent process sends
+    "lit_debias/models.py": {"from_pretrained"},  # with safetensors, without code
+    "lit_debias/model_checks.py": {"from_pretrained"},  # of a configuration
+    "lit_debias/policy.py": {"from_pretrained"},  # of an adapter that model_checks has passed
+    "lit_debias_classifier/reward.py": {"from_pretrained"},  # with safetensors, without code
+}
+
+
+def unsafe_calls(path: Path) -> set[str]:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = {ast.unparse(call.func) for call in calls if UNSAFE.fullmatch(ast.unparse(call.func))}
+    keywords = {(word.arg, ast.unparse(word.value)) for call in calls for word in call.keywords}
+    names |= {f"{name}=True" for name in ("shell", "allow_pickle", "trust_remote_code") if (name, "True") in keywords}
+    return {"from_pretrained" if name.endswith("from_pretrained") else name for name in names}
+
+
+def test_nothing_else_loads_pickles_or_runs_text():
+    found = {}
+    for source in (ROOT / "src", *ROOT.glob("plugins/*/src")):
+        found |= {path.relative_to(source).as_posix(): unsafe_calls(path) for path in source.rglob("*.py")}
+    assert {place: calls for place, calls in found.items() if calls} == KNOWN
+
+
+def test_benchmarks_load_models_of_their_own_and_nothing_else_that_is_unsafe():
+    assert set().union(*map(unsafe_calls, (ROOT / "benchmarks").rglob("*.py"))) == {"from_pretrained"}
