@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jinja2.exceptions import SecurityError
 from safetensors.torch import load_file
-from support import loaded
+from support import loaded, save_tiny_model
+from test_cli import config, run, write  # noqa: F401  # a fixture
 
 from lit_debias.cli import main
 from lit_debias.data.card import plain, written_section
@@ -115,12 +119,27 @@ def test_an_adapter_with_pickled_weights_is_refused(tiny_model, adapter, mark):
 def test_an_adapter_names_no_module_to_import(tiny_model, adapter, mark, monkeypatch):
     (adapter / "foreign_module.py").write_text(f"open({str(mark)!r}, 'w')")
     monkeypatch.syspath_prepend(adapter)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    config |= {"megatron_config": {"size": 1}, "megatron_core": "foreign_module"}
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    content = json.loads((adapter / "adapter_config.json").read_text())
+    content |= {"megatron_config": {"size": 1}, "megatron_core": "foreign_module"}
+    (adapter / "adapter_config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"adapter '.*adapter' uses megatron_config; name a plain LoRA adapter"):
         continued(tiny_model, adapter)
     assert not mark.exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's, before it gets that far
+def test_a_checkpoint_that_makes_objects_is_refused(config, tmp_path, mark):  # noqa: F811
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0", "bomb": Bomb(mark)}, tmp_path / "last.ckpt")
+    with contextlib.suppress(pickle.UnpicklingError):
+        assert run("fit", "-c", write(tmp_path, config), "--ckpt_path", tmp_path / "last.ckpt") == 2
+    assert not mark.exists()
+
+
+def test_a_chat_template_reaches_no_python(tmp_path):
+    template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    policy = loaded(save_tiny_model(tmp_path / "model", template))
+    with pytest.raises(SecurityError):
+        policy.encode_prompts(["a prompt"])
 
 
 # ---------------------------------------------------------------- files that are no models
@@ -186,7 +205,8 @@ KNOWN = {
 
 def unsafe_calls(path: Path) -> set[str]:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    names = {ast.unparse(call.func) for call in calls if UNSAFE.fullmatch(ast.unparse(call.func))}
+    loads = [call for call in calls if "weights_only=True" not in map(ast.unparse, call.keywords)]
+    names = {ast.unparse(call.func) for call in loads if UNSAFE.fullmatch(ast.unparse(call.func))}
     keywords = {(word.arg, ast.unparse(word.value)) for call in calls for word in call.keywords}
     names |= {f"{name}=True" for name in ("shell", "allow_pickle", "trust_remote_code") if (name, "True") in keywords}
     return {"from_pretrained" if name.endswith("from_pretrained") else name for name in names}
@@ -201,3 +221,11 @@ def test_nothing_else_loads_pickles_or_runs_text():
 
 def test_benchmarks_load_models_of_their_own_and_nothing_else_that_is_unsafe():
     assert set().union(*map(unsafe_calls, (ROOT / "benchmarks").rglob("*.py"))) == {"from_pretrained"}
+
+
+def test_every_test_that_the_page_names_exists():
+    named = re.findall(r"`([a-z_]+)::([a-z_0-9]+)`", (ROOT / "docs" / "security.md").read_text())
+    assert len(named) > 20
+    for file, test in named:
+        (path,) = [*ROOT.glob(f"tests/test_{file}.py"), *ROOT.glob(f"plugins/*/tests/test_{file}.py")]
+        assert f"def test_{test}(" in path.read_text(), f"{file}::{test}"
