@@ -157,7 +157,8 @@ class Parser(ArgumentParser):
             return super().error(message, ex)
         from lit_debias.parse_errors import one_line
 
-        raise UserError(one_line(message)) from ex
+        known = vars(self.get_defaults(skip_validation=True).as_flat())
+        raise UserError(one_line(message, known)) from ex
 
 
 def run_function(name: str, args: list[str]) -> int:
