@@ -2,12 +2,18 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from lit_debias.evaluation.records import Record, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
 
 EVIL = "<script>alert('pwned')</script><img src=x onerror=alert(1)>"
+HOSTILE = (
+    "</script></style>]]><!--<script>window.owned = 1</script><img src=x onerror='window.owned = 2'>"
+    '<svg onload="window.owned = 3"></svg><a href="javascript:window.owned = 4">a</a><a href="https://evil.example">b</a>'
+    "<b>bold</b>%{x}&lt;&#60;{{ 7 * 7 }}javascript:alert(1)"
+)
 SETTINGS = {"model": "tiny & small", "data_sha256": "0123abcd", "adapter": "runs/adapter"}
 TITLES = {"before": "base", "prompt_only": "asked for fairness", "sft": "SFT", "grpo": "GRPO, all <rewards>"}
 
@@ -107,3 +113,39 @@ def log_csv(folder: Path, rows: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def hostile(folder: Path) -> None:
+    """Write a run in which every name and text is :data:`HOSTILE`, as are its settings, notes and configuration."""
+    arms = {
+        arm: [
+            replace(
+                record(i, side, score + 0.03 * i, HOSTILE, rewards={"fair": score, HOSTILE: score - 0.1}),
+                **dict.fromkeys(("category", "group", "prompt", "counterfactual_prompt"), HOSTILE),
+                judges={HOSTILE: score + 0.03 * i + 0.1 * side},
+            )
+            for i in range(4)
+            for side in (0, 1)
+        ]
+        for arm, score in (("before", 0.2), ("after", 0.6))
+    }
+    settings = dict.fromkeys(("model", "adapter", "data", "data_sha256", HOSTILE), HOSTILE)
+    results = write_evaluation(folder, arms, settings=settings, notes=[HOSTILE], created=HOSTILE, hardware=HOSTILE)
+    results["titles"] = dict.fromkeys(arms, HOSTILE)
+    results["verdict"]["sentence"] = HOSTILE
+    results["verdict"]["checks"] = [{"name": HOSTILE, "value": 1.0, "bar": HOSTILE, "passed": True}]
+    for about in results["measures"].values():
+        about["label"] = about["section"] = HOSTILE
+    write_json(folder / "results.json", results)
+    rows = [
+        {
+            "step": step,
+            "rollout_step": step,
+            "reward": 0.5,
+            "rewards/fair/mean": 0.1 * step,
+            f"rewards/{HOSTILE}/mean": 0.5,
+        }
+        for step in range(3)
+    ]
+    log_csv(folder / "logs", rows)
+    (folder / "logs" / "config.yaml").write_text(f"model: {HOSTILE}\n")

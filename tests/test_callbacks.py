@@ -1,14 +1,16 @@
 """Adapter export, completion table, prediction file."""
 
 import json
+import re
 
 import pytest
 import torch
+from rich.console import Console
 from support import loaded, perturb
 from test_module import Vowels, grpo, prompts, trainer  # noqa: F401  (prompts is a fixture)
 
 from lit_debias.callbacks import AdapterExport, CompletionTable, PredictionFile
-from lit_debias.callbacks.completions import extremes
+from lit_debias.callbacks.completions import as_table, extremes
 from lit_debias.data import PromptDataModule
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores
 
@@ -80,6 +82,17 @@ def test_completions_are_kept_and_markup_in_them_stays_text(tiny_model, prompts,
     assert [row["rollout_step"] for row in rows] == [2, 2, 2, 4, 4, 4]
     assert set(rows[0]["scores"]) == {"vowels"}
     assert "[red]x[/]" in capsys.readouterr().out
+
+
+def test_what_controls_a_terminal_stays_text(capsys):
+    evil = "\x1b]0;owned\x07[link=http://x]y[/link]\x1b[2J\r[red]z[/]"
+    rows = [{"prompt": evil, "completion": evil, "scores": {evil: 0.5}, "advantage": 1.0}]
+    Console(force_terminal=True, width=300).print(as_table(rows, "title"))
+    shown = capsys.readouterr().out
+    assert shown.count(r"\x1b]0;owned\x07[link=http://x]y[/link]\x1b[2J\r[red]z[/]") == 3
+    assert not {"\x07", "\r"} & set(shown)
+    assert set(re.findall(r"\x1b[^m]*m", shown)) <= {f"\x1b[{style}m" for style in ("0", "1", "3")}
+    assert shown.count("\x1b") == len(re.findall(r"\x1b[^m]*m", shown))
 
 
 def test_predictions_are_written(tiny_model, prompts, tmp_path):  # noqa: F811

@@ -146,6 +146,13 @@ def test_an_empty_data_set_is_found_before_the_model_is_loaded(config, tmp_path,
     assert "prompts.jsonl" in capsys.readouterr().err
 
 
+def test_null_inside_a_class_on_the_command_line(config, tmp_path, capsys):
+    assert run("fit", "-c", write(tmp_path, config), "--model.policy.adapter", "null") == 2
+    assert (
+        "adapter 'None': no adapter_config.json there; write null in a file, or leave it out" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -153,7 +160,9 @@ def test_an_empty_data_set_is_found_before_the_model_is_loaded(config, tmp_path,
         (["fit", "-c", "nowhere.yaml"], "File does not exist: '"),
         (["fit"], "missing: data, model"),
         (["rewards", "chek"], "there is no command 'rewards chek'; did you mean 'rewards check'?"),
-        (["doctor", "--jsn", "true"], "there is no option 'jsn'"),
+        (["doctor", "--jsn", "true"], "there is no option 'jsn'; did you mean 'json'?"),
+        (["evaluate", "--modle", "x"], "there is no option 'modle'; did you mean 'model'?"),
+        (["evaluate", "--nothing_like_it", "x"], "there is no option 'nothing_like_it'\n"),
         (["fit", "--model.rewards.fairness.help"], "write --model.rewards.fairness.help CLASS"),
         (["fit", "--model.rewards.x.help", "SoftOverlng"], "did you mean 'SoftOverlong'?"),
     ],

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import sys
 import textwrap
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 from lit_debias import RewardBatch, errors, plugins
+from lit_debias.cli import main
 from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.rewards.guard import Guard
+from lit_debias.rewards.suite import RewardSuite
 from lit_debias.types import PromptBatch, Rollout, Scores
 
 NUMBERS = itertools.count()
@@ -52,7 +57,7 @@ def install(tmp_path, monkeypatch):
 
     yield write
     for name in set(sys.modules) - before:
-        if name.startswith("plugin_"):
+        if name.startswith("plugin_") or sys.modules[name] is None:
             del sys.modules[name]
 
 
@@ -126,12 +131,60 @@ def test_only_allowed_plugins_and_the_built_in_one_are_imported(install, monkeyp
     install("liked-rewards", REWARD.format(name="Liked"), "liked")
     monkeypatch.setenv(plugins.ALLOW_VARIABLE, " liked,")
     names = {component.name for component in components(get_plugin_manager())}
-    assert module not in sys.modules
+    assert sys.modules[module] is None  # neither imported nor to be imported
     assert {"Liked", "WeightedSum"} <= names
     assert "Fluency" not in names  # of a plugin that is installed and not named
     monkeypatch.setenv(plugins.ALLOW_VARIABLE, "likd")
     with pytest.raises(errors.UserError, match="names 'likd', and no such plugin is installed; did you mean 'liked'"):
         get_plugin_manager()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["rewards", "check", "PLUGIN.Strange"],
+        ["rewards", "score", "PLUGIN.Strange", "a text"],
+        ["fit", "--model", "GRPO", "--model.rewards", '{"x": {"class_path": "PLUGIN.Strange"}}'],
+        [
+            "evaluate",
+            "--model",
+            "m",
+            "--data",
+            "d",
+            "--out",
+            "o",
+            "--judges",
+            '{"x": {"class_path": "PLUGIN.Strange"}}',
+        ],
+    ],
+)
+def test_a_class_path_does_not_get_round_the_list(install, monkeypatch, tmp_path, capsys, args):
+    mark = tmp_path / "imported"
+    strange = install(
+        "strange-rewards", f"open({str(mark)!r}, 'w').close()\n" + textwrap.dedent(REWARD.format(name="Strange"))
+    )
+    install("liked-rewards", REWARD.format(name="Liked"), "liked")
+    monkeypatch.setenv(plugins.ALLOW_VARIABLE, "liked")
+    assert main([arg.replace("PLUGIN", strange) for arg in args]) == 2
+    assert f"'{strange}' is a plugin that LIT_DEBIAS_ALLOWED_PLUGINS does not name" in capsys.readouterr().err
+    assert not mark.exists()
+    monkeypatch.delenv(plugins.ALLOW_VARIABLE)
+    assert "Strange" in {component.name for component in components(get_plugin_manager())}
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_only_allowed_plugins_are_imported_where_rewards_run(install, monkeypatch, tmp_path, isolate):
+    mark = tmp_path / "imported"
+    install("strange-rewards", f"open({str(mark)!r}, 'w').close()")
+    liked = install("liked-rewards", REWARD.format(name="Liked"), "liked")
+    monkeypatch.setenv(plugins.ALLOW_VARIABLE, "liked")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    get_plugin_manager()
+    suite = RewardSuite({"liked": import_module(liked).Liked()}, Guard(isolate=isolate))
+    suite.setup(torch.device("cpu"))
+    assert suite.score(make_rollout()).values["liked"].tolist() == [[1.0, 1.0]]
+    assert not mark.exists()
 
 
 def test_an_unknown_hook_is_named(install):

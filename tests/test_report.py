@@ -1,9 +1,12 @@
+import base64
+import hashlib
 import json
 import re
 import sys
+from html.parser import HTMLParser
 
 import pytest
-from report_material import EVIL, log_csv, many_arms, passage, record, write_evaluation
+from report_material import EVIL, HOSTILE, hostile, log_csv, many_arms, passage, record, write_evaluation
 
 from lit_debias.cli import main
 from lit_debias.errors import UserError
@@ -28,6 +31,30 @@ def arms():
 def run(tmp_path, arms):
     write_evaluation(tmp_path / "run" / "evaluation", arms)
     return tmp_path / "run"
+
+
+class Elements(HTMLParser):
+    """What a browser makes of a page: tags, attributes, links, scripts, and the policy of what may run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.links, self.scripts, self.policy = set(), set(), [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.add(tag)
+        self.attributes |= set(attributes)
+        if tag == "a":
+            self.links.append(attributes["href"])
+        if tag == "script":
+            self.scripts.append((attributes.get("type"), ""))
+        if attributes.get("http-equiv") == "Content-Security-Policy":
+            self.policy = attributes["content"]
+
+    def handle_data(self, data):
+        if self.lasttag == "script" and self.cdata_elem == "script":
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = (kind, text + data)
 
 
 def text_of(page):
@@ -71,6 +98,53 @@ def test_model_output_stays_text(run):
     assert EVIL not in page
     assert "&lt;script&gt;alert(&#39;pwned&#39;)&lt;/script&gt;" in page
     assert "occupational</script>" not in page  # the name of a bar inside a figure
+
+
+def test_names_and_settings_stay_text_too(tmp_path):
+    hostile(tmp_path)
+    page = report([str(tmp_path)])
+    assert HOSTILE not in page.read_text()
+    tree = Elements()
+    tree.feed(page.read_text())
+    assert tree.tags.isdisjoint({"img", "svg"})
+    assert all(link.startswith("#") for link in tree.links)
+    assert not any(name.startswith("on") for name in tree.attributes)
+    drawn = [json.loads(text) for kind, text in tree.scripts if kind == "application/json"]
+    assert len(drawn) > 3
+    texts = [re.sub("<br>|</?i>|<extra></extra>", " ", text) for text in strings_in(drawn)]
+    assert any("bold" in text for text in texts)
+    assert not [text for text in texts if "<" in text or "bold%{" in text]
+
+
+def strings_in(value):
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in strings_in(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in strings_in(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_only_the_pages_own_scripts_are_allowed_to_run(run):
+    log_csv(run / "logs", [{"step": i, "rollout_step": i, "reward": 0.1 * i} for i in range(3)])
+    tree = Elements()
+    tree.feed(report(str(run)).read_text())
+    allowed = re.search(r"script-src ([^;]+);", tree.policy)[1].split()
+    run_by_the_browser = [text for kind, text in tree.scripts if kind is None]
+    assert [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run_by_the_browser] == [
+        source.removeprefix("'sha256-").removesuffix("'") for source in allowed
+    ]
+    assert len(allowed) == 2
+
+
+def test_a_key_in_a_configuration_or_result_is_masked(tmp_path):
+    many_arms(tmp_path)
+    (tmp_path / "logs" / "config.yaml").write_text("logger:\n  api_key: hunter2\nmodel: https://me:hunter2@host/m\n")
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["settings"] |= {"model": "https://me:hunter2@host/m", "judges": {"j": {"api_key": "hunter2"}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = text_of(report(str(tmp_path)))
+    assert "hunter2" not in page
+    assert page.count("REDACTED") >= 4
 
 
 def test_missing_parts_are_noted(run):

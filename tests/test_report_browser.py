@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_material import EVIL, many_arms
+from report_material import EVIL, HOSTILE, hostile, many_arms
 
 from lit_debias.report import report
 
@@ -104,6 +104,31 @@ def test_model_output_is_text(desktop):
     assert tab.locator("img").count() == 0
     assert tab.locator(".answer", has_text=EVIL).count() > 0
     assert complaints == []  # no dialog either
+
+
+def test_names_texts_and_settings_run_nothing(browser, tmp_path):
+    hostile(tmp_path)
+    tab, complaints = load(browser, report([str(tmp_path)]))
+    tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    marks = tab.locator(".chart .point")
+    for number in range(marks.count()):  # labels that appear under the pointer are text too
+        marks.nth(number).hover(force=True)
+    assert complaints == []  # nor anything that the policy had to stop
+    assert tab.evaluate("window.owned") is None
+    assert tab.locator("img, .chart a, a:not([href^='#'])").count() == 0
+    places = [".answer", "h3", ".verdict", "th", ".legend li", "pre", "li", ".chart .xtitle"]
+    assert {place: tab.locator(place, has_text=HOSTILE).count() > 0 for place in places} == dict.fromkeys(places, True)
+    assert "</script>" in "".join(tab.locator(".chart .ytick").all_text_contents())
+
+
+def test_another_script_would_be_stopped(browser, page_file, tmp_path):
+    changed = tmp_path / "changed.html"
+    changed.write_text(
+        page_file.read_text().replace("<h1>", "<script>window.owned = 1</script><img src=x onerror=alert(1)><h1>")
+    )
+    tab, complaints = load(browser, changed)
+    assert tab.evaluate("window.owned") is None
+    assert any("Content Security Policy" in complaint for complaint in complaints)
 
 
 def test_links_lead_to_parts_of_the_page(desktop):

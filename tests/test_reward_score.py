@@ -78,3 +78,15 @@ def test_wrong_calls(args, piped, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", stdin)
     assert score(*args) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_controls_a_terminal_is_escaped_in_scores_and_errors(tmp_path, capsys):
+    assert score("Red \x1b[31m is\x07 red.") == 0
+    assert capsys.readouterr().out == "1.0000\tRed \\x1b[31m is\\x07 red.\n"
+    (tmp_path / "texts.jsonl").write_text('["\x1b]0;owned\x07"]\n')
+    assert score("--file", str(tmp_path / "texts.jsonl")) == 2
+    (tmp_path / "texts.jsonl").write_text('["\\u001b", "\x9b2J"]\n')
+    assert score("--file", str(tmp_path / "texts.jsonl")) == 2
+    shown = capsys.readouterr().err
+    assert "\\x9b2J" in shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)

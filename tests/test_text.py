@@ -1,6 +1,6 @@
 import pytest
 
-from lit_debias.text import distinct_credit, is_refusal, repetition, words
+from lit_debias.text import distinct_credit, is_refusal, printable, repetition, words
 
 
 def test_words_are_lower_case_and_keep_apostrophes():
@@ -64,3 +64,10 @@ def test_refusals(text):
 )
 def test_answers_are_no_refusals(text):
     assert not is_refusal(text)
+
+
+def test_control_characters_are_shown_as_escapes():
+    assert printable("a\x1b[31mred\x1b[0m\r\x07\x9b2J") == r"a\x1b[31mred\x1b[0m\r\x07\x9b2J"
+    assert printable("abc\u202egnp.exe \ud800") == r"abc\u202egnp.exe \ud800"
+    kept = "two\tcells\nand \u4e2d\u6587, \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645, \U0001f468\u200d\U0001f469"
+    assert printable(kept) == kept

@@ -180,8 +180,27 @@ def test_metrics_are_finite_where_nothing_was_scored(tiny_model):
     nobody = Scores({"shy": torch.zeros(3, 2)}, {"shy": torch.zeros(3, 2, dtype=torch.bool)})
     values = of_rollout(rollout, nobody, torch.full((3, 2), torch.nan), 1.0)
     assert all(np.isfinite(value) for value in values.values())
+    assert "rewards/shy/mean" not in values  # a 0 would be a score
     assert values["rewards/shy/missing_rate"] == 1.0
     assert values["frac_reward_zero_std"] == 1.0
+
+
+def test_the_mean_of_a_reward_is_over_the_scores_of_all_ranks(tiny_model, monkeypatch):
+    rollout = LocalEngine(3).generate(loaded(tiny_model), PROMPTS, 2, seed=0)
+    other = {"talks": (0.5, 5), "shy": (3.0, 4), "mute": (0.0, 0), "reward": (0.5, 5)}  # sum and count of another rank
+    values = {"talks": torch.full((3, 2), 0.9), "shy": torch.zeros(3, 2), "mute": torch.zeros(3, 2)}
+    valid = {name: torch.full((3, 2), name == "talks") for name in values}
+
+    def all_sum(mine):
+        names = list(values) if len(mine) == len(values) else ["reward"]
+        return mine + torch.tensor([other[name] for name in names])
+
+    monkeypatch.setattr("lit_debias.rewards.aggregators.base.all_sum", all_sum)
+    found = of_rollout(rollout, Scores(values, valid), values["talks"], 1.0)
+    assert found["rewards/talks/mean"] == pytest.approx((6 * 0.9 + 0.5) / 11)
+    assert found["rewards/shy/mean"] == pytest.approx(0.75)  # this rank has none
+    assert "rewards/mute/mean" not in found
+    assert found["reward"] == pytest.approx((6 * 0.9 + 0.5) / 11)
 
 
 # ---------------------------------------------------------------- 21, 22: continuing from an adapter

@@ -13,10 +13,12 @@ from inspect import signature
 from typing import Any
 
 from docstring_parser import parse
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from lit_debias.errors import UserError
 from lit_debias.plugins import get_plugin_manager
+from lit_debias.redaction import check_no_secrets, redact
+from lit_debias.text import printable
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
         mistake = _user_error(error)
         if mistake is None:
             raise
-        print(f"lit-debias: error: {mistake}", file=sys.stderr)
+        print(f"lit-debias: error: {printable(redact(str(mistake)))}", file=sys.stderr)
         return 2
 
 
@@ -136,7 +138,18 @@ def overview() -> str:
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose results hold no secrets: they are kept in files."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Return the arguments; raise :class:`UserError` where one is a key or password."""
+        config = super().parse_args(*args, **kwargs)
+        check_no_secrets(config.as_dict())
+        return config
+
+    def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
+        """Return the arguments as YAML, for ``--print_config`` and ``config.yaml``, as :meth:`parse_args`."""
+        check_no_secrets(namespace.as_dict())
+        return str(super().dump(namespace, *args, **kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise :class:`UserError` with what is wrong, where, and what to write instead."""
@@ -144,7 +157,8 @@ class Parser(ArgumentParser):
             return super().error(message, ex)
         from lit_debias.parse_errors import one_line
 
-        raise UserError(one_line(message)) from ex
+        known = vars(self.get_defaults(skip_validation=True).as_flat())
+        raise UserError(one_line(message, known)) from ex
 
 
 def run_function(name: str, args: list[str]) -> int:

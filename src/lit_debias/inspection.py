@@ -36,7 +36,7 @@ def plugins(json: bool = False) -> None:
         return
     table = Table("kind", "name", "distribution", "version", "what it is")
     for row in rows:
-        table.add_row(row["kind"], row["name"], row["distribution"], row["version"], row["summary"])
+        table.add_row(row["kind"], row["name"], row["distribution"], row["version"], escape(row["summary"]))
     Console().print(table)
 
 
@@ -64,7 +64,7 @@ def doctor(json: bool = False) -> int:
         table = Table("", "what", "found", "what to do")
         for check in checks:
             mark = "[green]ok[/]" if check.ok else "[red]missing[/]" if check.required else "[yellow]absent[/]"
-            table.add_row(mark, check.name, check.found, "" if check.ok else escape(check.advice))
+            table.add_row(mark, check.name, escape(check.found), "" if check.ok else escape(check.advice))
         Console().print(table)
     return int(any(check.required and not check.ok for check in checks))
 

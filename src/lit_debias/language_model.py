@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_debias.models import first_token, load_causal_lm, load_tokenizer, loading
+from lit_debias.models import first_token, load_causal_lm, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,9 +42,8 @@ class LanguageModel:
         if self._lm is not None:
             return
         dtype = self.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        with loading(self.source):
-            self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
-            self._lm = load_causal_lm(self.source, dtype=dtype, device_map={"": device})
+        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
+        self._lm = load_causal_lm(self.source, dtype=dtype, device_map={"": device})
 
     def read(self, prompts: list[str], completions: list[str]) -> tuple[list[list[int]], list[Tensor]]:
         """Return token ids [N] of [T_i] and their log-probabilities [N] of [T_i] float32 on the CPU."""

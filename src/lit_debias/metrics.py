@@ -9,11 +9,14 @@ from torch import Tensor
 
 from lit_debias.grpo.advantages import zero_std_fraction
 from lit_debias.grpo.loss import UpdateSize
+from lit_debias.rewards.aggregators.base import batch_means
 from lit_debias.types import Experience, Rollout, Scores
 
 
 def of_rollout(rollout: Rollout, scores: Scores, total: Tensor, seconds: float) -> dict[str, float]:
-    """Return the metrics of a scored rollout of this rank.
+    """Return the metrics of a scored rollout of this rank; means of scores are those over all ranks (collective).
+
+    A reward that scored nothing on any rank has no mean.
 
     Args:
         rollout: The rollout.
@@ -35,8 +38,8 @@ def of_rollout(rollout: Rollout, scores: Scores, total: Tensor, seconds: float) 
 
 
 def of_validation(rollout: Rollout, scores: Scores, judged: Scores, total: Tensor) -> dict[str, float]:
-    """Return the metrics of greedy completions; ``judges/<name>`` are scores that nothing is trained on."""
-    judges = {f"judges/{name}/mean": _mean(judged, name) for name in judged.values}
+    """Return the metrics of greedy completions, as :func:`of_rollout`; nothing is trained on ``judges/<name>``."""
+    judges = {f"judges/{name}/mean": mean for name, mean in batch_means(judged, tuple(judged.values)).items()}
     return _rewards(scores, total) | _lengths(rollout) | judges
 
 
@@ -59,10 +62,11 @@ def of_update(sums: Mapping[str, float], size: UpdateSize) -> dict[str, float]:
 
 
 def _rewards(scores: Scores, total: Tensor) -> dict[str, float]:
-    values = {"reward": float(total.nanmean()) if total.isfinite().any() else 0.0}
+    combined = batch_means(Scores({"reward": total}, {"reward": total.isfinite()}), ("reward",))
+    values = {"reward": 0.0, **combined}  # always there: checkpoints are chosen by it
+    values |= {f"rewards/{name}/mean": mean for name, mean in batch_means(scores, tuple(scores.values)).items()}
     for name, of_name in scores.values.items():
         present = of_name[scores.valid[name]]
-        values[f"rewards/{name}/mean"] = _mean(scores, name)
         values[f"rewards/{name}/std"] = float(_std(present))
         values[f"rewards/{name}/missing_rate"] = 1.0 - present.numel() / of_name.numel()
     for name, failed in scores.failed.items():
@@ -74,11 +78,6 @@ def _std(values: Tensor) -> Tensor:
     """Return the standard deviation of what is there; a completion that nothing scored has a total of NaN."""
     present = values[values.isfinite()]
     return present.std() if present.numel() > 1 else present.new_zeros(())
-
-
-def _mean(scores: Scores, name: str) -> float:
-    present = scores.values[name][scores.valid[name]]
-    return float(present.mean()) if present.numel() else 0.0
 
 
 def _lengths(rollout: Rollout) -> dict[str, float]:

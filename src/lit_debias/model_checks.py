@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,17 +19,24 @@ def read_adapter_config(folder: str, dropout: float) -> LoraConfig:
     """Return the configuration of a plain LoRA adapter, with another dropout.
 
     Raises:
-        UserError: the adapter is of another kind, which the inference copy cannot sum.
+        UserError: the adapter is of another kind, which the inference copy cannot sum; or reading it could run code:
+            its weights are a pickle, or it names a module for PEFT to import (``megatron_core``).
     """
     from peft import LoraConfig, PeftConfig
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     config = PeftConfig.from_pretrained(folder)
     if not isinstance(config, LoraConfig):
         kind = type(config).__name__.removesuffix("Config")
         raise UserError(f"adapter '{folder}' is of the kind {kind}; name a plain LoRA adapter")
-    for option in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"):
+    for option in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "megatron_config"):
         if getattr(config, option, None):
             raise UserError(f"adapter '{folder}' uses {option}; name a plain LoRA adapter")
+    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():  # PEFT would take a pickle instead
+        raise UserError(
+            f"adapter '{folder}': no {SAFETENSORS_WEIGHTS_NAME} there, and other files are not read, as they could run "
+            "code; save it with save_pretrained of a current PEFT, where you trust it"
+        )
     config.lora_dropout = dropout
     return config
 

@@ -2,6 +2,9 @@
 
 ``pkg://PACKAGE/PATH`` names a file or folder inside an installed package. A GGUF file is converted once
 to safetensors in the cache (``LIT_DEBIAS_CACHE``, by default ``~/.cache/lit-debias``).
+
+Loading a model runs nothing that came with it: weights are read from safetensors (or GGUF) alone, since other formats
+are pickles, and Python files in its folder or repository are left alone.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE_SCHEME = "pkg://"
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""Without it transformers asks in the terminal whether to run a model's own code."""
+NO_PICKLE: dict[str, Any] = {**NO_CODE, "use_safetensors": True}
 
 
 def cache_dir() -> Path:
@@ -89,10 +95,10 @@ def _convert_gguf(path: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
     try:
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        AutoTokenizer.from_pretrained(**where).save_pretrained(work)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **NO_CODE).save_pretrained(work)
         dequantize = GgufConfig(dequantize=True, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=dequantize, dtype=torch.bfloat16)
+        options = {**NO_CODE, "quantization_config": dequantize, "dtype": torch.bfloat16}
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
         model.save_pretrained(work)
         os.replace(work, target)
     except OSError:
@@ -114,14 +120,25 @@ def _digest(path: Path, modified: int) -> str:  # noqa: ARG001  # the time makes
 
 @contextmanager
 def loading(source: str) -> Iterator[None]:
-    """Within the context, a model that is not there, or that transformers does not know, is a :class:`UserError`."""
+    """Within the context, a model that is not there, or that cannot be loaded safely, is a :class:`UserError`."""
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"model '{source}' cannot be loaded ({str(error).splitlines()[0]}); without a network write a local "
-            "folder, or pkg://PACKAGE/PATH"
-        ) from error
+        raise UserError(f"model '{source}' {_why_not_loaded(str(error))}") from error
+
+
+def _why_not_loaded(error: str) -> str:
+    if "trust_remote_code" in error:
+        return "comes with Python code of its own, which is never run; write one whose architecture transformers has"
+    if "safetensors" in error:
+        return (
+            "has no weights in safetensors, and other files are not read, as they could run code; save it with "
+            "save_pretrained of a current transformers, where you trust it"
+        )
+    return (
+        f"cannot be loaded ({error.splitlines()[0] if error else 'no reason given'}); without a network write a local "
+        "folder, or pkg://PACKAGE/PATH"
+    )
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -134,18 +151,38 @@ def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """Load a tokenizer that pads; the end-of-sequence token stands in for a missing pad token.
 
     Further arguments go to ``from_pretrained``.
+
+    Raises:
+        UserError: there is none, it cannot be reached, or it needs code of its own.
     """
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(source), **kwargs)
+    with loading(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(source), **NO_CODE, **kwargs)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode; further arguments go to ``from_pretrained``."""
+    """Load a causal language model in evaluation mode; further arguments go to ``from_pretrained``.
+
+    Raises:
+        UserError: there is none, it cannot be reached, or only by running code that comes with it.
+    """
     from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(resolve(source), dtype=dtype, **kwargs)
+    with loading(source):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            resolve(source), dtype=dtype, **NO_PICKLE, **kwargs
+        )
+    return model
+
+
+def load_encoder(source: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a model without a head in fp32 and evaluation mode; otherwise as :func:`load_causal_lm`."""
+    from transformers import AutoModel
+
+    with loading(source):
+        model: PreTrainedModel = AutoModel.from_pretrained(resolve(source), dtype=torch.float32, **NO_PICKLE, **kwargs)
     return model

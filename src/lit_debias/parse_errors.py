@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 
 from lit_debias.errors import did_you_mean
+from lit_debias.plugins import ALLOW_VARIABLE
 
 NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
 CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)")
 UNKNOWN_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
+BARRED = re.compile(r"import of (?P<module>\S+) halted; None in sys.modules")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
 UNKNOWN_KEY = re.compile(r"(?:does not accept option '|unrecognized arguments: --|Key ')(?P<key>[\w.-]+)")
 REQUIRED = re.compile(r"arguments are required: (?P<names>.+)")
 
 
-def one_line(message: str) -> str:
-    """Return the most telling part of a report."""
+def one_line(message: str, known: Iterable[str] = ()) -> str:
+    """Return the most telling part of a report.
+
+    Args:
+        message: What jsonargparse says.
+        known: The parser's options, to look for one that was meant.
+    """
     if message.startswith("Problems parsing config"):  # YAML's own report, whose lines belong together
         return " ".join(message.split())
     keys: list[str] = []
@@ -34,7 +41,7 @@ def one_line(message: str) -> str:
             leaf = line
             break
     where = f"{'.'.join(keys)}: " if keys else ""
-    return where + _advice(leaf, class_path)
+    return where + _advice(leaf, class_path, known)
 
 
 def _telling_lines(message: str) -> Iterator[str]:
@@ -47,17 +54,21 @@ def _telling_lines(message: str) -> Iterator[str]:
             yield text
 
 
-def _advice(leaf: str, class_path: str) -> str:
+def _advice(leaf: str, class_path: str, known: Iterable[str]) -> str:
     short = class_path.rpartition(".")[2]
     if match := UNKNOWN_OPTION.search(leaf):
         hint = did_you_mean(match["option"], _options(class_path))
         return f"{short or 'the class'} takes no option '{match['option']}'{hint}"
+    if match := BARRED.search(leaf):
+        return f"'{match['module']}' is a plugin that {ALLOW_VARIABLE} does not name; name its entry point there"
     if match := UNKNOWN_CLASS.search(leaf):
         return f"there is no class '{match['name']}'{did_you_mean(match['name'], _class_names())}"
     if match := UNKNOWN_KEY.search(leaf):
         section, _, name = match["key"].rpartition(".")
-        known = _options("lightning.Trainer") if section == "trainer" else set()
-        return f"there is no option '{match['key']}'{did_you_mean(name, known)}"
+        if section == "trainer":
+            return f"there is no option '{match['key']}'{did_you_mean(name, _options('lightning.Trainer'))}"
+        hint = did_you_mean(match["key"], known)
+        return f"there is no option '{match['key']}'{hint if 'did you mean' in hint else ''}"
     if match := REQUIRED.search(leaf):
         names = match["names"].replace("fit.", "").strip()
         return (

@@ -7,6 +7,7 @@ A plugin is a module, named by an entry point of the group ``lit_debias``, with 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
@@ -93,7 +94,7 @@ def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] |
     """Return a new manager with every installed plugin that is allowed and not disabled.
 
     Where the environment variable ``LIT_DEBIAS_ALLOWED_PLUGINS`` names entry points, no other plugin is imported but
-    the built-in one.
+    the built-in one: their packages cannot be, so that a class path in a configuration file does not get round it.
 
     Args:
         entry_points: What to load; by default the entry points of all installed distributions.
@@ -110,9 +111,10 @@ def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] |
         raise UserError(
             f"{ALLOW_VARIABLE} names '{name}', and no such plugin is installed{did_you_mean(name, installed)}"
         )
-    for entry_point, distribution in found:
-        welcome = not allowed or entry_point.name in allowed or entry_point.value == BUILTINS
-        if welcome and entry_point.name not in disabled:
+    welcome = [pair for pair in found if not allowed or pair[0].name in allowed or pair[0].value == BUILTINS]
+    _bar({_package(entry_point) for entry_point, _ in found}, {_package(entry_point) for entry_point, _ in welcome})
+    for entry_point, distribution in welcome:
+        if entry_point.name not in disabled:
             _register(manager, entry_point, distribution)
     components(manager)  # duplicates are found here, not at the first look-up
     return manager
@@ -120,6 +122,19 @@ def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] |
 
 def _names(variable: str) -> set[str]:
     return {name.strip() for name in os.environ.get(variable, "").split(",")} - {""}
+
+
+def _package(entry_point: EntryPoint) -> str:
+    return entry_point.module.partition(".")[0]
+
+
+def _bar(packages: set[str], welcome: set[str]) -> None:
+    """Let Python refuse to import packages that are not welcome; None in ``sys.modules`` is its own way to say so."""
+    for package in packages - welcome:
+        sys.modules.setdefault(package, None)  # type: ignore[arg-type]
+    for package in welcome:
+        if sys.modules.get(package, sys) is None:  # from a call before, with another list
+            del sys.modules[package]
 
 
 def installed_plugins() -> Iterator[tuple[EntryPoint, Distribution]]:

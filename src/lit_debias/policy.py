@@ -80,7 +80,9 @@ class QLoRAPolicy(nn.Module):
         super().__init__()
         check_model(model)
         if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-            raise UserError(f"adapter '{adapter}': no adapter_config.json there; write the folder of a PEFT adapter")
+            # jsonargparse turns null into this text where it is an option inside a class on the command line
+            instead = "write null in a file" if adapter == "None" else "write the folder of a PEFT adapter"
+            raise UserError(f"adapter '{adapter}': no adapter_config.json there; {instead}, or leave it out")
         if rank < 1 or not 0 <= dropout < 1 or max_prompt_tokens < 1:
             raise UserError(
                 f"policy: rank={rank}, dropout={dropout}, max_prompt_tokens={max_prompt_tokens}; "

@@ -20,6 +20,7 @@ from lit_debias.errors import UserError, did_you_mean
 from lit_debias.plugins import components, get_plugin_manager
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import check_scores
+from lit_debias.text import printable
 
 
 def check(
@@ -57,7 +58,7 @@ def check(
         table = Table("", "check", "what was found", title=type(built).__name__)
         marks = {True: "[green]ok[/]", False: "[red]broken[/]", None: "-"}
         for finding in findings:
-            table.add_row(marks[finding.passed], finding.check, escape(finding.detail))
+            table.add_row(marks[finding.passed], finding.check, escape(printable(finding.detail)))
         Console().print(table)
     return int(any(finding.passed is False for finding in findings))
 
@@ -98,7 +99,7 @@ def score(
             found = {"score": value if known else None, "prompt": row.prompt, "completion": row.completion}
             print(json_module.dumps(found, ensure_ascii=False))
         else:
-            print(f"{value:.4f}" if known else "none", " ".join(row.completion.split()), sep="\t")
+            print(f"{value:.4f}" if known else "none", printable(" ".join(row.completion.split())), sep="\t")
 
 
 def build(reward: str, init_args: Mapping[str, Any] | None) -> Reward:

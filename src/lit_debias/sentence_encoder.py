@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_debias.models import load_tokenizer, loading, resolve
+from lit_debias.models import load_encoder, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,11 +39,8 @@ class SentenceEncoder:
         """
         if self._encoder is not None:
             return
-        from transformers import AutoModel
-
-        with loading(self.source):
-            self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
-            self._encoder = AutoModel.from_pretrained(resolve(self.source), dtype=torch.float32).eval().to(device)
+        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
+        self._encoder = load_encoder(self.source, device_map={"": device})
 
     def similarity(self, first: Sequence[str], second: Sequence[str]) -> list[float]:
         """Return the cosines [N] in [-1, 1] of texts [N] and [N]; an empty text is like nothing, 0."""

@@ -19,6 +19,15 @@ REFUSAL = re.compile(
 )
 """Phrases that refuse; looked for in the first 20 words only."""
 OPENING_WORDS = 20
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return a text that is safe in a terminal: control characters, tabs and line breaks aside, are shown as escapes.
+
+    Those that colour, move the cursor, or turn the direction of writing are among them.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def words(text: str) -> list[str]:

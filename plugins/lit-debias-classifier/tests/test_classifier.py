@@ -195,7 +195,7 @@ def test_code_of_a_repository_is_not_run(tmp_path):
     config |= {"model_type": "custom", "auto_map": {"AutoConfig": "evil.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text("raise SystemExit('this code was run')")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="Python code of its own, which is never run"):
         TextClassifier(str(folder), VALUES)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
@@ -197,8 +199,17 @@ def test_out_must_not_hold_something_else(encoder, tmp_path):
 
 def test_an_encoder_that_does_not_load_is_one_clear_line(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"encoder '.*empty' cannot be loaded.*pkg://"):
+    with pytest.raises(UserError, match=r"model '.*empty' cannot be loaded.*pkg://"):
         RewardModel(str(tmp_path / "out"), str(tmp_path / "empty")).configure_model()
+
+
+def test_an_encoder_with_pickled_weights_is_refused(encoder, tmp_path):
+    folder = shutil.copytree(encoder, tmp_path / "pickled")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"model '.*pickled' has no weights in safetensors"):
+        RewardModel(str(tmp_path / "out"), str(folder)).configure_model()
 
 
 def test_the_command_line_knows_the_options(encoder, tmp_path):

@@ -98,6 +98,8 @@ class RewardHackingAlarm(Callback):
             return
         metrics = trainer.callback_metrics
         for name in pl_module.judges.rewards:
+            if f"eval_judges/{name}/mean" not in metrics:  # it scored nothing
+                continue
             now, reward = float(metrics[f"eval_judges/{name}/mean"]), float(metrics["eval_reward"])
             best, reward_then = self.peaks.get(name, [now, reward])
             self._judge(trainer, pl_module, f"judges/{name}", now, before=best if reward > reward_then else now)

@@ -10,10 +10,12 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from lit_debias.module import GRPO
+from lit_debias.text import printable
 from lit_debias.types import Experience
 
 
@@ -75,11 +77,13 @@ def extremes(experience: Experience, count: int) -> list[dict[str, Any]]:
 def as_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """Return a table of rows from :func:`extremes`."""
     names = list(rows[0]["scores"]) if rows else []
-    table = Table("prompt", "completion", *names, "advantage", title=title, show_lines=True)
+    headings = [escape(printable(name)) for name in ("prompt", "completion", *names, "advantage")]
+    table = Table(*headings, title=title, show_lines=True)
     for row in rows:
         numbers = ["-" if row["scores"][name] is None else f"{row['scores'][name]:.2f}" for name in names]
         # Text, because model output may hold what rich would take for markup.
-        table.add_row(Text(row["prompt"]), Text(row["completion"]), *numbers, f"{row['advantage']:+.2f}")
+        texts = [Text(printable(row[name])) for name in ("prompt", "completion")]
+        table.add_row(*texts, *numbers, f"{row['advantage']:+.2f}")
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -153,7 +155,7 @@ def data_card(
         sentence_frames=in_wording[1],
         frames=_table(
             ["category", "frames of prompts", "frames of sentences in responses"],
-            [[category, *counts] for category, counts in count_frames(tables, taxonomy).items()],
+            [[plain(category), *counts] for category, counts in count_frames(tables, taxonomy).items()],
         ),
         columns="\n\n".join(f"{table}:\n\n" + _columns(table) for table in tables),
         files=_table(["file", "sha256"], [[f"`{name}`", f"`{digest}`"] for name, digest in digests.items()]),
@@ -164,9 +166,15 @@ def written_section(settings: Mapping[str, Any], outcomes: Mapping[str, int]) ->
     """Return the part of the card about responses that a language model wrote."""
     return _WRITTEN.format(
         kept=outcomes["kept"],
-        settings=_table(["setting", "value"], [[f"`{name}`", f"`{value}`"] for name, value in settings.items()]),
+        settings=_table(["setting", "value"], [[f"`{name}`", plain(value)] for name, value in settings.items()]),
         outcomes=_table(["outcome", "responses"], [[name, number] for name, number in outcomes.items()]),
     )
+
+
+def plain(value: Any) -> str:
+    """Return a value as Markdown shows it letter by letter, in one cell: no markup, no HTML."""
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"[`|*_\[\]!\\]", lambda match: f"&#{ord(match[0])};", text)
 
 
 def _config(table: str) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_debias.errors import UserError
 from lit_debias.models import locate
+from lit_debias.redaction import is_secret_name
 from lit_debias.rewards.base import Reward
 
 
@@ -41,7 +42,10 @@ def identify_model(source: str) -> list[Any]:
 
 
 def describe(value: Any, depth: int = 6) -> Any:
-    """Return what an object is made of as JSON: its class and attributes; files that it names by their content."""
+    """Return what an object is made of as JSON: its class and attributes; files that it names by their content.
+
+    It is kept in results, so attributes that hold secrets by their names (``api_key``) are left out.
+    """
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, (str, Path)):
@@ -54,7 +58,8 @@ def describe(value: Any, depth: int = 6) -> Any:
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     if depth <= 0 or not hasattr(value, "__dict__") or isinstance(value, (Tensor, nn.Module, type)):
         return name
-    return {"class": name, **{key: describe(item, depth - 1) for key, item in sorted(vars(value).items())}}
+    attributes = {key: item for key, item in sorted(vars(value).items()) if not is_secret_name(key)}
+    return {"class": name, **{key: describe(item, depth - 1) for key, item in attributes.items()}}
 
 
 def _exists(path: Path) -> bool:

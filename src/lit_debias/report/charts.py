@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import textwrap
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -38,12 +39,12 @@ def intervals(parts: Mapping[str, Mapping[str, Part]], keys: Mapping[str, Key], 
         offset = 0.22 * (index - (len(parts) - 1) / 2)
         shown = [(row + offset, name, of_arm[name]) for row, name in enumerate(rows) if name in of_arm]
         figure.add_scatter(
-            name=keys[arm].name,
+            name=plain(keys[arm].name),
             mode="markers",
             y=[y for y, _, _ in shown],
             x=[part["value"] for _, _, part in shown],
             error_x=_error_bars([part for _, _, part in shown]),
-            customdata=[[name, part["n"]] for _, name, part in shown],
+            customdata=[[plain(name), part["n"]] for _, name, part in shown],
             hovertemplate="%{customdata[0]}: %{x:.3f} (n = %{customdata[1]})",
             marker={"color": keys[arm].colour, "symbol": keys[arm].symbol, "size": 9},
         )
@@ -74,7 +75,7 @@ def lines(curves: Sequence[Curve], keys: Sequence[Key], label: str) -> str:
             thin = {"color": key.colour, "width": 1}
             figure.add_scatter(y=values, line=thin, opacity=0.35, hoverinfo="skip", **style)
         bold = {"color": key.colour, "width": 2}
-        figure.add_scatter(name=key.name, y=running_mean(values, window), line=bold, **style)
+        figure.add_scatter(name=plain(key.name), y=running_mean(values, window), line=bold, **style)
     figure.update_layout(hovermode="x unified")
     figure.update_xaxes(title="rollout step")
     figure.update_yaxes(title=label, hoverformat=".3g")
@@ -107,12 +108,13 @@ def tradeoff(
         labels: Of the x- and the y-axis.
     """
     figure = go.Figure()
-    hover = f"{labels[0]} %{{x:.3f}}<br>{labels[1]} %{{y:.3f}}"
+    across, up = map(plain, labels)
+    hover = f"{across} %{{x:.3f}}<br>{up} %{{y:.3f}}"
     if points:
         _add_training(figure, points, hover)
     for arm, (x, y) in arms.items():
         figure.add_scatter(
-            name=keys[arm].name,
+            name=plain(keys[arm].name),
             mode="markers",
             x=[x["value"]],
             y=[y["value"]],
@@ -121,8 +123,8 @@ def tradeoff(
             hovertemplate=hover,
             marker={"color": keys[arm].colour, "symbol": keys[arm].symbol, "size": 14},
         )
-    figure.update_xaxes(title=f"{labels[0]} →", zeroline=False)
-    figure.update_yaxes(title=f"{labels[1]} →", zeroline=False)
+    figure.update_xaxes(title=f"{across} →", zeroline=False)
+    figure.update_yaxes(title=f"{up} →", zeroline=False)
     return to_json(figure, 460 if points else 400, below=60 if points else 0)
 
 
@@ -220,4 +222,9 @@ def _count(parts: Mapping[str, Mapping[str, Part]], name: str) -> int:
 
 
 def _wrapped(name: str) -> str:
-    return "<br>".join(textwrap.wrap(name.replace("_", " "), LABEL_WIDTH)) or "-"
+    return "<br>".join(map(plain, textwrap.wrap(name.replace("_", " "), LABEL_WIDTH))) or "-"
+
+
+def plain(text: str) -> str:
+    """Return a name as plotly draws it letter by letter: tags would be drawn as links, and %{...} filled in."""
+    return html.escape(text, quote=False).replace("%{", "%&#123;")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import yaml
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.table import against
+from lit_debias.redaction import redact, redact_config
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
 from lit_debias.report.keys import arm_keys
@@ -18,7 +21,7 @@ from lit_debias.report.sources import Evaluation, find_evaluations, log_folders,
 from lit_debias.report.tables import TARGET, disagreements, headline, measure_rows, over_runs, run_rows
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
 EXAMPLES = 5
 MISSING = "\N{EN DASH}"
@@ -43,7 +46,7 @@ def report(run: str | list[str], out: str | None = None) -> Path:
     folders = [Path(folder) for folder in ([run] if isinstance(run, str) else run)]
     evaluations = find_evaluations(folders)
     target = Path(out) if out else folders[0] / "report.html"
-    html = template().render(**context(evaluations, log_folders(evaluations, folders)))
+    html = render(context(evaluations, log_folders(evaluations, folders)))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(html, encoding="utf-8")
     print(f"written: {target} ({target.stat().st_size / 2**20:.1f} MiB, opens without a network)")
@@ -64,7 +67,6 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
         evaluations: The one that is shown in full, then others to compare with.
         logs: Folders that may hold the training logs of the first.
     """
-    from lit_debias.report.charts import plotly_js
     from lit_debias.report.figures import breakdown_charts, curve_charts, tradeoff_chart
 
     first = evaluations[0]
@@ -102,10 +104,11 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
         ],
         "training": list(curve_charts(curves)),
         "config": read_config(log_folder, notes),
-        "settings": yaml.safe_dump(first.results.get("settings", {}), sort_keys=False, allow_unicode=True),
+        "settings": redact_config(
+            yaml.safe_dump(first.results.get("settings", {}), sort_keys=False, allow_unicode=True)
+        ),
         "origin": origin(first, log_folder),
         "notes": notes,
-        "plotly_js": plotly_js(),
     }
     return {**shown, "contents": contents(shown)}
 
@@ -132,7 +135,7 @@ def origin(evaluation: Evaluation, log_folder: Path | None) -> dict[str, str]:
         "data": evaluation.setting("data"),
         "data SHA-256": evaluation.setting("data_sha256"),
     }
-    return {name: str(value) for name, value in found.items() if value}
+    return {name: redact(str(value)) for name, value in found.items() if value}
 
 
 def contents(shown: dict[str, Any]) -> dict[str, str]:
@@ -149,15 +152,29 @@ def contents(shown: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def template() -> Template:
-    """Return the page's template; everything is escaped unless the template says otherwise."""
+def render(shown: dict[str, Any]) -> str:
+    """Return the page; everything in it is escaped, and the browser runs its own two scripts and no other."""
+    from lit_debias.report.charts import plotly_js
+
+    page = environment()
+    figures = shown["figures"] or shown["training"]
+    scripts = [plotly_js(), page.get_template("script.js.jinja").render()] if figures else []
+    return page.get_template("page.html.jinja").render(shown, scripts=scripts, hashes=map(csp_hash, scripts))
+
+
+def environment() -> Environment:
+    """Return the templates; everything is escaped unless they say otherwise."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("lit_debias", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters.update(figure=figure, signed=signed, percent="{:+.1%}".format)
-    return environment.get_template("page.html.jinja")
+    loader = PackageLoader("lit_debias", "report")
+    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found.filters.update(figure=figure, signed=signed, percent="{:+.1%}".format)
+    return found
+
+
+def csp_hash(script: str) -> str:
+    """Return what names an inline script in a Content-Security-Policy (CSP Level 3, 2.3.1)."""
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 
 def figure(value: float | None) -> str:

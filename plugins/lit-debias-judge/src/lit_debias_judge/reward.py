@@ -97,7 +97,7 @@ class LLMJudge(Reward):
         cache_dir: str | None = None,
     ) -> None:
         who = type(self).__name__
-        check_endpoint(who, url, api_key_env)
+        check_endpoint(who, url, api_key_env, options)
         if url == OPENAI and api_key(api_key_env) == NO_KEY:
             raise UserError(f"{who}: the variable that api_key_env names is empty; export the key in it")
         if not model:

@@ -116,6 +116,8 @@ def influence(scores: Scores, names: Sequence[str], advantages: Tensor) -> dict[
 
 def batch_means(scores: Scores, names: Sequence[str]) -> dict[str, float]:
     """Return the mean score of each reward over all ranks (collective); without those that scored nothing."""
+    if not names:
+        return {}
     rows = []
     for name in names:
         total = scores.values[name].where(scores.valid[name], 0).sum()

@@ -56,6 +56,7 @@ class Lagrangian(Scheduled):
             require(0 < value < math.inf, f"Lagrangian: {option} is {value}; write a positive number")
         self.constraints = {name: constraints[name] for name in sorted(constraints)}
         self.multipliers = dict.fromkeys(self.constraints, 0.0)
+        self._means: dict[str, float] = {}  # of the rollout that moved the multipliers, over all ranks
         self.rate = rate
         self.maximum = maximum
         self.scale = scale
@@ -76,7 +77,8 @@ class Lagrangian(Scheduled):
 
     def __call__(self, scores: Scores, step: int) -> Tensor:
         """Move the multipliers and return [P, G] advantages."""
-        for name, mean in batch_means(scores, tuple(self.constraints)).items():
+        self._means = batch_means(scores, tuple(self.constraints))
+        for name, mean in self._means.items():
             raised = self.multipliers[name] + self.rate * (self.constraints[name] - mean)
             self.multipliers[name] = min(max(raised, 0.0), self.maximum)
         total = self.total(scores, step) * sum(super().weights(step).values())
@@ -85,12 +87,12 @@ class Lagrangian(Scheduled):
     def metrics(self, scores: Scores, advantages: Tensor, step: int) -> dict[str, float]:
         """Return the weights and their influence, ``rewards/<name>/multiplier``, and ``rewards/<name>/violation``.
 
-        The violation is how far the mean over this rollout, of all ranks, lies below the constraint; at least 0.
+        The violation is how far the mean over this rollout, of all ranks, lies below the constraint; at least 0. It is
+        of the rollout that :meth:`__call__` saw last.
         """
         found = super().metrics(scores, advantages, step)
         found |= {f"rewards/{name}/multiplier": value for name, value in self.multipliers.items()}
-        means = batch_means(scores, tuple(self.constraints))
-        violations = {name: max(self.constraints[name] - mean, 0.0) for name, mean in means.items()}
+        violations = {name: max(self.constraints[name] - mean, 0.0) for name, mean in self._means.items()}
         return found | {f"rewards/{name}/violation": value for name, value in violations.items()}
 
     def state_dict(self) -> dict[str, Any]:
