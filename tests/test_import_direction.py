@@ -17,14 +17,14 @@ PLUGINS = sorted((ROOT / "plugins").glob("*/src/*"))
 
 # Bottom to top. A module may import what stands in a line above its own, or in its own.
 LAYERS = [
-    ["errors", "types", "distributed", "text", "endpoint", "score_file"],
+    ["errors", "types", "distributed", "text", "files", "endpoint", "score_file"],
     ["grpo"],
     ["rewards"],
     ["activation_memory", "models", "model_checks", "inference_copy", "language_model", "sentence_encoder"],
     ["fused_linear"],
     ["lean_model"],
     ["plugins"],
-    ["policy"],
+    ["policy", "prompt_lengths"],
     ["rollout"],
     ["builtins"],
     ["data", "metrics"],
@@ -42,6 +42,7 @@ PUBLIC_MODULES = (
     "contract",
     "endpoint",
     "errors",
+    "files",
     "language_model",
     "models",
     "score_file",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 
 from lit_debias.errors import UserError
 
@@ -114,13 +117,20 @@ def _digest(path: Path, modified: int) -> str:  # noqa: ARG001  # the time makes
 
 @contextmanager
 def loading(source: str) -> Iterator[None]:
-    """Within the context, a model that is not there, or that transformers does not know, is a :class:`UserError`."""
+    """Within the context, a model that is missing, damaged or unknown to transformers is a :class:`UserError`."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError, struct.error) as error:
+        if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):  # nothing is wrong with the model
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if "ignore_mismatched_sizes" in reason:  # transformers' words for programmers
+            reason = "its weights have other sizes than its config.json says"
         raise UserError(
-            f"model '{source}' cannot be loaded ({str(error).splitlines()[0]}); without a network write a local "
-            "folder, or pkg://PACKAGE/PATH"
+            f"model '{source}' cannot be loaded ({reason:.300}); without a network write a whole local folder, or "
+            "pkg://PACKAGE/PATH"
         ) from error
 
 
@@ -134,18 +144,51 @@ def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """Load a tokenizer that pads; the end-of-sequence token stands in for a missing pad token.
 
     Further arguments go to ``from_pretrained``.
+
+    Raises:
+        UserError: it has neither of the two.
     """
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(source), **kwargs)
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"model '{source}': its tokenizer has neither a pad nor an end-of-sequence token; name one in its "
+                'tokenizer_config.json: "eos_token": "..."'
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
+def render_chat(tokenizer: PreTrainedTokenizerBase, source: str, prompt: str, system_prompt: str | None = None) -> str:
+    """Return a prompt in the tokenizer's chat template, up to where the answer begins.
+
+    Raises:
+        UserError: the template is malformed, or refuses a message.
+    """
+    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    messages.append({"role": "user", "content": prompt})
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        remedy = "write system_prompt: null" if system_prompt else "mend it, or write another model"
+        raise UserError(f"model '{source}': its chat template fails ({error!s:.100}); {remedy}") from error
+
+
 def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode; further arguments go to ``from_pretrained``."""
+    """Load a causal language model in evaluation mode; further arguments go to ``from_pretrained``.
+
+    Raises:
+        UserError: its files lack weights, which transformers would draw at random.
+    """
     from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(resolve(source), dtype=dtype, **kwargs)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(resolve(source), dtype=dtype, output_loading_info=True, **kwargs)
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise UserError(
+            f"model '{source}': its files lack {len(missing)} weights, such as {missing[0]}; write a whole causal "
+            "language model, whose config.json goes with its weights"
+        )
     return model

@@ -17,8 +17,16 @@ from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logpro
 from lit_debias.grpo.packing import PackedGroups, pack, token_budget
 from lit_debias.inference_copy import InferenceCopy
 from lit_debias.lean_model import LeanModel, why_not_lean
-from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
-from lit_debias.models import check_model, load_causal_lm, load_tokenizer
+from lit_debias.model_checks import (
+    check_adapters,
+    check_head,
+    check_weights,
+    disable_dropout,
+    fitting,
+    read_adapter_config,
+    warn_of_another_base,
+)
+from lit_debias.models import check_model, load_causal_lm, load_tokenizer, loading, render_chat
 from lit_debias.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
@@ -106,11 +114,14 @@ class QLoRAPolicy(nn.Module):
         """Load tokenizer, base and adapters onto ``device``; does nothing when they are there."""
         if self.lm is not None:
             return
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
+        with loading(self.source):
+            self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
         if self.system_prompt and not self.tokenizer.chat_template:
             raise UserError(f"policy: model '{self.source}' has no chat template, so it takes no system_prompt")
         config = self._adapter_config()
-        base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **self._quantization_arguments())
+        with loading(self.source):
+            quantized = self._quantization_arguments()
+            base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **quantized)
         base.requires_grad_(False)
         # bitsandbytes on CPUs repacks 4-bit weights whenever eval() and train() alternate: always train mode.
         base.train()
@@ -173,10 +184,10 @@ class QLoRAPolicy(nn.Module):
                 return get_peft_model(base, config, adapter_name=TRAINED)
             except ValueError as error:
                 raise UserError(f"policy: targets={self.targets!r} match no linear layer of '{self.source}'") from error
-        try:
+        warn_of_another_base(config, self.adapter, base)
+        with fitting(self.adapter, config, self.source):
             lm = PeftModel.from_pretrained(base, self.adapter, adapter_name=TRAINED, is_trainable=True, config=config)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"adapter '{self.adapter}' does not fit the model '{self.source}'") from error
+        check_weights(lm, self.adapter, self.source)
         if not self.reference_is_base:
             lm.add_adapter(REFERENCE, read_adapter_config(self.adapter, dropout=0.0))
             lm.load_adapter(self.adapter, adapter_name=REFERENCE)
@@ -207,7 +218,7 @@ class QLoRAPolicy(nn.Module):
         Raises:
             UserError: a prompt has no tokens, or more than ``max_prompt_tokens``.
         """
-        rows = [self._prompt_ids(text) for text in texts]
+        rows = [self.prompt_ids(text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
             if not 0 < len(row) <= self.max_prompt_tokens:
                 raise UserError(
@@ -271,12 +282,11 @@ class QLoRAPolicy(nn.Module):
         own = self.tokenizer.eos_token_id
         return self.eos_token_ids[0] if own is None else int(own)
 
-    def _prompt_ids(self, text: str) -> list[int]:
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return the ids of a prompt, in the chat template if there is one."""
         if not self.tokenizer.chat_template:
             return list(self.tokenizer.encode(text))
-        messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        messages.append({"role": "user", "content": text})
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = render_chat(self.tokenizer, self.source, text, self.system_prompt)
         return list(self.tokenizer.encode(rendered, add_special_tokens=False))
 
     # ---------------------------------------------------------------- log-probs
