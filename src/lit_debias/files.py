@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,7 +139,7 @@ def parse_json(text: str, where: str) -> Any:
         UserError: it is none.
     """
     try:
-        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_unique)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -155,6 +156,13 @@ def parse_json(text: str, where: str) -> Any:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number, write null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits:.40} is too large a number")
+    return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Record:
