@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
+WEIGHTS = "adapter_model.safetensors"
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +44,8 @@ def read_adapter_config(folder: str, dropout: float) -> LoraConfig:
     for option in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"):
         if getattr(config, option, None):
             raise UserError(f"adapter '{folder}' uses {option}; name a plain LoRA adapter")
+    if not any((Path(folder) / name).is_file() for name in (WEIGHTS, "adapter_model.bin")):
+        raise UserError(f"adapter '{folder}': no {WEIGHTS} there; write the folder of a PEFT adapter")
     config.lora_dropout = dropout
     return config
 
@@ -67,11 +70,12 @@ def check_weights(lm: PeftModel, folder: str, source: str) -> None:
     """
     from peft import get_peft_model_state_dict
 
-    file = Path(folder) / "adapter_model.safetensors"
+    file = Path(folder) / WEIGHTS
     if not file.is_file():  # an old adapter in a pickle
         return
+    expected = get_peft_model_state_dict(lm, save_embedding_layers=False)  # otherwise it asks the hub about the base
     with safe_open(file, "pt") as weights:
-        odd = set(weights.keys()) ^ set(get_peft_model_state_dict(lm))
+        odd = set(weights.keys()) ^ set(expected)
     if odd:
         base = lm.peft_config[lm.active_adapter].base_model_name_or_path
         raise UserError(

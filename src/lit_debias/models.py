@@ -125,11 +125,11 @@ def loading(source: str) -> Iterator[None]:
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError, struct.error) as error:
         if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):  # nothing is wrong with the model
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         if "ignore_mismatched_sizes" in reason:  # transformers' words for programmers
             reason = "its weights have other sizes than its config.json says"
         raise UserError(
-            f"model '{source}' cannot be loaded ({reason:.300}); without a network write a whole local folder, or "
+            f"model '{source}' cannot be loaded ({reason:.200}); without a network write a whole local folder, or "
             "pkg://PACKAGE/PATH"
         ) from error
 

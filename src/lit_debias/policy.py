@@ -133,6 +133,7 @@ class QLoRAPolicy(nn.Module):
         self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours
             self.lm = self._add_adapters(base, config)
         check_adapters(self.lm)
         self.lm.train()  # PEFT calls eval() for a frozen adapter

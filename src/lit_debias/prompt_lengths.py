@@ -34,7 +34,10 @@ def check_prompts(policy: QLoRAPolicy, prompts: Sequence[str], origins: Sequence
             raise UserError(
                 f"{origin}: model '{policy.source}' has no token for the prompt {text!r:.60}; write words that it knows"
             )
-        if tokens + template + SLACK > most and (whole := len(policy.prompt_ids(text))) > most:
+        whole = tokens + template
+        if whole - SLACK <= most < whole + SLACK:
+            whole = len(policy.prompt_ids(text))
+        if whole > most:
             raise UserError(
                 f"{origin}: the prompt {text!r:.60} has {whole} tokens, chat template included; shorten it, leave it "
                 f"out, or raise the policy's max_prompt_tokens, {most}"

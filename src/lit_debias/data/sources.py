@@ -82,7 +82,8 @@ def read_file(path: Path) -> Dataset:
     """Read a .parquet, .jsonl, .json or .csv file.
 
     Returns:
-        The rows, with a column :data:`ORIGIN` more. Rows of JSON lines are numbered by line, all others from 1.
+        The rows, with a column :data:`ORIGIN` more. Rows of JSON lines are numbered by line, those of CSV from 2, after
+        the header, all others from 1.
 
     Raises:
         UserError: it has another suffix, is malformed (with the row), or has no rows.
@@ -91,6 +92,8 @@ def read_file(path: Path) -> Dataset:
     where = f"data '{path}'"
     if path.suffix not in readers:
         raise UserError(f"{where}: cannot read '{path.suffix}'; write one of {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UserError(f"{where}: no such file; write one that exists")
     try:
         content, numbers = readers[path.suffix](path)
     except (pa.ArrowException, OSError) as error:
@@ -114,11 +117,14 @@ def _parquet(path: Path) -> tuple[pa.Table, None]:
     return pyarrow.parquet.read_table(path), None
 
 
-def _csv(path: Path) -> tuple[pa.Table, None]:
-    content = pa.BufferReader(read_text(path, "data").encode())
+def _csv(path: Path) -> tuple[pa.Table, Sequence[int]]:
+    text = read_text(path, "data")
+    if text.count('"') % 2:  # the reader would take the rest of the file for one value
+        raise UserError(f"data '{path}': a quote is not closed; write two for one within a value")
     # one thread: only then does an error say the row
     read, parse = pyarrow.csv.ReadOptions(use_threads=False), pyarrow.csv.ParseOptions(newlines_in_values=True)
-    return pyarrow.csv.read_csv(content, read, parse), None
+    content = pyarrow.csv.read_csv(pa.BufferReader(text.encode()), read, parse)
+    return content, range(2, content.num_rows + 2)
 
 
 def _json(path: Path) -> tuple[pa.Table, list[int]]:
@@ -147,6 +153,8 @@ def _column(name: str, cells: Sequence[tuple[int, Any]], where: str) -> pa.Array
                 f"{where}, row {number}: '{name}' is {value!r:.40}, {kind}, and in row {known[0][0]} it is "
                 f"{known[0][1]}; write one kind of value in a column"
             )
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise UserError(f"{where}, row {number}: '{name}' is {value!r:.40}, too large a number; write it as a text")
     try:
         return pa.array([value for _, value in cells])
     except (pa.ArrowException, OverflowError) as error:
