@@ -28,7 +28,7 @@ PIECES = [
     b'{"prompt": "a\\u0000"}',
     b'{"a": NaN}',
     b'{"a": 1, "a": 2}',
-    b'"\\ud800"',
+    b'{"a": "\\ud800"}',
     b'{"a": "\\ud83d\\ude00"}',
     b'{"a": ' + b"9" * 5000 + b"}",
     b'{"a": 1e999}',
@@ -145,6 +145,7 @@ LINES = st.lists(
             "the following arguments are required: fit.model",
             "Does not validate against any of the Union subtypes",
             "  - ",
+            "Problems parsing config:",
         ]
     )
     | TEXT,
