@@ -89,6 +89,7 @@ CONSTANT = st.builds(lambda value, size: torch.full((1, size), value), WILD, st.
 
 @given(rewards(members=st.just(1)) | CONSTANT.map(lambda values: (values, values.isfinite())), SCALES)
 @example((torch.full((1, 3), 123456.7), torch.ones(1, 3) > 0), "group")  # their mean, rounded, is another number
+@example((torch.full((1, 3), 0.1, dtype=torch.float64), torch.ones(1, 3) > 0), "group")
 def test_a_group_of_one_and_a_constant_group_have_no_advantage(known, scale):
     values, valid = known
     assert group_advantages(values, valid, scale, min_std=0.0).eq(0).all()

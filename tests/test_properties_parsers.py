@@ -154,5 +154,6 @@ LINES = st.lists(
 
 
 @given(LINES, st.sampled_from(["\n", " ", "\n  - "]))
+@example(["Problems parsing config:", "  in line 1"], "\n")
 def test_any_report_of_the_command_line_becomes_one_line(lines, separator):
     assert len(one_line(separator.join(lines)).splitlines()) <= 1
