@@ -38,7 +38,7 @@ def prompt_ids(settings: Settings) -> list[list[int]]:
     """Return the token ids of :func:`prompt_texts`, chat template included, without loading weights."""
     policy = QLoRAPolicy(settings.model, quantization="none")
     policy.tokenizer = load_tokenizer(settings.model)
-    return [policy._prompt_ids(text) for text in prompt_texts(settings, policy)]
+    return [policy.prompt_ids(text) for text in prompt_texts(settings, policy)]
 
 
 def sized_text(policy: QLoRAPolicy, start: str, tokens: int) -> str:
@@ -49,7 +49,7 @@ def sized_text(policy: QLoRAPolicy, start: str, tokens: int) -> str:
     """
 
     def length(text: str) -> int:
-        return len(policy._prompt_ids(text))
+        return len(policy.prompt_ids(text))
 
     text = start
     for filler in (" and", "1"):

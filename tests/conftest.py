@@ -7,10 +7,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from support import save_tiny_model
 
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=40)
+hypothesis.settings.load_profile("suite")  # equal examples in every run
 torch.set_num_threads(1)  # tiny tensors; workers of pytest-xdist share the cores
 
 

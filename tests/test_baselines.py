@@ -188,8 +188,16 @@ def test_a_response_that_was_learned_ends(tiny_model, tmp_path):
     [
         (SFT, [{"prompt": "a"}] * 3, "no column 'reference'"),
         (DPO, [{"prompt": "a", "reference": "b"}] * 3, "no column 'biased'"),
-        (DPO, [*ROWS, {"prompt": "who?", "reference": "b", "biased": None}], "'who\\?' has no 'biased' response"),
-        (SFT, [*ROWS, {"prompt": "who?", "reference": " ", "biased": "x"}], "'who\\?' has no 'reference' response"),
+        (
+            DPO,
+            [*ROWS, {"prompt": "who?", "reference": "b", "biased": None}],
+            "row 7: 'biased' is None, and prompt 'who",
+        ),
+        (
+            SFT,
+            [*ROWS, {"prompt": "who?", "reference": " ", "biased": "x"}],
+            "row 7: 'reference' is ' ', and prompt 'who",
+        ),
     ],
 )
 def test_bad_data_is_refused_before_a_model_is_loaded(tiny_model, tmp_path, cls, rows, message):

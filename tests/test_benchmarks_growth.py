@@ -65,9 +65,10 @@ def test_memory_by_hand():
     assert cost.activation_bytes(SMALL, CELL) == 11 * 64 + (11 + 17) * 16
     assert cost.transient_bytes(SMALL, CELL) == 1152 + 10 * 5 * 8
     many = replace(CELL, group_size=300, completion_tokens=1)
-    huge = replace(SMALL, vocabulary=2**20)  # no more than a slice of it
     assert cost.transient_bytes(SMALL, many) == cost.activation_bytes(SMALL, many) + 10 * 5 * 300
-    assert cost.transient_bytes(huge, many) == cost.activation_bytes(huge, many) + 10 * 2**20
+    long = replace(CELL, prompts=1, group_size=1, completion_tokens=64)
+    words = replace(SMALL, vocabulary=2**16)  # of whose logits no more than a slice is held
+    assert cost.transient_bytes(words, long) == cost.activation_bytes(words, long) + 10 * 2**20
     wide = replace(SMALL, vocabulary=1000, keys=1)
     rows = replace(CELL, group_size=400, prompt_tokens=1, completion_tokens=1)  # sampling holds the most
     assert cost.transient_bytes(wide, rows) == 2 * 2 * 1 * 400 * 2 + 16 * 1000 * 400

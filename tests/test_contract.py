@@ -284,8 +284,8 @@ def test_wrong_calls_are_one_line_and_exit_code_2(args, message, tmp_path, monke
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: Expecting property name"),
-        ("[1]", "line 2: [1]; write texts under these keys"),
+        ("{", "row 2 is no valid JSON: Expecting property name"),
+        ("[1]", "row 2: expected an object"),
         ('{"better": "x"}', 'write texts under these keys: {"better": "...", "worse": "..."}'),
         ('{"better": "x", "worse": null}', "write texts under these keys"),
     ],

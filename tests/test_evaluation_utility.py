@@ -90,9 +90,9 @@ def test_a_file_of_passages(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read; write a text file of passages"),
+        (None, r"cannot be read \(No such file or directory\); write the name of a readable file"),
         (b" \n\n", "is empty; write passages"),
-        (b"\xff\xfe", "is no UTF-8 text"),
+        (b"\xff\xfe", "is UTF-16; save it as UTF-8"),
         (b"Short.\n\n" + b"long " * (LONGEST // 4), "passage 2 has 2499 characters; write passages of at most 2000"),
     ],
 )

@@ -17,7 +17,7 @@ PLUGINS = sorted((ROOT / "plugins").glob("*/src/*"))
 
 # Bottom to top. A module may import what stands in a line above its own, or in its own.
 LAYERS = [
-    ["errors", "types", "distributed", "text", "endpoint", "redaction", "score_file"],
+    ["errors", "types", "distributed", "text", "files", "endpoint", "redaction", "score_file"],
     ["grpo"],
     ["rewards"],
     ["activation_memory", "models", "model_checks", "inference_copy", "language_model", "sentence_encoder"],
@@ -25,7 +25,7 @@ LAYERS = [
     ["fused_linear"],
     ["lean_model"],
     ["plugins"],
-    ["policy"],
+    ["policy", "prompt_lengths"],
     ["rollout"],
     ["builtins"],
     ["data", "metrics"],
@@ -43,6 +43,7 @@ PUBLIC_MODULES = (
     "contract",
     "endpoint",
     "errors",
+    "files",
     "language_model",
     "models",
     "score_file",

@@ -219,7 +219,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"no results.json of an evaluation"):
         report(str(tmp_path))
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match=r"no valid JSON: .*; run `lit-debias evaluate` again"):
         report(str(tmp_path))
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setattr("lit_debias.report.page.find_spec", lambda name: None if name == "plotly" else object())

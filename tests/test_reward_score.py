@@ -67,7 +67,11 @@ def test_what_the_reward_needs_is_said(capsys):
         (["a text", "--file", "texts.txt"], None, "texts and --file at once; write one of them"),
         ([], "", "nothing to score; the input is empty"),
         ([], None, "nothing to score; write texts, or --file FILE, or use a pipe"),
-        (["--file", "rows.jsonl"], None, 'line 1: {"text": "x"}; write texts under these keys: {"completion": "..."}'),
+        (
+            ["--file", "rows.jsonl"],
+            None,
+            'row 1: \'completion\' is None; write texts under these keys: {"completion": "..."}',
+        ),
     ],
 )
 def test_wrong_calls(args, piped, message, tmp_path, monkeypatch, capsys):

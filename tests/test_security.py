@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from jinja2.exceptions import SecurityError
 from safetensors.torch import load_file
 from support import loaded, save_tiny_model
 from test_cli import config, run, write  # noqa: F401  # a fixture
@@ -138,7 +137,7 @@ def test_a_checkpoint_that_makes_objects_is_refused(config, tmp_path, mark):  # 
 def test_a_chat_template_reaches_no_python(tmp_path):
     template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     policy = loaded(save_tiny_model(tmp_path / "model", template))
-    with pytest.raises(SecurityError):
+    with pytest.raises(UserError, match=r"chat template fails .*is unsafe"):
         policy.encode_prompts(["a prompt"])
 
 

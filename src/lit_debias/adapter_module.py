@@ -16,8 +16,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_debias.data import PromptDataModule
+from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError
 from lit_debias.policy import QLoRAPolicy
+from lit_debias.prompt_lengths import check_prompts
 from lit_debias.types import PromptBatch
 
 
@@ -88,8 +91,18 @@ class AdapterModule(LightningModule):
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
 
     def configure_model(self) -> None:
-        """Load the policy onto this rank's device; called for every stage, loads once."""
+        """Load the policy onto this rank's device, and check the prompts; called for every stage, loads once."""
         self.policy.load(self.trainer.strategy.root_device)
+        for prompts in self._tables():
+            check_prompts(self.policy, prompts.texts, prompts.columns[ORIGIN])
+
+    def _tables(self) -> list[PromptBatch]:
+        """Return every split of the data that this stage reads, with file and row of each prompt in ``ORIGIN``."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, PromptDataModule):
+            return []
+        tables = [rows for rows in data.rows.values() if rows is not None]
+        return [data.collate({name: list(rows[name]) for name in rows.column_names}) for rows in tables]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over the adapter's parameters, and the schedule if there is one."""

@@ -16,11 +16,12 @@ from torch.optim import AdamW, Optimizer
 
 from lit_debias import distributed
 from lit_debias.adapter_module import AdapterModule
-from lit_debias.data import PromptDataModule
+from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError
 from lit_debias.grpo.loss import UpdateSize
 from lit_debias.grpo.packing import pack, token_budget
 from lit_debias.policy import QLoRAPolicy, tokens_of
+from lit_debias.prompt_lengths import check_responses
 from lit_debias.types import PromptBatch
 
 Metrics = dict[str, Tensor]
@@ -124,12 +125,15 @@ class Baseline(AdapterModule):
     def setup(self, stage: str) -> None:
         """Check that every prompt has its responses before a model is loaded."""
         super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, PromptDataModule):
-            return
-        for rows in data.rows.values():
-            if rows is not None:
-                responses(data.collate({name: rows[name] for name in rows.column_names}), self.columns)
+        for prompts in self._tables():
+            responses(prompts, self.columns)
+
+    def configure_model(self) -> None:
+        """Load the policy, and check that the model's context holds all prompts with their responses."""
+        super().configure_model()
+        for prompts in self._tables():
+            for name in self.columns:
+                check_responses(self.policy, prompts.texts, prompts.columns[name], prompts.columns[ORIGIN], name)
 
 
 def responses(prompts: PromptBatch, columns: tuple[str, ...]) -> list[list[str]]:
@@ -140,15 +144,17 @@ def responses(prompts: PromptBatch, columns: tuple[str, ...]) -> list[list[str]]
     """
     for name in columns:
         if name not in prompts.columns:
+            known = ", ".join(column for column in prompts.columns if column != ORIGIN) or "prompts alone"
             raise UserError(
-                f"data: no column '{name}' with a response to each prompt; it has: "
-                f"{', '.join(prompts.columns) or 'prompts alone'}; map it with data.init_args.columns"
+                f"data: no column '{name}' with a response to each prompt; it has: {known}; map it with "
+                "data.init_args.columns"
             )
-        for prompt, text in zip(prompts.texts, prompts.columns[name], strict=True):
+        origins = prompts.columns.get(ORIGIN, ["data"] * len(prompts))
+        for origin, prompt, text in zip(origins, prompts.texts, prompts.columns[name], strict=True):
             if not isinstance(text, str) or not text.strip():
                 raise UserError(
-                    f"data: prompt {prompt!r:.60} has no '{name}' response; leave such prompts out, for example with "
-                    "data.init_args.prompt_kinds: [open, leading]"
+                    f"{origin}: '{name}' is {text!r:.40}, and prompt {prompt!r:.60} needs a response there; leave such "
+                    "prompts out, for example with data.init_args.prompt_kinds: [open, leading]"
                 )
     return [list(group) for group in zip(*(prompts.columns[name] for name in columns), strict=True)]
 

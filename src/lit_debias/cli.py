@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import string
 import sys
 import warnings
@@ -10,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse
@@ -110,6 +113,8 @@ def _run(args: list[str]) -> int:
         from lit_debias.errors import did_you_mean
 
         raise UserError(f"there is no command '{name}'{did_you_mean(name, [*TRAINER_COMMANDS, *COMMANDS])}")
+    for file in config_files(rest):
+        check_config(file)
     get_plugin_manager()  # imports the plugins, so that their classes have short names
     if name in COMMANDS:
         return run_function(name, rest)
@@ -117,6 +122,20 @@ def _run(args: list[str]) -> int:
 
     run_trainer([name, *rest])
     return 0
+
+
+def config_files(args: Sequence[str]) -> list[Path]:
+    """Return the files that ``-c`` and ``--config`` name, those that are there."""
+    pairs = [*pairwise(args), *(arg.split("=", 1) for arg in args if "=" in arg)]
+    return [Path(value) for flag, value in pairs if flag in ("-c", "--config") and os.path.isfile(value)]
+
+
+def check_config(file: Path) -> None:
+    """Raise :class:`UserError` where a configuration is not YAML with options; jsonargparse names no file."""
+    from lit_debias.files import read_yaml
+
+    if not isinstance(read_yaml(file, "configuration"), dict):
+        raise UserError(f"configuration '{file}' holds no options; write them as NAME: VALUE")
 
 
 def overview() -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_debias.models import first_token, load_causal_lm, load_tokenizer
+from lit_debias.models import first_token, load_causal_lm, load_tokenizer, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,8 +62,7 @@ class LanguageModel:
                 return list(self._tokenizer.encode(prompt)) or [self._tokenizer.eos_token_id]  # what predicts the first
             text = self._tokenizer.encode(prompt + self.separator, add_special_tokens=False)
             return [first_token(self._tokenizer), *text]
-        message = [{"role": "user", "content": prompt}]
-        rendered = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        rendered = render_chat(self._tokenizer, self.source, prompt)
         return list(self._tokenizer.encode(rendered, add_special_tokens=False))
 
     @torch.inference_mode()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lit_debias.errors import UserError
@@ -14,31 +18,81 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
+WEIGHTS = "adapter_model.safetensors"
+_log = logging.getLogger(__name__)
+
 
 def read_adapter_config(folder: str, dropout: float) -> LoraConfig:
     """Return the configuration of a plain LoRA adapter, with another dropout.
 
     Raises:
-        UserError: the adapter is of another kind, which the inference copy cannot sum; or reading it could run code:
-            its weights are a pickle, or it names a module for PEFT to import (``megatron_core``).
+        UserError: it cannot be read; the adapter is of another kind, which the inference copy cannot sum; or reading it
+            could run code: its weights are a pickle, or it names a module for PEFT to import (``megatron_core``).
     """
     from peft import LoraConfig, PeftConfig
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-    config = PeftConfig.from_pretrained(folder)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"adapter '{folder}': its adapter_config.json is not readable ({reason:.200}); write the folder of a PEFT "
+            "adapter"
+        ) from error
     if not isinstance(config, LoraConfig):
         kind = type(config).__name__.removesuffix("Config")
         raise UserError(f"adapter '{folder}' is of the kind {kind}; name a plain LoRA adapter")
     for option in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "megatron_config"):
         if getattr(config, option, None):
             raise UserError(f"adapter '{folder}' uses {option}; name a plain LoRA adapter")
-    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():  # PEFT would take a pickle instead
+    if not (Path(folder) / WEIGHTS).is_file():  # PEFT would take a pickle instead
         raise UserError(
-            f"adapter '{folder}': no {SAFETENSORS_WEIGHTS_NAME} there, and other files are not read, as they could run "
+            f"adapter '{folder}': no {WEIGHTS} there, and other files are not read, as they could run "
             "code; save it with save_pretrained of a current PEFT, where you trust it"
         )
     config.lora_dropout = dropout
     return config
+
+
+@contextmanager
+def fitting(folder: str, config: LoraConfig, source: str) -> Iterator[None]:
+    """Within the context, an adapter that cannot be put on the model ``source`` is a :class:`UserError`."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"adapter '{folder}', trained on '{config.base_model_name_or_path}', does not fit the model '{source}' "
+            f"({reason:.160}); write the model that it was trained on, or another adapter"
+        ) from error
+
+
+def check_weights(lm: PeftModel, folder: str, source: str) -> None:
+    """Raise :class:`UserError` unless the adapter's file holds the weights of every adapted layer, and no others.
+
+    PEFT loads what is there: layers without weights would stay untrained, and weights without a layer be forgotten.
+    """
+    from peft import get_peft_model_state_dict
+
+    expected = get_peft_model_state_dict(lm, save_embedding_layers=False)  # otherwise it asks the hub about the base
+    with safe_open(Path(folder) / WEIGHTS, "pt") as weights:
+        odd = set(weights.keys()) ^ set(expected)
+    if odd:
+        base = lm.peft_config[lm.active_adapter].base_model_name_or_path
+        raise UserError(
+            f"adapter '{folder}', trained on '{base}', does not fit the model '{source}' ({len(odd)} weights are on "
+            f"one side only, such as {min(odd)}); write the model that it was trained on, or another adapter"
+        )
+
+
+def warn_of_another_base(config: LoraConfig, folder: str, base: PreTrainedModel) -> None:
+    """Log a warning where an adapter was trained on a model of another name; shapes do not tell fine-tunes apart."""
+    trained_on = config.base_model_name_or_path
+    if trained_on and Path(trained_on).name != Path(str(base.name_or_path)).name:
+        _log.warning(
+            "adapter '%s' was trained on '%s' and is put on '%s': figures are right only if both are one model",
+            *(folder, trained_on, base.name_or_path),
+        )
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 
 from lit_debias.errors import UserError
 
@@ -120,25 +123,29 @@ def _digest(path: Path, modified: int) -> str:  # noqa: ARG001  # the time makes
 
 @contextmanager
 def loading(source: str) -> Iterator[None]:
-    """Within the context, a model that is not there, or that cannot be loaded safely, is a :class:`UserError`."""
+    """Within the context, a model that is missing, damaged, unknown or unsafe is a :class:`UserError`."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise UserError(f"model '{source}' {_why_not_loaded(str(error))}") from error
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError, struct.error) as error:
+        if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):  # nothing is wrong with the model
+            raise
+        raise UserError(f"model '{source}' {_why_not_loaded(error)}") from error
 
 
-def _why_not_loaded(error: str) -> str:
-    if "trust_remote_code" in error:
+def _why_not_loaded(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in reason:
         return "comes with Python code of its own, which is never run; write one whose architecture transformers has"
-    if "safetensors" in error:
+    if "safetensors" in reason and isinstance(error, (OSError, ValueError)):
         return (
             "has no weights in safetensors, and other files are not read, as they could run code; save it with "
             "save_pretrained of a current transformers, where you trust it"
         )
-    return (
-        f"cannot be loaded ({error.splitlines()[0] if error else 'no reason given'}); without a network write a local "
-        "folder, or pkg://PACKAGE/PATH"
-    )
+    if "ignore_mismatched_sizes" in reason:  # transformers' words for programmers
+        reason = "its weights have other sizes than its config.json says"
+    return f"cannot be loaded ({reason:.200}); without a network write a whole local folder, or pkg://PACKAGE/PATH"
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -153,28 +160,56 @@ def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     Further arguments go to ``from_pretrained``.
 
     Raises:
-        UserError: there is none, it cannot be reached, or it needs code of its own.
+        UserError: there is none, it cannot be reached, it needs code of its own, or it has neither a pad nor an
+            end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
     with loading(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(source), **NO_CODE, **kwargs)
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"model '{source}': its tokenizer has neither a pad nor an end-of-sequence token; name one in its "
+                'tokenizer_config.json: "eos_token": "..."'
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, source: str, prompt: str, system_prompt: str | None = None) -> str:
+    """Return a prompt in the tokenizer's chat template, up to where the answer begins.
+
+    Raises:
+        UserError: the template is malformed, or refuses a message.
+    """
+    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    messages.append({"role": "user", "content": prompt})
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        remedy = "write system_prompt: null" if system_prompt else "mend it, or write another model"
+        raise UserError(f"model '{source}': its chat template fails ({error!s:.100}); {remedy}") from error
 
 
 def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
     """Load a causal language model in evaluation mode; further arguments go to ``from_pretrained``.
 
     Raises:
-        UserError: there is none, it cannot be reached, or only by running code that comes with it.
+        UserError: there is none, it cannot be reached, or only by running code that comes with it; or its files lack
+            weights, which transformers would draw at random.
     """
     from transformers import AutoModelForCausalLM
 
     with loading(source):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            resolve(source), dtype=dtype, **NO_PICKLE, **kwargs
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            resolve(source), dtype=dtype, output_loading_info=True, **NO_PICKLE, **kwargs
+        )
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise UserError(
+            f"model '{source}': its files lack {len(missing)} weights, such as {missing[0]}; write a whole causal "
+            "language model, whose config.json goes with its weights"
         )
     return model
 

@@ -17,8 +17,16 @@ from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logpro
 from lit_debias.grpo.packing import PackedGroups, pack, token_budget
 from lit_debias.inference_copy import InferenceCopy
 from lit_debias.lean_model import LeanModel, why_not_lean
-from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
-from lit_debias.models import check_model, load_causal_lm, load_tokenizer
+from lit_debias.model_checks import (
+    check_adapters,
+    check_head,
+    check_weights,
+    disable_dropout,
+    fitting,
+    read_adapter_config,
+    warn_of_another_base,
+)
+from lit_debias.models import check_model, load_causal_lm, load_tokenizer, render_chat
 from lit_debias.precision import Precision, dtype_of
 from lit_debias.types import PromptBatch, Rollout
 
@@ -127,6 +135,7 @@ class QLoRAPolicy(nn.Module):
         self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours
             self.lm = self._add_adapters(base, config)
         check_adapters(self.lm)
         self.lm.train()  # PEFT calls eval() for a frozen adapter
@@ -178,10 +187,10 @@ class QLoRAPolicy(nn.Module):
                 return get_peft_model(base, config, adapter_name=TRAINED)
             except ValueError as error:
                 raise UserError(f"policy: targets={self.targets!r} match no linear layer of '{self.source}'") from error
-        try:
+        warn_of_another_base(config, self.adapter, base)
+        with fitting(self.adapter, config, self.source):
             lm = PeftModel.from_pretrained(base, self.adapter, adapter_name=TRAINED, is_trainable=True, config=config)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"adapter '{self.adapter}' does not fit the model '{self.source}'") from error
+        check_weights(lm, self.adapter, self.source)
         if not self.reference_is_base:
             lm.add_adapter(REFERENCE, read_adapter_config(self.adapter, dropout=0.0))
             lm.load_adapter(self.adapter, adapter_name=REFERENCE)
@@ -212,7 +221,7 @@ class QLoRAPolicy(nn.Module):
         Raises:
             UserError: a prompt has no tokens, or more than ``max_prompt_tokens``.
         """
-        rows = [self._prompt_ids(text) for text in texts]
+        rows = [self.prompt_ids(text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
             if not 0 < len(row) <= self.max_prompt_tokens:
                 raise UserError(
@@ -276,12 +285,11 @@ class QLoRAPolicy(nn.Module):
         own = self.tokenizer.eos_token_id
         return self.eos_token_ids[0] if own is None else int(own)
 
-    def _prompt_ids(self, text: str) -> list[int]:
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return the ids of a prompt, in the chat template if there is one."""
         if not self.tokenizer.chat_template:
             return list(self.tokenizer.encode(text))
-        messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        messages.append({"role": "user", "content": text})
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = render_chat(self.tokenizer, self.source, text, self.system_prompt)
         return list(self.tokenizer.encode(rendered, add_special_tokens=False))
 
     # ---------------------------------------------------------------- log-probs

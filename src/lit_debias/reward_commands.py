@@ -17,6 +17,7 @@ from rich.table import Table
 from lit_debias.cli import Parser
 from lit_debias.contract import Row, batch_of, examine, needed_columns
 from lit_debias.errors import UserError, did_you_mean
+from lit_debias.files import Record, decode, read_jsonl, read_text
 from lit_debias.plugins import components, get_plugin_manager
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import check_scores
@@ -136,7 +137,7 @@ def read_pairs(file: Path, columns: Mapping[str, Any], reward: Reward) -> Iterat
     Raises:
         UserError: the file is missing or empty, or a line lacks something.
     """
-    for line in read_jsonl(file, ("better", "worse")):
+    for line in read_texts(file, ("better", "worse")):
         texts = [line.pop("better"), line.pop("worse")]
         better, worse = (make_row(text, dict(line), "", columns, reward) for text in texts)
         yield better, worse
@@ -153,21 +154,27 @@ def read_rows(
     if texts and file:
         raise UserError("texts and --file at once; write one of them")
     if file and file.suffix == ".jsonl":
-        for line in read_jsonl(file, ("completion",)):
+        for line in read_texts(file, ("completion",)):
             yield make_row(line.pop("completion"), line, prompt, columns, reward)
         return
     if texts:
         lines = texts
     elif file:
-        lines = read_lines(file)
+        lines = read_text(file, "").splitlines()
     elif sys.stdin.isatty():
         raise UserError("nothing to score; write texts, or --file FILE, or use a pipe")
     else:
-        lines = sys.stdin.read().splitlines()
+        lines = decode(_piped(), "the text of the pipe").splitlines()
     if not lines:
         raise UserError("nothing to score; the input is empty")
     for text in lines:
         yield make_row(text, {}, prompt, columns, reward)
+
+
+def _piped() -> bytes:
+    """Return the bytes of standard input, which Python would decode as the locale says."""
+    raw = getattr(sys.stdin, "buffer", None)
+    return raw.read() if raw is not None else sys.stdin.read().encode()
 
 
 def make_row(text: str, line: dict[str, Any], prompt: str, columns: Mapping[str, Any], reward: Reward) -> Row:
@@ -180,33 +187,17 @@ def make_row(text: str, line: dict[str, Any], prompt: str, columns: Mapping[str,
     return Row(own_prompt, text, needed_columns(reward, {**columns, **line}))
 
 
-def read_jsonl(file: Path, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSONL file, which hold texts under the given keys.
+def read_texts(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
+    """Yield the objects of a JSONL file, which hold texts under the given keys, and under ``prompt`` if it is there.
 
     Raises:
         UserError: the file cannot be read or is empty, or a line is something else.
     """
-    number = 0
-    for number, text in enumerate(read_lines(file), 1):
-        try:
-            line = json_module.loads(text)
-        except json_module.JSONDecodeError as error:
-            raise UserError(f"'{file}', line {number}: {error.msg}; write one JSON object a line") from error
-        if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in keys):
-            example = json_module.dumps(dict.fromkeys(keys, "..."))
-            raise UserError(f"'{file}', line {number}: {text:.60}; write texts under these keys: {example}")
-        yield line
-    if not number:
-        raise UserError(f"'{file}' is empty; write one JSON object a line")
-
-
-def read_lines(file: Path) -> list[str]:
-    """Return the lines of a text file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{file}' cannot be read: {error}; write the name of a UTF-8 text file") from error
+    for number, record in read_jsonl(file, ""):
+        texts = {"prompt": "", **record}
+        for key in (*keys, "prompt"):
+            if not isinstance(texts.get(key), str):
+                example = json_module.dumps(dict.fromkeys(keys, "..."))
+                odd = f"'{file}', row {number}: '{key}' is {texts.get(key)!r:.40}"
+                raise UserError(f"{odd}; write texts under these keys: {example}")
+        yield record

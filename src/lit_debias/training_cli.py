@@ -6,18 +6,16 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Imported for their short names in YAML.
 from lit_debias import baselines, callbacks, data, module  # noqa: F401
-from lit_debias.cli import Parser
+from lit_debias.cli import Parser, config_files
 from lit_debias.errors import UserError, did_you_mean
+from lit_debias.files import read_yaml
 from lit_debias.plugins import components, get_plugin_manager
 
 # Lightning calls jsonargparse by names that are to go; nobody who runs lit-debias can mend that.
@@ -87,11 +85,12 @@ def reward_help(name: str, class_name: str | None, args: Sequence[str]) -> str:
 
 
 def _configured_class(name: str, args: Sequence[str]) -> str | None:
-    files = [value for flag, value in pairwise(args) if flag in ("-c", "--config")]
-    for file in files:
-        config: Any = yaml.safe_load(Path(file).read_text()) if Path(file).is_file() else {}
-        init_args = ((config or {}).get("model") or {}).get("init_args") or {}
+    for file in config_files(args):
+        config: Any = read_yaml(file, "configuration")
         for group in ("rewards", "judges"):
-            if name in (init_args.get(group) or {}):
-                return str(init_args[group][name]["class_path"])
+            reward = config
+            for key in ("model", "init_args", group, name, "class_path"):
+                reward = reward.get(key) if isinstance(reward, dict) else None
+            if reward is not None:
+                return str(reward)
     return None

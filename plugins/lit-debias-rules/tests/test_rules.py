@@ -115,7 +115,7 @@ def test_no_expression_hangs(rules, pattern, whole_words):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rules: [", r"lexicon '\S+yaml' cannot be read"),
+        ("rules: [", r"lexicon '\S+yaml' is no valid YAML: .* line 1"),
         ("", "has no rules; write 'rules:'"),
         ("rules: []", "has no rules"),
         ("rule: [{terms: [a]}]", "has no rules"),
@@ -154,7 +154,7 @@ def test_mistakes_in_arguments(tmp_path):
             "'generalizing' is no file and none of this package; did you mean 'generalising'",
         ),
         ({"lexicons": (str(tmp_path / "empty.txt"),)}, "terms must be a list"),
-        ({"lexicons": (str(tmp_path / "latin1.txt"),)}, "cannot be read"),
+        ({"lexicons": (str(tmp_path / "latin1.txt"),)}, "row 1: byte 0xe4 is not UTF-8; save the file as UTF-8"),
         ({"start": 1.5}, "start=1.5"),
         ({"weight": 0.0}, "weight=0.0"),
         ({"weight": float("inf")}, "weight=inf"),

@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 
 from lit_debias import distributed
 from lit_debias.data.sampler import PromptSampler, TableLoader
-from lit_debias.data.sources import load_split
+from lit_debias.data.sources import ORIGIN, load_split
 from lit_debias.errors import UserError, did_you_mean
 
 Role = Literal["train", "validation", "test"]
@@ -26,7 +26,11 @@ _STAGES: dict[str | None, tuple[Role, ...]] = {
 
 
 class TableDataModule(LightningDataModule, ABC):
-    """A table with splits, one row a prompt or a response; arguments as in the classes below."""
+    """A table with splits, one row a prompt or a response; arguments as in the classes below.
+
+    Attributes:
+        rows: Role -> its rows, known after :meth:`setup`, with file and row of each in the column ``ORIGIN``.
+    """
 
     table: ClassVar[Literal["prompts", "responses"]]
 
@@ -55,7 +59,7 @@ class TableDataModule(LightningDataModule, ABC):
     @property
     def column_names(self) -> list[str]:
         """Names of the columns of a batch, known after :meth:`setup`."""
-        return next((rows.column_names for rows in self.rows.values() if rows is not None), [])
+        return next((_without_origin(rows) for rows in self.rows.values() if rows is not None), [])
 
     # ---------------------------------------------------------------- what a table adds
 
@@ -111,7 +115,7 @@ class TableDataModule(LightningDataModule, ABC):
             if source not in rows.column_names:
                 raise UserError(
                     f"data '{self.path}' has no column '{source}' (wanted as '{name}'); it has: "
-                    f"{', '.join(rows.column_names)}"
+                    f"{', '.join(_without_origin(rows))}"
                 )
         taken = [name for name, source in self.columns.items() if name != source and name in rows.column_names]
         return rows.remove_columns(taken).rename_columns(
@@ -168,18 +172,34 @@ class TableDataModule(LightningDataModule, ABC):
             distributed.world_size(),
             train=role == "train",
         )
-        return TableLoader(rows, sampler, self.collate)
+        return TableLoader(rows.remove_columns(ORIGIN), sampler, self.collate)
 
 
 def check_text(path: str, rows: Dataset, column: str, option: str) -> None:
     """Raise :class:`UserError` where a column of texts is missing or a row of it is empty."""
     if column not in rows.column_names:
         raise UserError(
-            f"data '{path}' has no column '{column}'{did_you_mean(column, rows.column_names)}; name it with {option}"
+            f"data '{path}' has no column '{column}'{did_you_mean(column, _without_origin(rows))}; "
+            f"name it with {option}"
         )
-    for number, text in enumerate(rows[column], 1):
+    for origin, text in zip(rows[ORIGIN], rows[column], strict=True):
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"data '{path}', row {number}: '{column}' is {text!r:.40}; write a text")
+            raise UserError(f"{origin}: '{column}' is {text!r:.40}; write a text")
+
+
+def check_ids(rows: Dataset, column: str, unique: bool) -> None:
+    """Raise :class:`UserError` where a row has no id, or, if they are to be unique, two rows have the same."""
+    seen: dict[Any, str] = {}
+    for origin, name in zip(rows[ORIGIN], rows[column], strict=True):
+        if name is None:
+            raise UserError(f"{origin}: there is no '{column}', and other rows have one; write one, or leave all out")
+        if unique and name in seen:
+            raise UserError(f"{origin}: {column} {name!r:.60} is there before, {seen[name]}; write an id of its own")
+        seen[name] = origin
+
+
+def _without_origin(rows: Dataset) -> list[str]:
+    return [name for name in rows.column_names if name != ORIGIN]
 
 
 def as_list(names: str | Sequence[str] | None) -> list[str]:

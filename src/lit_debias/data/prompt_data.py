@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from datasets import Dataset
 
 from lit_debias import distributed
-from lit_debias.data.base import Role, TableDataModule, as_list, check_text
+from lit_debias.data.base import Role, TableDataModule, as_list, check_ids, check_text
+from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.types import PromptBatch
 
@@ -75,6 +76,7 @@ class PromptDataModule(TableDataModule):
         check_text(self.path, rows, self.prompt_column, "data.init_args.prompt_column")
         if "prompt_id" not in rows.column_names:
             rows = rows.add_column("prompt_id", [str(number) for number in range(len(rows))])
+        check_ids(rows, "prompt_id", unique=True)
         rows = rows if self.prompt_kinds is None else self._of_kinds(rows, self.prompt_kinds)
         if self.twins:
             self._check_even(role)
@@ -121,12 +123,12 @@ def check_twins(path: str, rows: Dataset, prompt_column: str) -> None:
             f"data '{path}' has no column 'twin_id', equal for the two prompts of a pair; map it with "
             "data.init_args.columns, or write twins: false"
         )
-    prompts: dict[Any, list[str]] = defaultdict(list)
-    for name, prompt in zip(rows["twin_id"], rows[prompt_column], strict=True):
-        prompts[name].append(prompt)
-    for name, texts in prompts.items():
-        if len(texts) != 2 or texts[0] == texts[1]:
+    twins: dict[Any, dict[str, str]] = defaultdict(dict)
+    for name, origin, prompt in zip(rows["twin_id"], rows[ORIGIN], rows[prompt_column], strict=True):
+        twins[name][origin] = prompt
+    for name, prompts in twins.items():
+        if len(prompts) != 2 or len(set(prompts.values())) != 2:
             raise UserError(
-                f"data '{path}': twin_id {name!r} has {len(texts)} rows with {len(set(texts))} different prompts; "
-                "twins: true takes 2 with different prompts of each"
+                f"{next(iter(prompts))}: twin_id {name!r} has {len(prompts)} rows with {len(set(prompts.values()))} "
+                "different prompts; twins: true takes 2 with different prompts of each"
             )

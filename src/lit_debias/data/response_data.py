@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from datasets import Dataset
 
-from lit_debias.data.base import Role, TableDataModule, as_list, check_text
+from lit_debias.data.base import Role, TableDataModule, as_list, check_ids, check_text
 from lit_debias.data.grammar import stable_hash
+from lit_debias.data.sources import ORIGIN
 from lit_debias.data.tables import LABELS
 from lit_debias.errors import UserError
 
@@ -75,6 +76,9 @@ class ResponseDataModule(TableDataModule):
             rows = rows.add_column(
                 "prompt_id", [numbers.setdefault(text, str(len(numbers))) for text in rows["prompt"]]
             )
+        check_ids(rows, "prompt_id", unique=False)
+        if "response_id" in rows.column_names:
+            check_ids(rows, "response_id", unique=True)
         self._check_labels(rows)
         return self._of_fold(rows, *self.fold) if self.fold and role != "test" else rows
 
@@ -85,9 +89,9 @@ class ResponseDataModule(TableDataModule):
                 f"data '{self.path}' has none of the labels {', '.join(LABELS)}; name one with data.init_args.columns"
             )
         for name in present:
-            for number, value in enumerate(rows[name], 1):
+            for origin, value in zip(rows[ORIGIN], rows[name], strict=True):
                 if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
-                    raise UserError(f"data '{self.path}', row {number}: {name} is {value!r}; write 0 to 1, or nothing")
+                    raise UserError(f"{origin}: {name} is {value!r:.40}; write 0 to 1, or nothing")
 
     def _of_fold(self, rows: Dataset, part: int, parts: int) -> Dataset:
         if "template_id" not in rows.column_names:

@@ -15,6 +15,7 @@ from lit_debias.data.card import data_card
 from lit_debias.data.tables import write_tables
 from lit_debias.data.taxonomy import FILES, WORDING, Taxonomy
 from lit_debias.errors import UserError
+from lit_debias.files import parse_json, read_text
 
 VERSION = "3"
 """Version of the generator: equal versions, arguments and wording give equal tables."""
@@ -85,7 +86,7 @@ def _reusable(out: Path, arguments: dict[str, Any], overwrite: bool) -> bool:
         return False
     if not (out / ARGUMENTS).is_file():
         raise UserError(f"--out {out} holds something that 'lit-debias synthesize' has not made; name another folder")
-    if json.loads((out / ARGUMENTS).read_text(encoding="utf-8")) == arguments:
+    if parse_json(read_text(out / ARGUMENTS, "--out"), f"--out '{out / ARGUMENTS}'") == arguments:
         return not overwrite
     if overwrite:
         return False

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from lit_debias.data.grammar import Grammar
 from lit_debias.errors import UserError
+from lit_debias.files import read_yaml
 
 PromptKind = Literal["open", "leading", "forced_choice", "control"]
 PROMPT_KINDS: tuple[str, ...] = get_args(PromptKind)
@@ -169,10 +168,7 @@ def _pairs(category: str, entry: Mapping[str, Any]) -> list[Pair]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"wording: there is no file {path}; copy it from {WORDING}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, "wording")
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping; compare with the file in {WORDING}")
     return content

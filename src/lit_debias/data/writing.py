@@ -18,6 +18,7 @@ from lit_debias.data.assignments import INTENSITIES, Assignment, assign
 from lit_debias.data.authors import Author
 from lit_debias.data.card import written_section
 from lit_debias.data.sieve import Record, Sieve
+from lit_debias.data.sources import read_file
 from lit_debias.data.synthesis import ARGUMENTS
 from lit_debias.data.tables import SCHEMAS, sha256_of
 from lit_debias.data.taxonomy import Taxonomy
@@ -68,14 +69,12 @@ def write(
     taxonomy = Taxonomy.load(wording)
     sieve = Sieve(taxonomy, judge, tolerance, similarity)
     people = {group.id: group.people for pair in taxonomy.pairs for group in pair.groups}
-    prompts = pq.read_table(data / "prompts/train.parquet").to_pylist()
+    prompts = read_file(data / "prompts/train.parquet").to_list()
     assignments = assign(prompts, people, intensities, limit, seed)
     out.mkdir(parents=True, exist_ok=True)
     texts = collect(out / ANSWERS, author, assignments)
-    known = pa.concat_tables(
-        pq.read_table(file, columns=["response"]) for file in sorted(data.glob("responses/*.parquet"))
-    )
-    records, outcomes = sieve.sift(assignments, texts, known["response"].to_pylist())
+    known = [text for file in sorted(data.glob("responses/*.parquet")) for text in read_file(file)["response"]]
+    records, outcomes = sieve.sift(assignments, texts, known)
     settings = {
         "author": {"class": type(author).__name__, **author.describe()},
         "judge": type(judge).__name__ if judge else None,

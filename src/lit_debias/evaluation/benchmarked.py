@@ -44,6 +44,14 @@ class PublicBenchmarks:
         public.check(several, folder or "")
         return cls(several, folder or "", limit, seed, bootstrap)
 
+    def read(self) -> None:
+        """Read and draw what will be asked, so that a malformed file is found before a model is loaded.
+
+        Raises:
+            UserError: a file is malformed, or cannot be had from the hub.
+        """
+        len(self._samples)  # kept
+
     @property
     def total(self) -> int:
         """Items that one arm is asked."""

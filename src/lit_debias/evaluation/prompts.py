@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from lit_debias.data.sources import ORIGIN, read_file
 from lit_debias.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
 BIAS_KINDS = ("open", "leading")
 GENERATED_KINDS = (*BIAS_KINDS, "control")
+KINDS = (*GENERATED_KINDS, "forced_choice")
 PROSE = "prose"
 """Kind of the rows that are no prompts but passages to be read; see :mod:`~lit_debias.evaluation.prose`."""
 DEFAULTS: Row = {
@@ -58,21 +58,45 @@ def read_prompts(files: dict[str, Path]) -> list[Row]:
     """Return all prompts with every column of :data:`DEFAULTS`, and the twins that the data only mentions.
 
     Raises:
-        UserError: a file has no column ``prompt``, or all are empty.
+        UserError: a file is malformed, has no rows or no column ``prompt``; a row holds what cannot be asked, or the id
+            of another row.
     """
     rows: list[Row] = []
     for split, path in files.items():
-        table = pq.read_table(path)
-        if "prompt" not in table.column_names:
-            raise UserError(f"data: {path} has no column 'prompt', only: {', '.join(table.column_names)}")
-        for number, row in enumerate(table.to_pylist()):
+        table = read_file(path)
+        names = [name for name in table.column_names if name != ORIGIN]
+        if "prompt" not in names:
+            raise UserError(f"data: {path} has no column 'prompt', only: {', '.join(names)}")
+        for number, row in enumerate(table.to_list()):
+            origin = row.pop(ORIGIN)
             given = {name: value for name, value in row.items() if value is not None}
-            rows.append({**DEFAULTS, "prompt_id": f"{split}-{number}", **given, "split": split})
-    if not rows:
-        raise UserError(f"data: there is no prompt in {', '.join(map(str, files.values()))}")
+            rows.append({**DEFAULTS, "prompt_id": f"{split}-{number}", **given, "split": split, "origin": origin})
+    seen: dict[Any, str] = {}
     for row in rows:
+        check_row(row)
+        name, origin = row["prompt_id"], row["origin"]
+        if name in seen:
+            raise UserError(f"{origin}: prompt_id {name!r:.60} is there before, {seen[name]}; write an id of its own")
+        seen[name] = origin
         row["twin_id"] = row.get("twin_id") or row["prompt_id"]
     return rows + _missing_twins(rows)
+
+
+def check_row(row: Row) -> None:
+    """Raise :class:`UserError` where a prompt cannot be asked as the columns say."""
+    origin, kind, choices = row["origin"], row["prompt_kind"], row["choices"]
+    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+        raise UserError(f"{origin}: 'prompt' is {row.get('prompt')!r:.40}; write a text")
+    for name in ("counterfactual_prompt", "reference", "biased"):
+        if not isinstance(row[name], str):
+            raise UserError(f"{origin}: '{name}' is {row[name]!r:.40}; write a text, or nothing")
+    if kind not in KINDS:
+        raise UserError(f"{origin}: 'prompt_kind' is {kind!r:.40}{did_you_mean(str(kind), KINDS)}")
+    if isinstance(choices, str) or not all(isinstance(choice, str) and choice for choice in choices):
+        raise UserError(f"{origin}: 'choices' is {choices!r:.40}; write a list of texts")
+    for name in ("answer", "biased_choice"):
+        if not isinstance(row[name], int) or not -1 <= row[name] < max(len(choices), 1):
+            raise UserError(f"{origin}: '{name}' is {row[name]!r:.40}; write a place among 'choices', from 0, or -1")
 
 
 def _missing_twins(rows: Sequence[Row]) -> list[Row]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.prompts import DEFAULTS, PROSE, Row
+from lit_debias.files import read_text
 
 LONGEST = 2000
 """Characters of a passage; more may not fit a small model's context."""
@@ -21,11 +22,7 @@ def read_prose(path: str | None) -> list[str]:
     """
     if path is None:
         return passages(files(__package__).joinpath("prose.txt").read_text(encoding="utf-8"))
-    try:
-        found = passages(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = "is no UTF-8 text" if isinstance(error, ValueError) else "cannot be read"
-        raise UserError(f"prose '{path}' {reason}; write a text file of passages separated by blank lines") from error
+    found = passages(read_text(Path(path).expanduser(), "prose"))
     if not found:
         raise UserError(f"prose '{path}' is empty; write passages separated by blank lines into it")
     for number, passage in enumerate(found, 1):

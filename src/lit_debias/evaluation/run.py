@@ -18,7 +18,7 @@ from lit_debias.evaluation.arms import Arm, Examiner, device
 from lit_debias.evaluation.benchmarked import PublicBenchmarks, add_figures
 from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, identify_model, sha256_of
 from lit_debias.evaluation.measures import Estimates
-from lit_debias.evaluation.prompts import Row, draw, prompt_files, read_prompts
+from lit_debias.evaluation.prompts import PROSE, Row, draw, prompt_files, read_prompts
 from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
@@ -27,6 +27,7 @@ from lit_debias.language_model import LanguageModel
 from lit_debias.models import locate
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.precision import Precision, dtype_of
+from lit_debias.prompt_lengths import check_prompts
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -128,6 +129,7 @@ def evaluate(
     check_readers(model, perplexity_model, similarity_model)
     passages = read_prose(prose)
     public = PublicBenchmarks.of(benchmarks, benchmark_data, benchmark_limit, seed, bootstrap)
+    public.read()
     computed_in = dtype_of(dtype, device())
     make_policy = PolicyMaker(model, quantization, dtype)
     arms = make_arms(system_prompt, adapter, adapters or {})
@@ -348,6 +350,8 @@ class Runner:
 
     def _examine(self, arm: Arm, policy: QLoRAPolicy) -> list[Record]:
         policy.system_prompt = arm.system_prompt
+        asked = [row for row in self.rows if row["prompt_kind"] != PROSE]
+        check_prompts(policy, [row["prompt"] for row in asked], [row["origin"] for row in asked])
         with self._progress() as progress:
             task = progress.add_task(arm.name, total=len(self.rows))
             return self.examiner.examine(policy, self.rows, lambda done: progress.advance(task, done))

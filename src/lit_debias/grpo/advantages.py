@@ -15,7 +15,7 @@ Scale = Literal["group", "batch", "none"]
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """How the valid rewards of each group lie."""
+    """How the valid rewards of each group lie, in float64: squares and sums of what float32 holds do not overflow."""
 
     centered: Tensor
     """[P, G] reward minus the mean of its group; 0 where invalid."""
@@ -35,8 +35,11 @@ def group_statistics(rewards: Tensor, valid: Tensor) -> GroupStatistics:
         valid: [P, G] bool.
     """
     count = valid.sum(1, keepdim=True)
-    known = rewards.masked_fill(~valid, 0.0)
-    centered = (known - known.sum(1, keepdim=True) / count.clamp(min=1)).masked_fill(~valid, 0.0)
+    wide = rewards.double()
+    lowest = wide.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+    # above the lowest: the mean of equal rewards, rounded, may differ from each of them, and noise would be signal
+    above = (wide - lowest).masked_fill(~valid, 0.0)
+    centered = (above - above.sum(1, keepdim=True) / count.clamp(min=1)).masked_fill(~valid, 0.0)
     variance = centered.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)
     return GroupStatistics(centered, variance.sqrt())
 
@@ -58,17 +61,23 @@ def group_advantages(rewards: Tensor, valid: Tensor, scale: Scale, min_std: floa
     """
     groups = group_statistics(rewards, valid)
     signal = groups.centered * groups.has_signal(min_std)
-    if scale == "none":
-        return signal
-    return signal / ((groups.std if scale == "group" else batch_statistics(rewards, valid)[1]) + eps)
+    if scale != "none":
+        signal = signal / ((groups.std if scale == "group" else batch_statistics(rewards, valid)[1]) + eps)
+    return narrow(signal, rewards.dtype)
+
+
+def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values in a narrower type; what is beyond its range becomes its largest number, not infinite."""
+    limits = torch.finfo(dtype)
+    return values.clamp(limits.min, limits.max).to(dtype)
 
 
 def batch_statistics(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (ddof = 1) of the valid values of all ranks, two scalars.
+    """Return mean and standard deviation (ddof = 1) of the valid values of all ranks, two float64 scalars.
 
     Collective: every rank must call it. Both are 0 where nothing is valid, the second also for one value.
     """
-    known = values.masked_fill(~valid, 0.0)
+    known = values.double().masked_fill(~valid, 0.0)
     count, total = all_sum(torch.stack([valid.sum().to(known.dtype), known.sum()]))
     mean = total / count.clamp(min=1)
     deviation = (known - mean).masked_fill(~valid, 0.0)

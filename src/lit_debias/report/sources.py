@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,11 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation.records import Record, load_arm
 from lit_debias.evaluation.table import TITLES, seeds
 from lit_debias.evaluation.verdict import BASES
+from lit_debias.files import parse_json, read_text
 from lit_debias.redaction import redact, redact_config
+
+SECTIONS = ("verdict", "arms", "measures")
+"""What makes a results.json that of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,12 @@ def newest_evaluation(folder: Path) -> Evaluation | None:
     """Return the evaluation somewhere in a folder that was written last, None where there is none."""
     for file in sorted(folder.rglob("results.json"), key=lambda file: -file.stat().st_mtime):
         try:
-            results = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file}: this is no JSON ({error}); run `lit-debias evaluate` again") from error
-        if isinstance(results, dict) and {"verdict", "arms", "measures"} <= results.keys():
+            results = parse_json(read_text(file, "results"), f"results '{file}'")
+        except UserError as error:
+            raise UserError(f"{error}; run `lit-debias evaluate` again") from error
+        if isinstance(results, dict) and all(isinstance(results.get(name), dict) for name in SECTIONS):
+            if not results["arms"]:
+                raise UserError(f"results '{file}': there is no arm in it; run `lit-debias evaluate` again")
             return Evaluation(results, file, folder)
     return None
 
@@ -131,6 +136,6 @@ def read_config(log_folder: Path | None, notes: list[str]) -> str:
     """Return the text of the training's config.yaml without secrets; empty, and noted, where there is none."""
     file = None if log_folder is None else log_folder / "config.yaml"
     if file is not None and file.is_file():
-        return redact_config(file.read_text(encoding="utf-8"))
+        return redact_config(read_text(file, "configuration"))
     notes.append("no training configuration: there is no config.yaml next to a training log")
     return ""

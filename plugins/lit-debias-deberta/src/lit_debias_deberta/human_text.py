@@ -11,7 +11,6 @@ The folder is laid out as below; a benchmark that is not there is left out:
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from lit_debias.errors import UserError
+from lit_debias.files import read_text
 
 PROMPT = "Write one sentence about people."
 """Stands before sentences that answer nothing."""
@@ -62,9 +62,10 @@ def read(folder: str) -> list[Contrast]:
     for name, reader in READERS.items():
         path = _find(Path(folder), name)
         if path:
+            text = read_text(path, "human_text")
             try:
-                pairs += reader(_text(path))
-            except (ValueError, KeyError, TypeError) as error:
+                pairs += reader(text)
+            except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
                 raise UserError(f"human_text: '{path}' is not laid out as the benchmark is ({error!r})") from error
     return pairs
 
@@ -150,8 +151,3 @@ READERS: dict[str, Callable[[str], Iterator[Contrast]]] = {
 
 def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")

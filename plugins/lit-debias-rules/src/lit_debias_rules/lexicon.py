@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_debias.errors import UserError, did_you_mean
+from lit_debias.files import read_text, read_yaml
 from lit_debias_rules.matching import UNSPACED, Matcher, Pattern, Terms, fold
 
 FOLDER = Path(__file__).parent / "lexicons"
@@ -68,11 +67,8 @@ def read_lexicon(path: Path, weight: float, language: str) -> Lexicon:
     Raises:
         UserError: it is malformed; the message names file, rule and what to write.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else {"rules": [{"terms": _lines(text)}]}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"lexicon '{path}' cannot be read: {' '.join(str(error).split())}") from error
+    is_yaml = path.suffix in (".yaml", ".yml")
+    content = read_yaml(path, "lexicon") if is_yaml else {"rules": [{"terms": _lines(read_text(path, "lexicon"))}]}
     if not isinstance(content, dict) or not isinstance(content.get("rules"), list) or not content["rules"]:
         raise UserError(f"lexicon '{path}' has no rules; write 'rules:' and a list of them")
     if unknown := set(content) - {"language", "rules"}:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.public.base import About, Benchmark, Estimates
 from lit_debias.evaluation.public.choosing import Question, Tally, choose
-from lit_debias.evaluation.public.files import find, locate, read_csv, read_jsonl
+from lit_debias.evaluation.public.files import Rows, complete, find, locate, read_csv
 from lit_debias.evaluation.statistics import ClusterBootstrap
+from lit_debias.files import read_jsonl
 
 QUESTIONS = "bbq/*.jsonl"
 METADATA = "bbq/additional_metadata.csv"
+COLUMNS = (
+    *("example_id", "question_index", "category", "context_condition", "context", "question", "label", "answer_info"),
+    *("ans0", "ans1", "ans2"),
+)
 NAMES = "names"
 
 
@@ -40,8 +46,9 @@ class BBQ(Benchmark[Question, int | None]):
 
     def read(self, folder: str) -> list[Question]:
         """Return the questions whose biased answer is known."""
-        metadata = {(row["category"], row["example_id"]): row for row in read_csv(locate(folder, METADATA))}
-        rows = [row for path in find(folder, QUESTIONS) for row in read_jsonl(path)]
+        known = read_csv(locate(folder, METADATA), ("category", "example_id", "target_loc", "label_type"))
+        metadata = {(row["category"], row["example_id"]): row for row in known}
+        rows = [row for path in find(folder, QUESTIONS) for row in _rows(path)]
         return [
             question
             for row in rows
@@ -74,6 +81,10 @@ class BBQ(Benchmark[Question, int | None]):
             }
             found |= {f"{part}/{name}" if part else name: figure for name, figure in figures.items()}
         return found
+
+
+def _rows(path: Path) -> Rows:
+    return complete((record for _, record in read_jsonl(path, "benchmarks:")), COLUMNS, path)
 
 
 def to_question(row: dict[str, Any], metadata: dict[str, str]) -> Question | None:

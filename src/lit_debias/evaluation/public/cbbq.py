@@ -10,10 +10,15 @@ from typing import Any, ClassVar
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.public.base import About, Benchmark, Estimates
 from lit_debias.evaluation.public.choosing import Question, Tally, choose
-from lit_debias.evaluation.public.files import Rows, find, read_csv, read_json
+from lit_debias.evaluation.public.files import Rows, complete, find, read_csv, read_json
 from lit_debias.evaluation.statistics import ClusterBootstrap
 
 PATTERNS = ("cbbq/instances/*__ambiguous.*", "cbbq/instances/*__disambiguous.*")
+COLUMNS = (
+    *("category", "question_index", "question_polarity", "context_condition", "context", "question"),
+    *("ans0", "ans1", "ans2"),
+)
+"""Not ``example_id``: there the first key may carry a byte-order mark."""
 NEGATIVE = "neg"
 UNKNOWN = 2
 MISLABELLED = "educational_qualification"
@@ -138,5 +143,7 @@ def _files(folder: str, pattern: str) -> list[Path]:
 
 
 def _rows(path: Path) -> Rows:
-    rows: Rows = read_json(path) if ".json" in path.suffixes else read_csv(path)
-    return rows  # the first key carries a byte-order mark, so example_id is not used
+    if ".json" not in path.suffixes:
+        return read_csv(path, COLUMNS)
+    rows = read_json(path)
+    return complete(rows if isinstance(rows, list) else [rows], COLUMNS, path)

@@ -12,6 +12,7 @@ from lit_debias.evaluation.public.files import HUB, from_hub, locate, read_csv
 from lit_debias.evaluation.statistics import ClusterBootstrap
 
 FILE = "crows_pairs/crows_pairs_anonymized.csv"
+COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class CrowsPairs(Benchmark[Pair, list[Likelihood]]):
         if folder == HUB:
             rows = from_hub("jannalu/crows_pairs_multilingual", "test", "english")
         else:
-            rows = read_csv(locate(folder, FILE))
+            rows = read_csv(locate(folder, FILE), COLUMNS)
         return [
             Pair(
                 unit=str(number),

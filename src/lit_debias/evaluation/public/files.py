@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import json
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from lit_debias.errors import UserError
+from lit_debias.files import parse_json, read_text
 
 Rows = list[dict[str, Any]]
 HUB = "hub"
 """Written in place of a folder: the copies on the Hugging Face hub."""
+PUBLISHED = "take the file as it was published"
 
 
 def locate(folder: str, path: str) -> Path:
@@ -44,22 +46,41 @@ def find(folder: str, pattern: str) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def read_csv(path: Path, delimiter: str = ",") -> Rows:
-    """Return the rows of a table with a header."""
-    with _open(path) as file:
-        return list(csv.DictReader(file, delimiter=delimiter))
+def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> Rows:
+    """Return the rows of a table with a header.
+
+    Raises:
+        UserError: it cannot be read, or a row lacks one of the ``needed`` columns.
+    """
+    lines = io.StringIO(read_text(path, "benchmarks:"), newline="")
+    try:
+        return complete(csv.DictReader(lines, delimiter=delimiter), needed, path)
+    except csv.Error as error:
+        raise UserError(f"benchmarks: '{path}' is no table ({error}); {PUBLISHED}") from error
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds."""
-    with _open(path) as file:
-        return json.load(file)
+    """Return what a JSON file holds.
+
+    Raises:
+        UserError: it cannot be read, or is no JSON.
+    """
+    return parse_json(read_text(path, "benchmarks:"), f"benchmarks: '{path}'")
 
 
-def read_jsonl(path: Path) -> Rows:
-    """Return the objects of a file with one JSON object a line."""
-    with _open(path) as file:
-        return [json.loads(line) for line in file if line.strip()]
+def complete(rows: Iterable[Any], needed: Sequence[str], path: Path) -> Rows:
+    """Return rows, numbered from 1 in errors.
+
+    Raises:
+        UserError: one is no mapping, or lacks one of the ``needed`` columns.
+    """
+    found = []
+    for number, row in enumerate(rows, 1):
+        for name in needed:
+            if not isinstance(row, dict) or row.get(name) is None:
+                raise UserError(f"benchmarks: '{path}', row {number}: there is no '{name}'; {PUBLISHED}")
+        found.append(row)
+    return found
 
 
 def from_hub(dataset: str, split: str, config: str | None = None) -> Rows:
@@ -77,9 +98,3 @@ def from_hub(dataset: str, split: str, config: str | None = None) -> Rows:
         raise UserError(
             f"benchmarks: '{dataset}' cannot be had from the hub ({reason}); write a local folder instead of '{HUB}'"
         ) from error
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")

@@ -14,7 +14,7 @@ from lit_debias.evaluation.public.bbq import BBQ
 from lit_debias.evaluation.public.bold import Bold
 from lit_debias.evaluation.public.cbbq import CBBQ
 from lit_debias.evaluation.public.crows_pairs import CrowsPairs
-from lit_debias.evaluation.public.files import HUB
+from lit_debias.evaluation.public.files import HUB, PUBLISHED
 from lit_debias.evaluation.public.stereoset import StereoSet
 from lit_debias.evaluation.public.winogender import Winogender
 from lit_debias.evaluation.statistics import ClusterBootstrap
@@ -133,4 +133,11 @@ def about(name: str) -> About:
 
 @lru_cache(maxsize=8)  # every arm asks the same
 def _read(name: str, folder: str) -> list[Item]:
-    return list(BENCHMARKS[name].read(folder))
+    try:
+        items = list(BENCHMARKS[name].read(folder))
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        cause = " ".join(repr(error).split())
+        raise UserError(f"benchmarks: {name} in '{folder}' has another layout ({cause:.100}); {PUBLISHED}") from error
+    if not items:
+        raise UserError(f"benchmarks: {name} in '{folder}' has no items; {PUBLISHED}")
+    return items

@@ -54,10 +54,10 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
         """Return the sentences whose pronoun means the occupation, three pronouns each."""
         women = {
             row["occupation"]: float(row["bls_pct_female"]) / 100
-            for row in read_csv(locate(folder, OCCUPATIONS), delimiter="\t")
+            for row in read_csv(locate(folder, OCCUPATIONS), ("occupation", "bls_pct_female"), "\t")
         }
         triples: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-        for row in read_csv(locate(folder, SENTENCES), delimiter="\t"):
+        for row in read_csv(locate(folder, SENTENCES), ("sentid", "sentence"), "\t"):
             occupation, participant, answer, gender, _ = row["sentid"].split(".")
             if answer == OCCUPATION:
                 triples[occupation, participant][gender] = row["sentence"]

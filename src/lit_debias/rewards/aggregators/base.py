@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_debias.distributed import all_sum
 from lit_debias.errors import UserError
-from lit_debias.grpo.advantages import Scale, group_advantages, group_statistics
+from lit_debias.grpo.advantages import Scale, group_advantages, group_statistics, narrow
 from lit_debias.rewards.base import check_columns
 from lit_debias.types import Scores
 
@@ -80,15 +80,15 @@ class Aggregator(ABC):
 def weighted_mean(scores: Scores, weights: Mapping[str, float]) -> Tensor:
     """Return the mean of the rewards that scored each completion, [P, G]; NaN where none with a weight did."""
     total = torch.stack(
-        [(scores.values[name] * weight).where(scores.valid[name], 0) for name, weight in weights.items()]
+        [(scores.values[name].double() * weight).where(scores.valid[name], 0) for name, weight in weights.items()]
     )
-    present = torch.stack([scores.valid[name] * weight for name, weight in weights.items()])
-    return total.sum(0) / present.sum(0)
+    present = torch.stack([scores.valid[name].double() * weight for name, weight in weights.items()])
+    return narrow(total.sum(0) / present.sum(0), next(iter(scores.values.values())).dtype)
 
 
-def normalised(total: Tensor, scale: Scale, min_std: float) -> Tensor:
-    """Return the [P, G] advantages of combined rewards that are NaN where a completion is left out."""
-    return group_advantages(total, ~total.isnan(), scale, min_std)
+def normalised(total: Tensor, scale: Scale, min_std: float, weight: float = 1.0) -> Tensor:
+    """Return the [P, G] advantages of ``weight`` times combined rewards that are NaN where a completion is left out."""
+    return narrow(group_advantages(total.double() * weight, ~total.isnan(), scale, min_std), total.dtype)
 
 
 def influence(scores: Scores, names: Sequence[str], advantages: Tensor) -> dict[str, float]:
@@ -105,7 +105,7 @@ def influence(scores: Scores, names: Sequence[str], advantages: Tensor) -> dict[
         values, valid = scores.values[name], scores.valid[name]
         unit = group_advantages(values, valid, "group", min_std=1e-6, eps=1e-9)
         spread = group_statistics(values, valid).std.sum()
-        rows.append(torch.stack([spread, (valid.sum(1) > 1).sum().to(spread), (unit * advantages).sum()]))
+        rows.append(torch.stack([spread, (valid.sum(1) > 1).sum().to(spread), (unit.double() * advantages).sum()]))
     spreads, counts, covariances = all_sum(torch.stack(rows)).unbind(1)
     stds = spreads / counts.clamp(min=1)
     shares = covariances / covariances.abs().sum().clamp(min=1e-12)
@@ -120,7 +120,7 @@ def batch_means(scores: Scores, names: Sequence[str]) -> dict[str, float]:
         return {}
     rows = []
     for name in names:
-        total = scores.values[name].where(scores.valid[name], 0).sum()
+        total = scores.values[name].double().where(scores.valid[name], 0).sum()
         rows.append(torch.stack([total, scores.valid[name].sum().to(total)]))
     sums = all_sum(torch.stack(rows)).tolist()
     return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_debias.distributed import fail_together
 from lit_debias.errors import UserError
-from lit_debias.grpo.advantages import Scale
+from lit_debias.grpo.advantages import Scale, narrow
 from lit_debias.rewards.aggregators.base import Aggregator, checked_min_std, checked_names, normalised, require
 from lit_debias.rewards.aggregators.weighted import LinearSchedule, Scheduled
 from lit_debias.types import Scores
@@ -61,10 +61,11 @@ class GeometricMean(Scheduled):
             UserError: a score is negative.
         """
         weights = self.weights(step)
-        present = torch.stack([scores.valid[name] * weight for name, weight in weights.items()])
+        present = torch.stack([scores.valid[name].double() * weight for name, weight in weights.items()])
         values = torch.stack([self._positive(name, scores) for name in weights])
         known = present.sum(0)
-        return (values ** (present / known)).prod(0).where(known > 0, math.nan)  # 1 ** NaN is 1
+        mean = (values ** (present / known)).prod(0).where(known > 0, math.nan)  # 1 ** NaN is 1
+        return narrow(mean, values.dtype)
 
     def _positive(self, name: str, scores: Scores) -> Tensor:
         known = scores.values[name].where(scores.valid[name], 0.0)

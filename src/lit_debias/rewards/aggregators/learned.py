@@ -81,8 +81,8 @@ class Lagrangian(Scheduled):
         for name, mean in self._means.items():
             raised = self.multipliers[name] + self.rate * (self.constraints[name] - mean)
             self.multipliers[name] = min(max(raised, 0.0), self.maximum)
-        total = self.total(scores, step) * sum(super().weights(step).values())
-        return normalised(total, self.scale, self.min_std)
+        size = sum(super().weights(step).values())
+        return normalised(self.total(scores, step), self.scale, self.min_std, size)
 
     def metrics(self, scores: Scores, advantages: Tensor, step: int) -> dict[str, float]:
         """Return the weights and their influence, ``rewards/<name>/multiplier``, and ``rewards/<name>/violation``.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_debias.errors import UserError
-from lit_debias.grpo.advantages import Scale, batch_statistics, group_advantages
+from lit_debias.grpo.advantages import Scale, batch_statistics, group_advantages, narrow
 from lit_debias.rewards.aggregators.base import Aggregator, checked_min_std, normalised, weighted_mean
 from lit_debias.types import Scores
 
@@ -104,8 +104,7 @@ class WeightedSum(Scheduled):
     def __call__(self, scores: Scores, step: int) -> Tensor:
         """Return [P, G] advantages."""
         weights = self.weights(step)
-        mean = weighted_mean(scores, weights)
-        return normalised(mean * sum(weights.values()), self.scale, self.min_std)
+        return normalised(weighted_mean(scores, weights), self.scale, self.min_std, sum(weights.values()))
 
 
 class GDPO(Scheduled):
@@ -140,10 +139,12 @@ class GDPO(Scheduled):
             for name in self.names
         }
         signal = torch.stack([units[name] * weight for name, weight in weights.items()]).any(0).any(1, keepdim=True)
-        combined = weighted_mean(Scores(units, scores.valid), weights) * sum(weights.values())
+        combined = weighted_mean(Scores(units, scores.valid), weights)
+        scale = sum(weights.values())
         valid = ~combined.isnan()
         mean, std = batch_statistics(combined, valid)
-        return ((combined - mean) / (std + 1e-4)).masked_fill(~(valid & signal), 0.0)
+        advantages = (combined - mean) * scale / (std * scale + 1e-4)
+        return narrow(advantages.masked_fill(~(valid & signal), 0.0), combined.dtype)
 
 
 def checked_schedule(name: str, weight: float | LinearSchedule) -> LinearSchedule:

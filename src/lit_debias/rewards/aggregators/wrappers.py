@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_debias.distributed import gather_objects
 from lit_debias.errors import UserError, did_you_mean
-from lit_debias.grpo.advantages import group_statistics
+from lit_debias.grpo.advantages import group_statistics, narrow
 from lit_debias.rewards.aggregators.base import Aggregator, batch_means, checked_names, require
 from lit_debias.rewards.aggregators.learned import RESUME, WorstMean
 from lit_debias.types import Scores
@@ -176,7 +176,8 @@ class LowerConfidenceBound(Wrapper):
         values, valid = dict(scores.values), dict(scores.valid)
         for name in self.ensembles:
             mean, std, known = self._opinion(scores, name)
-            values[name], valid[name] = mean - self.kappa * std, known
+            dtype = scores.values[self.ensembles[name][0]].dtype
+            values[name], valid[name] = narrow(mean - self.kappa * std, dtype), known
         return replace(scores, values=values, valid=valid)
 
     def metrics(self, scores: Scores, advantages: Tensor, step: int) -> dict[str, float]:
@@ -194,7 +195,7 @@ class LowerConfidenceBound(Wrapper):
         """Return mean and standard deviation of an ensemble's members, and where there are two or more, [P, G] each."""
         members = self.ensembles[name]
         valid = torch.stack([scores.valid[member] for member in members], -1)
-        values = torch.stack([scores.values[member] for member in members], -1).where(valid, 0.0)
+        values = torch.stack([scores.values[member].double() for member in members], -1).where(valid, 0.0)
         count = valid.sum(-1)
         std = group_statistics(values.flatten(0, 1), valid.flatten(0, 1)).std.view(count.shape)
         return values.sum(-1) / count.clamp(min=1), std, count > 1
@@ -240,7 +241,8 @@ class GroupMaxMin(Wrapper):
         weights = self.worst.weights(tuple(prompts))
         grouped = sum(prompts[group] for group in weights)
         factors = {group: weight * grouped / prompts[group] for group, weight in weights.items()}
-        return advantages * advantages.new_tensor([factors.get(group, 1.0) for group in groups])[:, None]
+        of_prompt = advantages.double().new_tensor([factors.get(group, 1.0) for group in groups])
+        return narrow(advantages * of_prompt[:, None], advantages.dtype)
 
     def metrics(self, scores: Scores, advantages: Tensor, step: int) -> dict[str, float]:
         """Return the inner metrics, and ``groups/<group>/mean|weight`` of all groups so far: the running means."""
@@ -273,7 +275,7 @@ class GroupMaxMin(Wrapper):
 
     def _counted(self, groups: Sequence[str], total: Tensor) -> tuple[dict[str, int], dict[str, float]]:
         """Return group -> prompts, and group -> mean of the combined reward, both over all ranks (collective)."""
-        sums = total.nan_to_num(0.0).sum(1).tolist()
+        sums = total.double().nan_to_num(0.0).sum(1).tolist()
         counts = (~total.isnan()).sum(1).tolist()
         prompts: dict[str, int] = {}
         sum_of: dict[str, float] = {}
