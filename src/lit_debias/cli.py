@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import string
 import sys
@@ -36,6 +37,7 @@ class Command:
 
 
 HELP = ("-h", "--help")
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TRAINER_COMMANDS = {
     "fit": "train: a policy with GRPO, SFT or DPO, or a reward model",
     "validate": "score greedy completions of the validation prompts",
@@ -87,9 +89,13 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 def _user_error(error: BaseException | None) -> UserError | None:
     """Return the user's mistake behind an exception; libraries wrap what a constructor raises."""
+    full: UserError | None = None
     while error is not None and not isinstance(error, UserError):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            where = error.filename or "the run's files (the error does not say which)"
+            full = UserError(f"cannot write {where}: {error.strerror}; free some space and run it again")
         error = error.__cause__ or error.__context__
-    return error
+    return error or full
 
 
 def _run(args: list[str]) -> int:
