@@ -24,47 +24,37 @@ STOPS = "exit code 2, one line, nothing damaged, then bitwise"
 # ---------------------------------------------------------------- damaged files
 
 
-def damaged(bench: Bench, name: str, damage: Callable[[Path], None]) -> Finding:
+def damaged(bench: Bench, name: str, *damages: Callable[[Path, random.Random], None]) -> Finding:
     """The two newest checkpoints are damaged: one is named, then ``last`` has to find the third."""
     config, paths = bench.interrupted_run(name)
     *broken, good = paths[:3]
-    for path in broken:
-        damage(path)
+    chance = random.Random(bench.seed)
+    for path, damage in zip(broken, damages, strict=True):
+        damage(path, chance)
     ended = bench.lab.fit(config, "--ckpt_path", str(broken[0])).end()
     refused = "refused in one line" if ended.in_one_line and str(broken[0]) in ended.errors[0] else ended.text[-300:]
     offered = "the one before offered" if f"--ckpt_path {good}" in ended.text else "the one before not offered"
     return Finding(name, REFUSED, seen := f"{refused}, {offered}, then {bench.resumes(config)}", seen == REFUSED)
 
 
-def truncated(bench: Bench) -> Finding:
-    """As by a copy that was broken off."""
-    chance = random.Random(bench.seed)
-
-    def damage(path: Path) -> None:
-        os.truncate(path, chance.randrange(path.stat().st_size))
-
-    return damaged(bench, "checkpoint truncated", damage)
+def truncate(path: Path, chance: random.Random) -> None:
+    """As a copy does that was broken off."""
+    os.truncate(path, chance.randrange(path.stat().st_size))
 
 
-def flipped(bench: Bench) -> Finding:
-    """One bit of one weight, which torch would load without a word."""
-    chance = random.Random(bench.seed)
-
-    def damage(path: Path) -> None:
-        with zipfile.ZipFile(path) as archive:
-            tensors = [entry for entry in archive.infolist() if "/data/" in entry.filename and entry.file_size]
-        entry = chance.choice(tensors)
-        with path.open("r+b") as file:
-            file.seek(entry.header_offset + 26)
-            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-            place = entry.header_offset + 30 + name + extra + chance.randrange(entry.file_size)
-            file.seek(place)
-            [byte] = file.read(1)
-            file.seek(place)
-            file.write(bytes([byte ^ 1 << chance.randrange(8)]))
-        torch.load(path, weights_only=True)
-
-    return damaged(bench, "one bit of a checkpoint flipped", damage)
+def flip(path: Path, chance: random.Random) -> None:
+    """Turn one bit of one weight around, which torch loads without a word."""
+    with zipfile.ZipFile(path) as archive:
+        entry = chance.choice([entry for entry in archive.infolist() if "/data/" in entry.filename and entry.file_size])
+    with path.open("r+b") as file:
+        file.seek(entry.header_offset + 26)  # the lengths of name and extra field, which stand before the content
+        lengths = [int.from_bytes(file.read(2), "little") for _ in range(2)]
+        place = entry.header_offset + 30 + sum(lengths) + chance.randrange(entry.file_size)
+        file.seek(place)
+        [byte] = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << chance.randrange(8)]))
+    torch.load(path, weights_only=True)
 
 
 def all_damaged(bench: Bench) -> Finding:
@@ -208,12 +198,13 @@ def full_disk_of_adapter(bench: Bench) -> Finding:
 
 
 SHORT: dict[str, Callable[[Bench], Finding]] = {
-    "truncated": truncated,
-    "flipped": flipped,
+    "damaged": lambda bench: damaged(bench, "checkpoints truncated, and one bit flipped", truncate, flip),
     "full_disk": full_disk_of_all,
-    "disk_error": disk_error,
 }
 FULL: dict[str, Callable[[Bench], Finding]] = {
+    "truncated": lambda bench: damaged(bench, "checkpoints truncated", truncate, truncate),
+    "flipped": lambda bench: damaged(bench, "one bit of checkpoints flipped", flip, flip),
+    "disk_error": disk_error,
     "all_damaged": all_damaged,
     "pickled_code": pickled_code,
     "full_disk_of_logs": full_disk_of_logs,

@@ -35,7 +35,7 @@ class Bench:
 
     def __init__(self, folder: Path, kills: int, seed: int, short: bool) -> None:
         self.kills, self.seed, self.short = kills, seed, short
-        self.lab = Lab(folder, steps=12)
+        self.lab = Lab(folder, steps=6 if short else 12)
         self.whole = self.undisturbed(self.lab)
         self.details: dict[str, Any] = {}
 
@@ -55,16 +55,16 @@ class Bench:
 
     @cached_property
     def interrupted(self) -> Path:
-        """The folder of a run that ended after 8 of 12 steps; it kept the checkpoints of all its steps."""
+        """The folder of a run that ended two steps early; it kept the checkpoints of all its steps."""
         folder = self.lab.run_folder("interrupted")
         keep = {"every_n_train_steps": 1, "save_last": True, "save_top_k": -1}
         callbacks = [{"class_path": "ModelCheckpoint", "init_args": keep}]
-        ended = self.lab.fit(self.lab.config(folder, max_steps=8, callbacks=callbacks)).end()
+        ended = self.lab.fit(self.lab.config(folder, max_steps=self.lab.steps - 2, callbacks=callbacks)).end()
         assert ended.code == 0, ended.text
         return folder
 
     def interrupted_run(self, name: str) -> tuple[Path, list[Path]]:
-        """Return the configuration of a run that stopped after 8 of 12 steps, and its checkpoints, newest first."""
+        """Return the configuration of a run that stopped two steps early, and its checkpoints, newest first."""
         folder = self.lab.folder / name
         shutil.copytree(self.interrupted, folder)
         return self.lab.config(folder), checkpoints(folder)

@@ -7,6 +7,7 @@ are as separate as any: a killed one dies by SIGKILL, with whatever it had in fl
 from __future__ import annotations
 
 import faulthandler
+import io
 import json
 import multiprocessing
 import os
@@ -15,23 +16,28 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import bitsandbytes  # noqa: F401  (imported here, and not in each process)
+import peft  # noqa: F401
 import torch
 import yaml
 from lightning.pytorch.callbacks import model_checkpoint
+from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
 from benchmarks.shapes import save_model
-from lit_debias import checkpoint_io, training_cli  # noqa: F401  (imported here, and not in each process)
+from lit_debias import checkpoint_io, training_cli  # noqa: F401
 from lit_debias.cli import main
 from lit_debias.errors import UserError
 from lit_debias.rewards.base import Reward, RewardBatch
 
 FORK = multiprocessing.get_context("fork")
-PATIENCE = 60.0  # seconds after which a process hangs
+PATIENCE = 300.0  # seconds after which a process hangs; machines may be busy
 ERROR = "lit-debias: error: "
 SAVING = {
     checkpoint_io.__file__: {"save_checkpoint", "replace_file", "sync_folder"},
@@ -77,14 +83,14 @@ class Running:
     def send(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
-    def ended(self, seconds: float = PATIENCE) -> bool:
+    def ended(self, seconds: float) -> bool:
         """Wait; return whether it has ended."""
         self.process.join(seconds)
         return self.process.exitcode is not None
 
     def end(self) -> Ended:
         """Wait for the end; one that hangs is killed, and its code is None."""
-        code = self.process.exitcode if self.ended() else None
+        code = self.process.exitcode if self.ended(PATIENCE) else None
         if code is None:
             self.process.kill()
             self.process.join()
@@ -118,11 +124,14 @@ class Lab:
         self.folder, self.steps = folder, steps
         self.printed = folder / "printed"
         self.printed.mkdir()
+        self.numbers = count()
         self.prompts = folder / "prompts.jsonl"
         rows = [{"prompt": f"w{number} w{number + 1} are"} for number in range(1, 13)]
         self.prompts.write_text("\n".join(json.dumps(row) for row in rows))
         made = Running(self.printed / "model.log", lambda: save_model("tiny", folder / "model", "cpu") and None).end()
         assert made.code == 0, made.text
+        with redirect_stdout(io.StringIO()), suppress(SystemExit):  # what jsonargparse learns of classes is kept
+            main(["fit", "-c", str(self.config(self.run_folder("parsed"))), "--print_config"])
 
     def run_folder(self, name: str) -> Path:
         """Return a folder for a new run."""
@@ -188,7 +197,7 @@ class Lab:
                 before()
             return main(["fit", "-c", str(config), *options])
 
-        return Running(self.printed / f"{len(list(self.printed.iterdir()))}.log", function)
+        return Running(self.printed / f"{next(self.numbers)}.log", function)
 
     def resume(self, config: Path, *options: str, before: Callable[[], Any] | None = None) -> Running:
         """Start it with ``--ckpt_path last``."""

@@ -36,20 +36,20 @@ def main() -> int:
         "python -m benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/bench/faults.json"), help="JSON file to write")
-    parser.add_argument("--kills", type=int, help="how often to kill; by default 50, and 4 with --short")
+    parser.add_argument("--kills", type=int, help="how often to kill; by default 50, and 3 with --short")
     parser.add_argument("--seed", type=int, default=0, help="seeds the moments")
     parser.add_argument("--short", action="store_true", help="a few kills, and the faults that take seconds")
-    parser.add_argument("--only", default="", help="faults whose names begin so")
+    parser.add_argument("--only", nargs="+", default=[""], help="faults whose names begin so")
     options = parser.parse_args()
     get_plugin_manager()  # imports the plugins once, for all processes
     faults = SHORT if options.short else FULL
     findings: list[Finding] = []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.kills or (4 if options.short else 50), options.seed, options.short)
-        for fault in (fault for name, fault in faults.items() if name.startswith(options.only)):
+        bench = Bench(Path(folder), options.kills or (3 if options.short else 50), options.seed, options.short)
+        for fault in (fault for name, fault in faults.items() if name.startswith(tuple(options.only))):
             findings.append(found := fault(bench))
             print(f"{'ok' if found.ok else 'NOT AS EXPECTED'}: {found.fault}: {found.seen}", flush=True)
-        if not options.short and "rewards".startswith(options.only):
+        if not options.short and "rewards".startswith(tuple(options.only)):
             findings += reward_faults.find()
     passed = bool(findings) and all(finding.ok for finding in findings)
     content = {"passed": passed, "seed": options.seed, "faults": [asdict(f) for f in findings], **bench.details}

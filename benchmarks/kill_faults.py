@@ -19,15 +19,15 @@ from lit_debias import checkpoint_io
 
 def killed(bench: Bench) -> Finding:
     """One run, killed again and again: every other time while it saves, else at a random moment."""
-    lab, chance = Lab(bench.lab.run_folder("killed"), steps=2 * max(6, bench.kills)), random.Random(bench.seed)
+    lab, chance = Lab(bench.lab.run_folder("killed"), steps=6 * max(3, bench.kills)), random.Random(bench.seed)
     whole, folder = bench.undisturbed(lab), lab.run_folder("run")
     config, kills, done = lab.config(folder), [], 0
     for number in range(bench.kills):
         saving = number % 2 == 0
         before = partial(die_while_saving, chance.randint(1, 200)) if saving else None
         running = lab.resume(config, before=before)
-        if not saving and not running.ended(chance.uniform(0, 4.0)):
-            running.send(signal.SIGKILL)
+        if not saving:
+            interrupt(running, folder, chance)
         ended = running.end()
         good, damaged = checkpoint_io.newest_good(checkpoints(folder))
         step = checkpoint_io.read(good)["global_step"] if good else 0
@@ -49,6 +49,15 @@ def killed(bench: Bench) -> Finding:
     if not all_died:
         seen = f"after {len(kills)} kills: {kills[-1]}, {damaged}; then {result}"
     return Finding(f"kill -9, {bench.kills} times", RESUMES, seen, all_died and result == "bitwise")
+
+
+def interrupt(running: fault_runs.Running, folder: Path, chance: random.Random) -> None:
+    """Kill a process at a random moment: while it starts, one time in four, else once it has saved something new."""
+    before, starting = checkpoints(folder)[:1], chance.random() < 0.25
+    if not starting:
+        running.wait_for(lambda: checkpoints(folder)[:1] != before)
+    if not running.ended(chance.uniform(0, 2.0 if starting else 0.4)):
+        running.send(signal.SIGKILL)
 
 
 def killed_at_the_end(bench: Bench) -> Finding:
@@ -129,10 +138,10 @@ def sigterm_of_two(bench: Bench, told: tuple[int, ...]) -> Finding:
 
 SHORT: dict[str, Callable[[Bench], Finding]] = {
     "killed": killed,
-    "killed_at_the_end": killed_at_the_end,
     "sigterm": sigterm,
 }
 FULL: dict[str, Callable[[Bench], Finding]] = {
+    "killed_at_the_end": killed_at_the_end,
     "sigterm_without_checkpoints": sigterm_without_checkpoints,
     "control_c": control_c,
     "sigterm_second_of_two": lambda bench: sigterm_of_two(bench, (1,)),

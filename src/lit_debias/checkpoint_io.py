@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -17,6 +18,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_debias.errors import UserError
+
+SEAL = b"\nsha256 "
+"""Stands after torch's zip file, before 64 hexadecimal digits; who reads the zip file does not see it."""
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -38,6 +42,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         content = io.BytesIO()
         torch.save(checkpoint, content)
+        content.write(SEAL + hashlib.sha256(content.getbuffer()).hexdigest().encode())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, content)
@@ -99,27 +104,44 @@ def sync_folder(folder: Path) -> None:
 def read(path: Path) -> dict[str, Any]:
     """Return a checkpoint's content on the CPU; nothing that it holds is run.
 
-    Every byte of content is compared with the CRC-32 that torch wrote beside it: torch itself does not look at it, and
-    a flipped bit in a weight would be loaded without a word.
+    Its bytes are compared with the SHA-256 at its end: torch itself compares nothing, and a flipped bit in a weight
+    would be loaded without a word. Checkpoints of Lightning's own writing are compared with the CRC-32 of their parts.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds more than tensors and plain values.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
-    try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-    except Exception as error:  # a damaged directory of the zip file leads to whatever it happens to say
-        raise UserError(f"the checkpoint {path} is damaged or incomplete ({type(error).__name__}: {error})") from error
-    if damaged is not None:
-        raise UserError(f"the checkpoint {path} is damaged (its part '{damaged}' is not what was written)")
+    problem = damage(path)
+    if problem:
+        raise UserError(f"the checkpoint {path} is damaged or incomplete ({problem})")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         cause = " ".join(str(error).split())[:300]
         raise UserError(f"the checkpoint {path} cannot be read as weights and plain values ({cause})") from error
     return content
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's bytes, None where they are as they were written."""
+    left = max(0, path.stat().st_size - len(SEAL) - 64)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(min(left, 2**20)):
+            digest.update(piece)
+            left -= len(piece)
+        end = file.read()
+    if end.startswith(SEAL):
+        return None if end == SEAL + digest.hexdigest().encode() else "its SHA-256 is not the one at its end"
+    if end[-22:-18] != b"PK\x05\x06":  # the last record of a zip file
+        return "its end is missing"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except Exception as error:  # a damaged directory of a zip file leads to whatever it happens to say
+        return f"{type(error).__name__}: {error}"
+    return broken and f"its part '{broken}' is not what was written"
 
 
 def newest(paths: Iterable[Path]) -> list[Path]:
