@@ -19,7 +19,7 @@ from lit_debias import checkpoint_io
 
 def killed(bench: Bench) -> Finding:
     """One run, killed again and again: every other time while it saves, else at a random moment."""
-    lab, chance = Lab(bench.lab.run_folder("killed"), steps=6 * max(3, bench.kills)), random.Random(bench.seed)
+    lab, chance = Lab(bench.lab.run_folder("killed"), steps=4 * bench.kills + 8), random.Random(bench.seed)
     whole, folder = bench.undisturbed(lab), lab.run_folder("run")
     config, kills, done = lab.config(folder), [], 0
     for number in range(bench.kills):
