@@ -10,6 +10,7 @@ Exits with 1 where anything is not as expected. docs/faults.md says what users c
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -19,9 +20,6 @@ from pathlib import Path
 
 # One thread a process: tiny models gain nothing from more, and a process that forks must not have any.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import disk_faults, kill_faults, report, reward_faults
 from benchmarks.fault_bench import Bench, Finding
@@ -43,22 +41,32 @@ def main() -> int:
     options = parser.parse_args()
     get_plugin_manager()  # imports the plugins once, for all processes
     faults = SHORT if options.short else FULL
-    findings: list[Finding] = []
+    passed = True
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.kills or (3 if options.short else 50), options.seed, options.short)
         for fault in (fault for name, fault in faults.items() if name.startswith(tuple(options.only))):
-            findings.append(found := fault(bench))
-            print(f"{'ok' if found.ok else 'NOT AS EXPECTED'}: {found.fault}: {found.seen}", flush=True)
+            passed &= publish([fault(bench)], bench, options.out)
         if not options.short and "rewards".startswith(tuple(options.only)):
-            findings += reward_faults.find()
-    passed = bool(findings) and all(finding.ok for finding in findings)
-    content = {"passed": passed, "seed": options.seed, "faults": [asdict(f) for f in findings], **bench.details}
-    report.write(options.out, {**report.origin("cpu"), **content})
-    table = Table("fault", "expected", "seen", "ok")
-    for finding in findings:
-        table.add_row(finding.fault, finding.expected, finding.seen, "yes" if finding.ok else "NO")
-    Console().print(table)
+            passed &= publish(reward_faults.find(), bench, options.out)
     return 0 if passed else 1
+
+
+def publish(findings: list[Finding], bench: Bench, out: Path) -> bool:
+    """Print findings and write them into the file, beside what this commit has found before; return whether all is well.
+
+    So a long run that breaks off has not been for nothing, and ``--only`` brings single rows up to date.
+    """
+    for finding in findings:
+        mark = "ok" if finding.ok else "NOT AS EXPECTED"
+        print(f"{mark}: {finding.fault}: {finding.seen} (expected: {finding.expected})", flush=True)
+    report_now = report.origin("cpu") | {"seed": bench.seed}
+    before = json.loads(out.read_text()) if out.is_file() else {}
+    if any(before.get(name) != value for name, value in report_now.items()):
+        before = {}
+    rows = {row["fault"]: row for row in [*before.get("faults", []), *map(asdict, findings)]}
+    everything = {"passed": all(row["ok"] for row in rows.values()), "faults": list(rows.values())}
+    report.write(out, {**report_now, **before, **bench.details, **everything})
+    return all(finding.ok for finding in findings)
 
 
 if __name__ == "__main__":

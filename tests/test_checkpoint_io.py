@@ -18,6 +18,7 @@ from lit_debias import checkpoint_io
 from lit_debias.callbacks import AdapterExport, GracefulStop
 from lit_debias.callbacks.adapter_export import export_adapter
 from lit_debias.checkpoint_io import SafeCheckpointIO, checkpoints_of, newest_good, read
+from lit_debias.cli import _user_error
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
 
@@ -278,3 +279,11 @@ def test_any_full_disk_is_one_line(config, tmp_path, capsys, monkeypatch):  # no
     assert run("fit", "-c", write(tmp_path, config)) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "cannot write events.log: No space left on device" in line
+
+
+def test_an_error_in_its_own_context_is_followed_once():
+    first, second = OSError(errno.ENOSPC, "No space left on device"), ValueError("wraps it")
+    first.__context__, second.__context__ = second, first
+    assert "No space left" in str(_user_error(second))
+    first.errno = errno.ENOENT
+    assert _user_error(second) is None
