@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def publish(findings: list[Finding], bench: Bench, out: Path) -> bool:
-    """Print findings and write them into the file, beside what this commit has found before; return whether all is well.
+    """Print findings and add them to what the file holds of this commit; return whether all is well.
 
     So a long run that breaks off has not been for nothing, and ``--only`` brings single rows up to date.
     """

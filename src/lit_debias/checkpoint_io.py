@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -118,7 +119,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        cause = " ".join(str(error).split())[:300]
+        code = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
+        cause = f"it asks for {code[1]}, and no code is run" if code else " ".join(str(error).split())[:200]
         raise UserError(f"the checkpoint {path} cannot be read as weights and plain values ({cause})") from error
     return content
 
