@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks import fault_runs
@@ -40,7 +41,8 @@ def killed(bench: Bench) -> Finding:
     ended = lab.resume(config).end()
     result = "bitwise" if ended.code == 0 and same(whole, final_state(folder)) else ended.text[-300:]
     bench.details["kills"] = kills
-    unfinished = sum(kill["unfinished_files"] > 0 for kill in kills)
+    counts = [0, *(kill["unfinished_files"] for kill in kills)]  # of all kills so far; nobody clears them away
+    unfinished = sum(after > before for before, after in pairwise(counts))
     seen = (
         f"{len(kills)} kills by step {done} of {lab.steps}, {unfinished} left half a file; no checkpoint was damaged, "
         f"no step lost; then {result}"
