@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | study | docs | clean; each installs what it needs into $(VENV) first.
+# make demo | test | lint | bench | faults | study | docs | clean; each installs what it needs into $(VENV) first.
 #   make test PYTHON=python3.12 VENV=/tmp/venv
 
 PYTHON ?= python3
@@ -22,7 +22,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench study docs clean
+.PHONY: help install demo test lint bench faults study docs clean
 
 help:
 	@sed -n 1,2p Makefile
@@ -102,6 +102,10 @@ bench: $(READY)
 	$(BENCH).update --unpacked
 	$(BENCH).rewards --completions 64 --repeats 2
 	$(BENCH).rewards --completions 64 --repeats 2 --dtype bfloat16 --out runs/bench/rewards_bf16.json
+
+# Kills, stops and starves small runs; docs/faults.md. About 15 minutes on two cores.
+faults: $(READY)
+	$(BIN)/python -m benchmarks.faults --out benchmarks/results/faults.json
 
 # The table of docs/study.md; says beforehand how long it takes (most of two hours on two cores).
 #   make study STUDY="--benchmark_data DIR"      with public benchmarks before and after

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from lightning import Trainer
 from rich.console import Console
 from support import loaded, perturb
 from test_module import Vowels, grpo, prompts, trainer  # noqa: F401  (prompts is a fixture)
@@ -102,3 +103,14 @@ def test_predictions_are_written(tiny_model, prompts, tmp_path):  # noqa: F811
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 8
     assert all(row["prompt"].startswith("people from") and isinstance(row["completion"], str) for row in rows)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_every_rank_asks_where_the_logs_are(tiny_model, prompts, tmp_path, monkeypatch, first):  # noqa: F811
+    asked = []
+    monkeypatch.setattr(Trainer, "log_dir", property(lambda self: asked.append(self.global_step) or str(tmp_path)))
+    t = trainer(tmp_path, max_steps=2, callbacks=[CompletionTable(every_n_steps=2, show=False)])
+    monkeypatch.setattr(type(t), "is_global_zero", first)
+    t.fit(grpo(tiny_model), PromptDataModule(str(prompts), batch_size=2))
+    assert 2 in asked  # Lightning broadcasts it: a rank that does not ask leaves the others waiting
+    assert (tmp_path / "completions.jsonl").exists() is first

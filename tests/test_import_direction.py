@@ -29,7 +29,7 @@ LAYERS = [
     ["rollout"],
     ["builtins"],
     ["data", "metrics"],
-    ["adapter_module"],
+    ["adapter_module", "checkpoint_io"],
     ["module", "baselines"],
     ["callbacks"],
     ["evaluation"],

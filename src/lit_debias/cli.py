@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import string
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, Namespace
@@ -41,6 +44,7 @@ class Command:
 
 
 HELP = ("-h", "--help")
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TRAINER_COMMANDS = {
     "fit": "train: a policy with GRPO, SFT or DPO, or a reward model",
     "validate": "score greedy completions of the validation prompts",
@@ -69,7 +73,8 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     silence_third_parties()
     try:
-        return _run(args)
+        with _quiet_threads():
+            return _run(args)
     except Exception as error:
         mistake = _user_error(error)
         if mistake is None:
@@ -92,9 +97,30 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 def _user_error(error: BaseException | None) -> UserError | None:
     """Return the user's mistake behind an exception; libraries wrap what a constructor raises."""
-    while error is not None and not isinstance(error, UserError):
+    full: UserError | None = None
+    seen: set[int] = set()  # one that was raised again may stand in its own context
+    while error is not None and not isinstance(error, UserError) and id(error) not in seen:
+        seen.add(id(error))
+        if _is_full_disk(error):
+            where = error.filename or "the run's files (the error does not say which)"
+            full = UserError(f"cannot write {where}: {error.strerror}; free some space and run it again")
         error = error.__cause__ or error.__context__
-    return error
+    return error if isinstance(error, UserError) else full
+
+
+def _is_full_disk(error: BaseException | None) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in DISK_FULL
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keep a full disk's tracebacks in threads from the terminal; TensorBoard raises the error in the main one too."""
+    hook = threading.excepthook
+    threading.excepthook = lambda args: None if _is_full_disk(args.exc_value) else hook(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 def _run(args: list[str]) -> int:

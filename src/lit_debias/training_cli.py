@@ -8,11 +8,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Imported for their short names in YAML.
 from lit_debias import baselines, callbacks, data, module  # noqa: F401
+from lit_debias.callbacks import GracefulStop
+from lit_debias.checkpoint_io import SafeCheckpointIO, resolve_last
 from lit_debias.cli import Parser, config_files
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.files import read_yaml
@@ -39,6 +42,7 @@ class TrainingCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # the modules build their own from the adapter's parameters
             seed_everything_default=42,
+            trainer_defaults={"callbacks": [GracefulStop()]},  # added to those of the configuration
             parser_class=TrainingParser,
             parser_kwargs={"prog": "lit-debias"},
             args=args,
@@ -49,6 +53,34 @@ class TrainingCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; its checkpoints are written safely unless its ``plugins`` name another way."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Read a checkpoint that is named, before anything is built.
+
+        Lightning would let hyperparameters in it change the configuration, classes too, which is the only truth here.
+        """
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and str(path).endswith(".ckpt"):
+            SafeCheckpointIO().load_checkpoint(path)
+
+    def before_fit(self) -> None:
+        """Find what ``--ckpt_path last`` stands for, before a model is loaded."""
+        given = self.config_init[self.subcommand]
+        if given.get("ckpt_path") != "last":
+            return
+        found = resolve_last(self.trainer)
+        if found is None and self.subcommand != "fit":
+            raise UserError("--ckpt_path last: nothing has been saved yet; write the path of a checkpoint")
+        given["ckpt_path"] = found and str(found)
+
+    before_validate = before_test = before_predict = before_fit
 
 
 def run_trainer(args: list[str]) -> None:

@@ -3,5 +3,6 @@
 from lit_debias.callbacks.adapter_export import AdapterExport
 from lit_debias.callbacks.alarms import RewardHackingAlarm
 from lit_debias.callbacks.completions import CompletionTable, PredictionFile
+from lit_debias.callbacks.graceful_stop import GracefulStop
 
-__all__ = ["AdapterExport", "CompletionTable", "PredictionFile", "RewardHackingAlarm"]
+__all__ = ["AdapterExport", "CompletionTable", "GracefulStop", "PredictionFile", "RewardHackingAlarm"]

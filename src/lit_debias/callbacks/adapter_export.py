@@ -8,8 +8,10 @@ from pathlib import Path
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from safetensors import SafetensorError
 
 from lit_debias.adapter_module import AdapterModule
+from lit_debias.errors import UserError
 from lit_debias.policy import TRAINED
 
 
@@ -24,22 +26,38 @@ class AdapterExport(Callback):
     def __init__(self, out: str | None = None) -> None:
         self.out = out
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write on the first rank."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write on the first rank; also where a run is resumed that was killed after its last step."""
         if trainer.is_global_zero and isinstance(pl_module, AdapterModule):
             export_adapter(pl_module, Path(self.out or Path(trainer.default_root_dir) / "adapter"))
 
 
 def export_adapter(module: AdapterModule, out: Path) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json`` into ``out``, all or nothing."""
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json`` into ``out``, all or nothing.
+
+    Raises:
+        UserError: it cannot be written; what stood there is untouched.
+    """
     assert module.policy.lm is not None
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
         module.policy.lm.save_pretrained(work, selected_adapters=[TRAINED], save_embedding_layers=False)
         work.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
+        replace_folder(out, work)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write the adapter {out}: {error}; the checkpoints are untouched: make it possible to write there, "
+            "then resume with --ckpt_path last, which writes the adapter"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def replace_folder(out: Path, work: Path) -> None:
+    """Put ``work`` in the place of ``out``; at no moment is neither of them there whole."""
+    old = work.with_name(f"{work.name}-old")
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -35,12 +35,14 @@ class CompletionTable(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write every ``every_n_steps`` rollouts, on the first rank."""
-        if not isinstance(pl_module, GRPO) or pl_module.experience is None or not trainer.is_global_zero:
+        if not isinstance(pl_module, GRPO) or pl_module.experience is None:
             return
         if pl_module.rollout_step % self.every_n_steps:
             return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # collective: every rank asks, or they all hang
+        if not trainer.is_global_zero:
+            return
         rows = extremes(pl_module.experience, self.rows)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
             for row in rows:

@@ -210,7 +210,8 @@ def _kill(process: BaseProcess) -> None:
 
 def serve(connection: Connection, name: str, pickled: bytes, device: torch.device) -> None:
     """Answer batches until the pipe closes: ``(answer or message of the failure, resident GiB)`` each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the trainer, which finishes its step and needs the scores
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     try:
         reward = pickle.loads(pickled)

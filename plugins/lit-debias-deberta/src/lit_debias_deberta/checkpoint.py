@@ -137,9 +137,11 @@ def save_network(network: RewardNetwork, manifest: Manifest, out: Path) -> None:
         save_file({key: value.contiguous() for key, value in network.heads.state_dict().items()}, work / HEADS)
         _write_manifest(replace(manifest, pooling=network.pooling, calibration=network.calibration), work)
         work.chmod(0o755)
+        old = work.with_name(f"{work.name}-old")
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)  # removed only once the new one is there: a process may be killed in between
         work.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -1,0 +1,201 @@
+"""Checkpoints that survive: written whole or not at all, checked before they are trusted, found again."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_debias.errors import UserError
+
+SEAL = b"\nsha256 "
+"""Stands after torch's zip file, before 64 hexadecimal digits; who reads the zip file does not see it."""
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written so that no crash can harm one, and read without running pickled code.
+
+    ``lit-debias fit`` uses it unless the trainer's ``plugins`` name another one; in Python, write
+    ``Trainer(plugins=[SafeCheckpointIO()])``. Paths of remote file systems (``s3://``) are left to Lightning.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``path`` whole or not at all; what stood there stays until the new file is on the disk.
+
+        Raises:
+            UserError: the file cannot be written (full disk, permissions); names what to resume from.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        content.write(SEAL + hashlib.sha256(content.getbuffer()).hexdigest().encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, content)
+        except OSError as error:
+            raise UserError(
+                f"cannot save the checkpoint {path}: {error.strerror}; what was saved before is untouched: "
+                f"make it possible to write there, then {_advice(path.parent.glob('*.ckpt'))}"
+            ) from error
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read ``path`` onto the CPU, as :func:`read` does, whatever Lightning says of ``weights_only``.
+
+        Raises:
+            UserError: there is no such file, or it is damaged; names the newest good one beside it.
+        """
+        if "://" in str(path):
+            remote: dict[str, Any] = super().load_checkpoint(path, weights_only=True)
+            return remote
+        path = Path(path)
+        try:
+            return read(path)
+        except UserError as error:
+            others = [other for other in path.parent.glob("*.ckpt") if other != path]
+            raise UserError(f"{error}; {_advice(others)}") from error
+
+
+def replace_file(path: Path, content: io.BytesIO) -> None:
+    """Put ``content`` in the place of a file, such that a reader finds the old one or the new one, after a crash too.
+
+    The work file has one name for each target, so what a killed process leaves is overwritten by the next one.
+
+    Raises:
+        OSError: it cannot be written; the old file is as it was, and the work file is gone.
+    """
+    work = path.with_name(f".{path.name}.part")
+    content.seek(0)
+    try:
+        with work.open("wb") as file:
+            shutil.copyfileobj(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(work, path)
+    except OSError:
+        work.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk, where the system can do that."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's content on the CPU; nothing that it holds is run.
+
+    Its bytes are compared with the SHA-256 at its end: torch itself compares nothing, and a flipped bit in a weight
+    would be loaded without a word. Checkpoints of Lightning's own writing are compared with the CRC-32 of their parts.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    problem = damage(path)
+    if problem:
+        raise UserError(f"the checkpoint {path} is damaged or incomplete ({problem})")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        code = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
+        cause = f"it asks for {code[1]}, and no code is run" if code else " ".join(str(error).split())[:200]
+        raise UserError(f"the checkpoint {path} cannot be read as weights and plain values ({cause})") from error
+    return content
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's bytes, None where they are as they were written."""
+    left = max(0, path.stat().st_size - len(SEAL) - 64)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(min(left, 2**20)):
+            digest.update(piece)
+            left -= len(piece)
+        end = file.read()
+    if end.startswith(SEAL):
+        return None if end == SEAL + digest.hexdigest().encode() else "its SHA-256 is not the one at its end"
+    if end[-22:-18] != b"PK\x05\x06":  # the last record of a zip file
+        return "its end is missing"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except Exception as error:  # a damaged directory of a zip file leads to whatever it happens to say
+        return f"{type(error).__name__}: {error}"
+    return broken and f"its part '{broken}' is not what was written"
+
+
+def newest(paths: Iterable[Path]) -> list[Path]:
+    """Return the files that exist, the one that was written last first."""
+    times = {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
+    return sorted(times, key=lambda path: times[path], reverse=True)
+
+
+def newest_good(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint that can be read, None where there is none, and what is wrong with newer ones."""
+    problems = []
+    for path in newest(paths):
+        try:
+            read(path)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            return path, problems
+    return None, problems
+
+
+def _advice(paths: Iterable[Path]) -> str:
+    good, _ = newest_good(paths)
+    return f"resume with --ckpt_path {good}" if good else "start again: there is no good checkpoint beside it"
+
+
+def checkpoints_of(trainer: Trainer) -> list[Path]:
+    """Return every checkpoint of this run and of earlier ones with the same folders, in no order.
+
+    Loggers give each run a folder of its own (``version_3``), and a resumed run is one more: all of them are searched.
+    """
+    logger = trainer.logger
+    root = Path(trainer.default_root_dir)
+    if logger is not None:
+        root = Path(logger.save_dir or root, str(logger.name))
+    folders = [*root.glob("*/checkpoints"), root / "checkpoints"]
+    folders += [Path(c.dirpath) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+    return [path for folder in dict.fromkeys(folders) for path in folder.glob("*.ckpt")]
+
+
+def resolve_last(trainer: Trainer) -> Path | None:
+    """Return what ``--ckpt_path last`` stands for: the newest good checkpoint, None where nothing has been saved.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    found, problems = newest_good(checkpoints_of(trainer))
+    if found is None and problems:
+        raise UserError(f"no checkpoint of this run can be read: {problems[0]}; leave --ckpt_path out to start again")
+    if trainer.is_global_zero:
+        for problem in problems:
+            print(f"lit-debias: skipped: {problem}", file=sys.stderr)
+        what = f"resuming from {found}" if found else "nothing has been saved yet, so a new run starts"
+        print(f"lit-debias: {what}", file=sys.stderr)
+    return found
