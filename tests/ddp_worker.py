@@ -1,6 +1,6 @@
-"""One run on a number of CPU processes; the first one writes the adapter. Started by test_ddp.py.
+"""Runs on a number of CPU processes, one after the other; the first process writes what is found. See test_ddp.py.
 
-Usage: python ddp_worker.py MODEL PROMPTS OUT DEVICES MODULE
+Usage: python ddp_worker.py MODEL FOLDER DEVICES MODULE...
 """
 
 import sys
@@ -62,9 +62,14 @@ def build(name: str, model: str) -> AdapterModule:
     )
 
 
-def main(model: str, prompts: str, out: str, devices: str, name: str) -> None:
+def main(model: str, folder: str, devices: str, *names: str) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    for name in names:
+        run(model, Path(folder), devices, name)
+
+
+def run(model: str, folder: Path, devices: str, name: str) -> None:
     torch.manual_seed(7)
     module = build(name, model)
     trainer = Trainer(
@@ -78,10 +83,10 @@ def main(model: str, prompts: str, out: str, devices: str, name: str) -> None:
         enable_model_summary=False,
         limit_val_batches=0,
         use_distributed_sampler=False,
-        default_root_dir=str(Path(out).parent),
+        default_root_dir=str(folder),
         callbacks=[Perturb(), RewardHackingAlarm(warmup=1, window=1)],
     )
-    trainer.fit(module, PromptDataModule(prompts, batch_size=4, seed=3))
+    trainer.fit(module, PromptDataModule(str(folder / "prompts.jsonl"), batch_size=4, seed=3))
     if trainer.is_global_zero:
         torch.save(
             {
@@ -89,7 +94,7 @@ def main(model: str, prompts: str, out: str, devices: str, name: str) -> None:
                 "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
                 "prompts": len(module.experience.rollout.prompts) if name in AGGREGATORS else None,
             },
-            out,
+            folder / f"{name}-{devices}.pt",
         )
 
 

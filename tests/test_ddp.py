@@ -10,25 +10,26 @@ import pytest
 import torch
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
+RUNS = ("sum", "gdpo", "sft", "dpo")
+pytestmark = pytest.mark.xdist_group("ddp")  # the fixture takes most of the time
 
 
-def run(model, folder, name, devices) -> dict:
-    prompts, out = folder / "prompts.jsonl", folder / f"{devices}.pt"
+@pytest.fixture(scope="module")
+def found(tiny_model, tmp_path_factory):
+    """Return, by the number of processes, what each run has found."""
+    folder = tmp_path_factory.mktemp("ddp")
     rows = [
         {"prompt": f"people from {p} are", "reference": "judged " * n, "biased": "kind"}
         for n, p in enumerate("abcdefgh", 1)
     ]
-    prompts.write_text("\n".join(json.dumps(row) for row in rows))
-    command = [sys.executable, str(WORKER), str(model), str(prompts), str(out), str(devices), name]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")]),
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out, weights_only=True)
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    path = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    for devices in (1, 2):
+        command = [sys.executable, str(WORKER), str(tiny_model), str(folder), str(devices), *RUNS]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return {n: {run: torch.load(folder / f"{run}-{n}.pt", weights_only=True) for run in RUNS} for n in (1, 2)}
 
 
 def assert_same(alone, together, metrics) -> None:
@@ -40,15 +41,14 @@ def assert_same(alone, together, metrics) -> None:
 
 
 @pytest.mark.parametrize("aggregator", ["sum", "gdpo"])
-def test_two_processes_make_the_step_of_one(tiny_model, tmp_path, aggregator):
-    alone, together = (run(tiny_model, tmp_path, aggregator, devices) for devices in (1, 2))
+def test_two_processes_make_the_step_of_one(found, aggregator):
+    alone, together = (found[devices][aggregator] for devices in (1, 2))
     assert (alone["prompts"], together["prompts"]) == (4, 2)  # whole groups on each rank
     metrics = ("reward", "loss", "kl", "entropy", "grad_norm", "num_tokens", "alarms/length", "alarms/refusals")
     assert_same(alone, together, metrics)
 
 
 @pytest.mark.parametrize("baseline", ["sft", "dpo"])
-def test_baselines_too(tiny_model, tmp_path, baseline):
-    alone, together = (run(tiny_model, tmp_path, baseline, devices) for devices in (1, 2))
+def test_baselines_too(found, baseline):
     own = {"sft": (), "dpo": ("rewards/margins", "rewards/accuracies", "logps/chosen")}[baseline]
-    assert_same(alone, together, ("loss", "entropy", "grad_norm", "num_tokens", *own))
+    assert_same(found[1][baseline], found[2][baseline], ("loss", "entropy", "grad_norm", "num_tokens", *own))
