@@ -25,6 +25,7 @@ def found(tiny_model, tmp_path_factory):
     (folder / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     path = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PL_GLOBAL_SEED", None)  # another test's, with which Lightning's launcher would seed again
     for devices in (1, 2):
         command = [sys.executable, str(WORKER), str(tiny_model), str(folder), str(devices), *RUNS]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
