@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from lit_debias.precision import multiplies_bf16
+
 
 def provenance(packages: Iterable[str], hardware: str) -> dict[str, Any]:
     """Return date, commit (``-dirty`` where tracked files differ from it), hardware, and versions of ``packages``."""
@@ -37,7 +39,9 @@ def commit() -> str:
 def describe_device(device: str = "cpu") -> str:
     """Return the hardware in words; ``device`` is ``cpu`` or ``cuda``."""
     if device == "cpu":
-        return f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+        capability = torch.backends.cpu.get_cpu_capability()
+        bf16 = " with bf16" if multiplies_bf16("cpu") else ""
+        return f"{_cpu_name()}, {capability}{bf16}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
     gpu = torch.cuda.get_device_properties(0)
     return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}; {describe_device()}"
 
