@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lit_debias import lean_model
 from lit_debias.activation_memory import KeptBytes, free_memory
 from lit_debias.grpo.packing import pack
-from lit_debias.policy import QLoRAPolicy, tokens_of
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.tokens import tokens_of
 from lit_debias.types import PromptBatch
 
 PROMPTS = PromptBatch(["people from the north are", "the rider was late and the lift was out of order again"])

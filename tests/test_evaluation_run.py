@@ -13,6 +13,7 @@ from report_material import record
 from support import loaded, perturb, save_tiny_model
 from transformers import AutoModelForCausalLM
 
+from lit_debias.adapters import TRAINED
 from lit_debias.cli import Parser, main
 from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
@@ -22,7 +23,6 @@ from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.table import as_tables
 from lit_debias.language_model import LanguageModel
 from lit_debias.plugins import get_plugin_manager
-from lit_debias.policy import TRAINED
 from lit_debias.rewards.base import Reward
 from lit_debias.sentence_encoder import SentenceEncoder
 

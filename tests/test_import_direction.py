@@ -21,6 +21,7 @@ LAYERS = [
     ["grpo"],
     ["rewards"],
     ["activation_memory", "models", "model_checks", "inference_copy", "language_model", "sentence_encoder"],
+    ["adapters", "tokens"],
     ["precision"],
     ["fused_linear"],
     ["lean_model"],

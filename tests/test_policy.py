@@ -10,7 +10,8 @@ from torch import nn
 from lit_debias.errors import UserError
 from lit_debias.grpo.packing import pack
 from lit_debias.inference_copy import merged_weight
-from lit_debias.policy import QLoRAPolicy, end_of_sequence_ids, tokens_of
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.tokens import end_of_sequence_ids, tokens_of
 from lit_debias.types import PromptBatch
 
 PROMPTS = PromptBatch(["people from the north are", "the rider was late"])

@@ -195,7 +195,7 @@ KNOWN = {
     "lit_debias/rewards/calls.py": {"pickle.loads"},  # what the parent process sends
     "lit_debias/models.py": {"from_pretrained"},  # with safetensors, without code
     "lit_debias/model_checks.py": {"from_pretrained"},  # of a configuration
-    "lit_debias/policy.py": {"from_pretrained"},  # of an adapter that model_checks has passed
+    "lit_debias/adapters.py": {"from_pretrained"},  # of an adapter that model_checks has passed
     "lit_debias_classifier/reward.py": {"from_pretrained"},  # with safetensors, without code
 }
 

@@ -24,8 +24,9 @@ from lit_debias.errors import UserError
 from lit_debias.grpo.loss import DAPOLoss, UpdateSize
 from lit_debias.grpo.packing import pack
 from lit_debias.metrics import of_rollout
-from lit_debias.policy import QLoRAPolicy, tokens_of
+from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.tokens import tokens_of
 from lit_debias.types import Experience, PromptBatch, Scores
 
 PROMPTS = PromptBatch(["people from the north are", "the rider", "each person should be judged on their own work"])

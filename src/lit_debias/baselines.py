@@ -20,8 +20,9 @@ from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError
 from lit_debias.grpo.loss import UpdateSize
 from lit_debias.grpo.packing import pack, token_budget
-from lit_debias.policy import QLoRAPolicy, tokens_of
+from lit_debias.policy import QLoRAPolicy
 from lit_debias.prompt_lengths import check_responses
+from lit_debias.tokens import tokens_of
 from lit_debias.types import PromptBatch
 
 Metrics = dict[str, Tensor]

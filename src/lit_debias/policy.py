@@ -12,22 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lit_debias.activation_memory import free_memory
+from lit_debias.adapters import REFERENCE, TRAINED, continued_adapter, new_adapter
 from lit_debias.errors import UserError
 from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack, token_budget
 from lit_debias.inference_copy import InferenceCopy
 from lit_debias.lean_model import LeanModel, why_not_lean
-from lit_debias.model_checks import (
-    check_adapters,
-    check_head,
-    check_weights,
-    disable_dropout,
-    fitting,
-    read_adapter_config,
-    warn_of_another_base,
-)
+from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
 from lit_debias.models import check_model, load_causal_lm, load_tokenizer, render_chat
 from lit_debias.precision import Precision, dtype_of
+from lit_debias.tokens import end_of_sequence_ids, pad, tokens_of
 from lit_debias.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
@@ -35,7 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FORWARD_TOKENS = 8192  # packed tokens of a pass without gradient, which keeps next to nothing
-TRAINED, REFERENCE = "default", "reference"  # PEFT's names of the two adapters
 
 
 class QLoRAPolicy(nn.Module):
@@ -136,7 +129,10 @@ class QLoRAPolicy(nn.Module):
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours
-            self.lm = self._add_adapters(base, config)
+            if self.adapter is None:
+                self.lm = new_adapter(base, self.source, config)
+            else:
+                self.lm = continued_adapter(base, self.source, config, self.adapter, copy=not self.reference_is_base)
         check_adapters(self.lm)
         self.lm.train()  # PEFT calls eval() for a frozen adapter
         self.lean_obstacle = why_not_lean(base)
@@ -178,24 +174,6 @@ class QLoRAPolicy(nn.Module):
             lora_dropout=self.dropout,
             target_modules=self.targets,
         )
-
-    def _add_adapters(self, base: PreTrainedModel, config: LoraConfig) -> PeftModel:
-        from peft import PeftModel, get_peft_model
-
-        if self.adapter is None:
-            try:
-                return get_peft_model(base, config, adapter_name=TRAINED)
-            except ValueError as error:
-                raise UserError(f"policy: targets={self.targets!r} match no linear layer of '{self.source}'") from error
-        warn_of_another_base(config, self.adapter, base)
-        with fitting(self.adapter, config, self.source):
-            lm = PeftModel.from_pretrained(base, self.adapter, adapter_name=TRAINED, is_trainable=True, config=config)
-        check_weights(lm, self.adapter, self.source)
-        if not self.reference_is_base:
-            lm.add_adapter(REFERENCE, read_adapter_config(self.adapter, dropout=0.0))
-            lm.load_adapter(self.adapter, adapter_name=REFERENCE)
-            lm.set_adapter(TRAINED)
-        return lm
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -403,27 +381,3 @@ def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
     name = f"activation_checkpointing_{verb}"
     switch = getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{verb}")
     switch()
-
-
-def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return every id that ends a completion: all of ``generation_config.eos_token_id``, and the tokenizer's."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    several = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({i for i in [*several, tokenizer.eos_token_id] if i is not None}))
-
-
-def tokens_of(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return prompt ids and mask [P, S], completion ids and mask [P, G, T]: what packing takes."""
-    return rollout.prompt_ids, rollout.prompt_mask, rollout.completion_ids, rollout.completion_mask
-
-
-def pad(rows: list[list[int]], pad_id: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids [N, L] int64 and mask [N, L] bool of ragged rows; L is at least 1."""
-    longest = max(1, *(len(row) for row in rows))
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for index, row in enumerate(rows):
-        where = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[index, where] = torch.tensor(row, dtype=torch.long)
-        mask[index, where] = True
-    return ids.to(device), mask.to(device)

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 
 from lit_debias.adapter_module import AdapterModule
+from lit_debias.adapters import TRAINED
 from lit_debias.errors import UserError
-from lit_debias.policy import TRAINED
 
 
 class AdapterExport(Callback):

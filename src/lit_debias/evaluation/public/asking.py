@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lit_debias.models import first_token
-from lit_debias.policy import QLoRAPolicy, pad
+from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.text import is_refusal
+from lit_debias.tokens import pad
 from lit_debias.types import PromptBatch, Rollout
 
 BATCH = 8
