@@ -47,6 +47,7 @@ PUBLIC_MODULES = (
     "files",
     "language_model",
     "models",
+    "precision",
     "score_file",
     "sentence_encoder",
     "text",

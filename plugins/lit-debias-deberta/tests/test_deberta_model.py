@@ -223,3 +223,16 @@ def test_the_command_line_knows_the_options(encoder, tmp_path):
     options = parser.parse_args(arguments).model.init_args
     assert options.dimensions == ["fairness", "neutrality", "relevance", "quality"]
     assert (options.optimizer.class_path, options.optimizer.init_args.lr) == ("torch.optim.AdamW", 2e-5)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_it_trains_in_bf16_only_where_that_is_fast(encoder, tmp_path, monkeypatch, fast):
+    monkeypatch.setattr("lit_debias.precision.multiplies_bf16", lambda device: fast)
+    model = RewardModel(str(tmp_path / "out"), str(encoder))
+    model.configure_model()
+    seen = []
+    model.network.encoder.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):  # as the trainer's precision would have it
+        logits = model(["a"], ["b"])
+    assert seen == [fast]
+    assert logits.dtype == torch.float32

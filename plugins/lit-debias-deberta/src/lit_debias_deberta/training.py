@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -17,6 +18,7 @@ from torch.optim import AdamW
 
 from lit_debias.errors import UserError
 from lit_debias.models import check_model
+from lit_debias.precision import Precision, dtype_of
 from lit_debias_deberta import human_text as human
 from lit_debias_deberta.batches import check_dimensions, group_ids, labels_of
 from lit_debias_deberta.calibration import fit_calibration
@@ -64,6 +66,8 @@ class RewardModel(LightningModule):
             reads a whole batch at once, which suits a GPU. The loss is the same.
         human_text: Folder with StereoSet, CrowS-Pairs or CBBQ, on which ``test`` measures the fairness head too;
             :mod:`lit_debias_deberta.human_text` says how it is laid out. Nothing is trained on it.
+        precision: Type of the encoder's products, whatever the trainer's precision says; weights and heads are float32.
+            ``auto`` is bfloat16 where the device has instructions for it, and float32 elsewhere.
 
     Raises:
         UserError: an argument is out of range, ``encoder`` or ``human_text`` names nothing, or ``out`` holds
@@ -87,6 +91,7 @@ class RewardModel(LightningModule):
         warmup: float = 0.1,
         bucket_size: int | None = None,
         human_text: str | None = None,
+        precision: Precision = "auto",
     ) -> None:
         super().__init__()
         check_dimensions(dimensions)
@@ -108,7 +113,7 @@ class RewardModel(LightningModule):
         self.trainable_layers = trainable_layers
         self.regression, self.ranking_weight, self.margin = regression, ranking_weight, margin
         self.make_optimizer, self.warmup = optimizer, warmup
-        self.bucket_size, self.human_text = bucket_size, human_text
+        self.bucket_size, self.human_text, self.precision = bucket_size, human_text, precision
         self.network, self.is_trained = None, False
         self.graded = GradedResponses()
         self.tested: list[ScoredResponses] = []
@@ -157,7 +162,9 @@ class RewardModel(LightningModule):
     def forward(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Return logits [N, D] float32."""
         assert self.network is not None, "call configure_model() first"
-        return self.network.read(prompts, responses, self.bucket_size)
+        bf16 = dtype_of(self.precision, self.device) == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return self.network.read(prompts, responses, self.bucket_size)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
