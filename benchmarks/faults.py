@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 # One thread a process: tiny models gain nothing from more, and a process that forks must not have any.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -42,16 +43,17 @@ def main() -> int:
     get_plugin_manager()  # imports the plugins once, for all processes
     faults = SHORT if options.short else FULL
     passed = True
+    origin = report.origin("cpu") | {"seed": options.seed}  # once: the commit may change while it runs
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.kills or (3 if options.short else 50), options.seed, options.short)
         for fault in (fault for name, fault in faults.items() if name.startswith(tuple(options.only))):
-            passed &= publish([fault(bench)], bench, options.out)
+            passed &= publish([fault(bench)], bench, options.out, origin)
         if not options.short and "rewards".startswith(tuple(options.only)):
-            passed &= publish(reward_faults.find(), bench, options.out)
+            passed &= publish(reward_faults.find(), bench, options.out, origin)
     return 0 if passed else 1
 
 
-def publish(findings: list[Finding], bench: Bench, out: Path) -> bool:
+def publish(findings: list[Finding], bench: Bench, out: Path, origin: dict[str, Any]) -> bool:
     """Print findings and add them to what the file holds of this commit; return whether all is well.
 
     So a long run that breaks off has not been for nothing, and ``--only`` brings single rows up to date.
@@ -59,13 +61,12 @@ def publish(findings: list[Finding], bench: Bench, out: Path) -> bool:
     for finding in findings:
         mark = "ok" if finding.ok else "NOT AS EXPECTED"
         print(f"{mark}: {finding.fault}: {finding.seen} (expected: {finding.expected})", flush=True)
-    report_now = report.origin("cpu") | {"seed": bench.seed}
     before = json.loads(out.read_text()) if out.is_file() else {}
-    if any(before.get(name) != value for name, value in report_now.items()):
+    if any(before.get(name) != value for name, value in origin.items()):
         before = {}
     rows = {row["fault"]: row for row in [*before.get("faults", []), *map(asdict, findings)]}
     everything = {"passed": all(row["ok"] for row in rows.values()), "faults": list(rows.values())}
-    report.write(out, {**report_now, **before, **bench.details, **everything})
+    report.write(out, {**origin, **before, **bench.details, **everything})
     return all(finding.ok for finding in findings)
 
 
