@@ -1,4 +1,7 @@
-"""Reads the text files that users write: UTF-8, JSON, JSON lines and YAML; a mistake is named with its row."""
+"""Reads the text files that users write: UTF-8, JSON, JSON lines and YAML; a mistake is named with its row.
+
+And puts a finished folder in the place of an old one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import codecs
 import gzip
 import json
 import math
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,3 +176,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> Record:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r:.40} is there twice")
     return record
+
+
+def replace_folder(out: Path, work: Path) -> None:
+    """Put ``work`` in the place of ``out``; at no moment is neither of them there whole."""
+    old = work.with_name(f"{work.name}-old")
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from lit_debias.adapter_module import AdapterModule
 from lit_debias.adapters import TRAINED
 from lit_debias.errors import UserError
+from lit_debias.files import replace_folder
 
 
 class AdapterExport(Callback):
@@ -52,12 +53,3 @@ def export_adapter(module: AdapterModule, out: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def replace_folder(out: Path, work: Path) -> None:
-    """Put ``work`` in the place of ``out``; at no moment is neither of them there whole."""
-    old = work.with_name(f"{work.name}-old")
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -93,8 +93,8 @@ class TextClassifier(Reward):
 
         self._labels = self._labels or self._read_labels()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.model, revision=self._revision)
         with loading(self.model):
-            self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.model, revision=self._revision)
             network = AutoModelForSequenceClassification.from_pretrained(
                 resolve(self.model), revision=self._revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from lit_debias.errors import UserError
+from lit_debias.files import replace_folder
 from lit_debias.models import PACKAGE_SCHEME, locate
 from lit_debias_deberta.calibration import Calibration
 from lit_debias_deberta.network import DIMENSIONS, RewardNetwork, load_encoder
@@ -137,11 +138,7 @@ def save_network(network: RewardNetwork, manifest: Manifest, out: Path) -> None:
         save_file({key: value.contiguous() for key, value in network.heads.state_dict().items()}, work / HEADS)
         _write_manifest(replace(manifest, pooling=network.pooling, calibration=network.calibration), work)
         work.chmod(0o755)
-        old = work.with_name(f"{work.name}-old")
-        if out.exists():
-            out.rename(old)  # removed only once the new one is there: a process may be killed in between
-        work.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(out, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
