@@ -20,7 +20,7 @@ from lit_debias import checkpoint_io
 
 def killed(bench: Bench) -> Finding:
     """One run, killed again and again: every other time while it saves, else at a random moment."""
-    lab, chance = Lab(bench.lab.run_folder("killed"), steps=4 * bench.kills + 8), random.Random(bench.seed)
+    lab, chance = Lab(bench.lab.run_folder("killed"), steps=6 * bench.kills + 8), random.Random(bench.seed)
     whole, folder = bench.undisturbed(lab), lab.run_folder("run")
     config, kills, done = lab.config(folder), [], 0
     for number in range(bench.kills):
@@ -58,7 +58,7 @@ def interrupt(running: fault_runs.Running, folder: Path, chance: random.Random) 
     before, starting = checkpoints(folder)[:1], chance.random() < 0.25
     if not starting:
         running.wait_for(lambda: checkpoints(folder)[:1] != before)
-    if not running.ended(chance.uniform(0, 2.0 if starting else 0.4)):
+    if not running.ended(chance.uniform(0, 2.0 if starting else 0.2)):
         running.send(signal.SIGKILL)
 
 
