@@ -27,6 +27,15 @@ from lit_debias.types import Experience, PromptBatch, Rollout, Scores
 TEMPERATURES = (1.0, 1.0)  # of the loss and of the rewards, as GRPO asks the reference
 
 
+def engine_options(settings: Settings) -> dict[str, Any]:
+    """Return the arguments of the engine."""
+    return {
+        "max_new_tokens": settings.completion_tokens,
+        "decoder": settings.decoder,
+        "torch_compile": settings.torch_compile,
+    }
+
+
 class MeasuredGRPO(GRPO):
     """The project's own policy, engine and update, at the size of ``settings``; subclasses say what is measured."""
 
@@ -46,10 +55,10 @@ class MeasuredGRPO(GRPO):
         super().__init__(
             policy,
             dict(rewards or {"EvenShare": EvenShare()}),
-            engine=engine or LocalEngine(settings.completion_tokens, decoder=settings.decoder),
+            engine=engine or LocalEngine(**engine_options(settings)),
             loss=DAPOLoss(beta=BETA),
             group_size=settings.group_size,
-            optimizer=lambda parameters: AdamW(parameters, lr=LEARNING_RATE),
+            optimizer=lambda parameters: AdamW(parameters, lr=LEARNING_RATE, fused=True),
         )
         self.settings = settings
         self.found: dict[str, Any] = {}

@@ -51,6 +51,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add how completions are sampled."""
     parser.add_argument("--decoder", choices=["auto", "lean", "hugging_face"], default="auto")
     parser.add_argument("--lengths", choices=["fixed", "natural"], default="fixed")
+    parser.add_argument("--torch-compile", action="store_true", help="compile the lean decoder")
 
 
 def add_rewards(parser: argparse.ArgumentParser, default: str) -> None:

@@ -40,7 +40,7 @@ from transformers import GenerationConfig
 from benchmarks import report
 from benchmarks.clock import Clock, Parts, rate, spread
 from benchmarks.gates import logprob_gate
-from benchmarks.measurement import MeasuredGRPO, measured
+from benchmarks.measurement import MeasuredGRPO, engine_options, measured
 from benchmarks.options import add_sampling, add_step, model_at_hand, program, settings_of
 from benchmarks.settings import Settings
 from benchmarks.workload import prompt_ids
@@ -100,7 +100,7 @@ class MeasuredRollout(MeasuredGRPO):
     engine: SplitEngine
 
     def __init__(self, settings: Settings, arms: Sequence[str]) -> None:
-        super().__init__(settings, engine=SplitEngine(settings.completion_tokens, decoder=settings.decoder))
+        super().__init__(settings, engine=SplitEngine(**engine_options(settings)))
         self.arms = {ARMS[name] for name in arms}
 
     def measure(self, prompts: PromptBatch) -> dict[str, Any]:

@@ -20,6 +20,8 @@ class Settings:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     decoder: Literal["auto", "lean", "hugging_face"] = "auto"
     """As ``LocalEngine`` has it."""
+    torch_compile: bool = False
+    """As ``LocalEngine`` has it."""
     lengths: Literal["fixed", "natural"] = "fixed"
     """``fixed`` lets no token end a completion; ``natural`` has end-of-sequence tokens, see ``workload``."""
     prompts: int = 2
@@ -45,7 +47,8 @@ class Settings:
         model = self.shape or self.model.rstrip("/").rpartition("/")[2]
         size = f"{self.prompts} x {self.group_size} x {self.completion_tokens}, prompts {self.prompt_tokens}"
         weights = "nf4 + " if self.quantization == "nf4" else ""
-        return f"{model}, {weights}{self.dtype}, {self.device}, {size}, {self.lengths} lengths"
+        compiled = ", compiled" if self.torch_compile else ""
+        return f"{model}, {weights}{self.dtype}, {self.device}, {size}, {self.lengths} lengths{compiled}"
 
     def quick(self) -> Settings:
         """Return a step that is only big enough to show that everything runs."""

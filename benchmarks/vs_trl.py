@@ -44,8 +44,11 @@ from benchmarks.options import add_step, model_at_hand, positive, program, setti
 from benchmarks.settings import Settings
 from lit_debias.errors import UserError
 
-OURS, TUNED, DEFAULT = "lit-debias", "trl_tuned", "trl_default"
-ARMS = (OURS, TUNED, DEFAULT)
+OURS, COMPILED, TUNED, DEFAULT = "lit-debias", "lit-debias_compiled", "trl_tuned", "trl_default"
+ARMS = (OURS, COMPILED, TUNED, DEFAULT)
+OUR_ARMS = (OURS, COMPILED)
+SPEEDUPS = {"speedup": OURS, "speedup_compiled": COMPILED}
+TIMES = ("ours", "compiled")
 DEFAULT_MICRO_BATCH = 8
 GRID = {"quantization": ("nf4", "none"), "prompt_tokens": (47, 256), "group_size": (4, 8, 16)}
 MAX_LOGPROB_DIFFERENCE = 1e-3  # nats, float32
@@ -100,13 +103,13 @@ class Arms:
             if not found.get("out_of_memory"):
                 self.micro_batches[key] = size
                 return found
-            size = 0 if arm == OURS or size % 2 else size // 2
+            size = 0 if arm in OUR_ARMS or size % 2 else size // 2
         raise ArmError("out of memory")
 
     def command(self, arm: str, task: str, settings: Settings, out: Path) -> list[str]:
         """Return the command line of one process."""
-        python, side = (sys.executable, "our_side") if arm == OURS else (self.trl_python, "trl_side")
-        given = json.dumps(asdict(settings))
+        python, side = (sys.executable, "our_side") if arm in OUR_ARMS else (self.trl_python, "trl_side")
+        given = json.dumps(asdict(replace(settings, torch_compile=arm == COMPILED)))
         return [python, "-m", "benchmarks.arm", task, "--side", side, "--settings", given, "--out", str(out)]
 
     def _run(self, command: Sequence[str]) -> None:
@@ -130,7 +133,7 @@ def first_micro_batch(arm: str, settings: Settings) -> int:
 
 def trl_options(arm: str, micro_batch: int) -> list[str]:
     """Return what tells an arm of TRL from another."""
-    if arm == OURS:
+    if arm in OUR_ARMS:
         return []
     return ["--micro-batch", str(micro_batch), *(["--checkpointing"] if arm == DEFAULT else [])]
 
@@ -194,12 +197,12 @@ def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def speedups(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return how many times more tokens a second we make than each other arm that has been timed."""
-    if OURS not in arms:
+def speedups(arms: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, float]:
+    """Return how many times more tokens a second an arm of ours makes than each of TRL's that has been timed."""
+    if ours not in arms:
         return {}
-    ours = arms[OURS]["tokens_per_second"]
-    return {name: ours / arm["tokens_per_second"] for name, arm in arms.items() if name != OURS}
+    mine = arms[ours]["tokens_per_second"]
+    return {name: mine / arm["tokens_per_second"] for name, arm in arms.items() if name not in OUR_ARMS}
 
 
 class Comparison:
@@ -248,9 +251,9 @@ class Comparison:
                 cell["errors"][arm] = str(error)
                 continue
             cell["arms"][arm] = summary(found[arm])
-            if arm != OURS:
+            if arm not in OUR_ARMS:
                 cell["arms"][arm]["micro_batch"] = self.runner.micro_batches[settings.name, arm]
-            cell["speedup"] = speedups(cell["arms"])
+            cell |= {key: speedups(cell["arms"], ours) for key, ours in SPEEDUPS.items()}
             report.write(self.out, self.report)
 
 
@@ -258,15 +261,15 @@ def table(cell: Mapping[str, Any]) -> Table:
     """Return a row for each arm of one cell."""
     result = Table(title=cell["name"], box=box.SIMPLE, padding=0)
     result.add_column("arm", no_wrap=True)
-    for column in ("step s", "min", "max", "rollout", "ref.", "reward", "update", "tokens/s", "GiB", "ours"):
+    for column in ("step s", "min", "max", "rollout", "ref.", "reward", "update", "tokens/s", "GiB", *TIMES):
         result.add_column(column, justify="right")
     for name, arm in cell["arms"].items():
         step = arm["phases"]["step"]
         seconds = [f"{step[key]:.2f}" for key in ("median", "min", "max")]
         parts = [f"{arm['phases'][key]['median']:.2f}" for key in ("rollout", "reference", "reward", "update")]
-        times = f"{cell['speedup'][name]:.2f}x" if name in cell["speedup"] else ""
+        times = [f"{cell[key][name]:.2f}x" if name in cell[key] else "" for key in SPEEDUPS]
         tokens, peak = f"{arm['tokens_per_second']:,.0f}", f"{arm['peak_bytes'] / 2**30:.2f}"
-        result.add_row(name, *seconds, *parts, tokens, peak, times)
+        result.add_row(name, *seconds, *parts, tokens, peak, *times)
     return result
 
 

@@ -25,8 +25,9 @@ def packed(prompt_lengths: list[int], lengths: list[list[int]]) -> PackedGroups:
         packed([1, 6], [[5, 2, 1], [1, 0, 3]]),  # ragged, with an empty completion
         packed([7], [[2, 1]]),
         packed([2, 9], [[1, 1], [1, 2]]),  # a whole group is shorter than the other's prompt
+        packed([2, 3], [[1, 1], [1, 1]]),  # prompts are all that is needed
     ],
-    ids=["even", "even prompts", "even completions", "ragged", "one group", "long prompt"],
+    ids=["even", "even prompts", "even completions", "ragged", "one group", "long prompt", "one token each"],
 )
 @pytest.mark.parametrize("largest", [0, 2**22], ids=["fused", "plain products"])
 def test_values_and_gradients_are_those_of_the_dense_mask(groups, largest, monkeypatch):

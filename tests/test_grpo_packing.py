@@ -19,24 +19,25 @@ def by_hand() -> PackedGroups:
 
 def test_layout_by_hand() -> None:
     packed = by_hand()
-    assert packed.ids.tolist() == [11, 12, 21, 22, 23, 13, 14, 15, 24, 25, 26]
-    assert packed.positions.tolist() == [0, 1, 0, 1, 2, 2, 3, 2, 3, 4, 5]
-    assert packed.predictors.tolist() == [1, 5, 1, 4, 8, 9]
+    assert packed.ids.tolist() == [11, 12, 21, 22, 23, 13, 24, 25]  # without 14, 15 and 26, which nothing follows
+    assert packed.positions.tolist() == [0, 1, 0, 1, 2, 2, 3, 4]
+    assert packed.predictors.tolist() == [1, 5, 1, 4, 6, 7]
     assert packed.targets.tolist() == [13, 14, 15, 24, 25, 26]
     assert packed.prompt_tokens == 5
 
 
 def test_rows_by_hand() -> None:
     rows = by_hand().rows()
-    assert rows.input_ids.tolist() == [[11, 12, 13, 14, 15, 0], [21, 22, 23, 24, 25, 26]]
-    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 2, 0], [0, 1, 2, 3, 4, 5]]
+    assert rows.input_ids.tolist() == [[11, 12, 13, 0, 0], [21, 22, 23, 24, 25]]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]]
     assert rows.tokens(rows.input_ids[..., None])[:, 0].equal(by_hand().ids)
 
 
 def test_groups_share_a_pass_up_to_a_budget() -> None:
-    prompts = torch.tensor([[0, 1], [1, 1], [0, 1], [0, 1]]).bool()
-    completions = torch.tensor([[[1, 1], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]]).bool()
-    sizes = {1: [1, 1, 1, 1], 6: [1, 1, 2], 7: [1, 2, 1], 10: [2, 2], 99: [4]}  # of groups with 4, 6, 1, 2 tokens
+    prompts = torch.tensor([[0, 1], [1, 1], [0, 1], [1, 1]]).bool()
+    completions = torch.tensor([[[3, 2], [3, 1]], [[3, 3], [3, 2]], [[0, 0], [0, 0]], [[1, 1], [0, 0]]])
+    completions = torch.arange(3) < completions.flatten(1)[..., None]  # [P, G, T] of lengths
+    sizes = {1: [1, 1, 1, 1], 9: [1, 1, 2], 10: [1, 2, 1], 12: [1, 3], 99: [4]}  # of groups with 6, 9, 1, 2 tokens
     for budget, expected in sizes.items():
         parts = token_budget(prompts, completions, budget)
         assert [part.stop - part.start for part in parts] == expected
@@ -44,17 +45,21 @@ def test_groups_share_a_pass_up_to_a_budget() -> None:
 
 
 def test_attention_by_hand() -> None:
-    mask = by_hand().rows().attention_mask
-    assert mask.shape == (2, 1, 6, 6)
+    lengths = torch.tensor([[[3, 2]], [[4, 0]]])[:, 0]
+    prompt = torch.ones(2, 2, dtype=torch.long)
+    mask = torch.arange(4) < lengths[..., None]
+    mask = pack(prompt, prompt.bool(), mask.long(), mask).rows().attention_mask
+    assert mask.shape == (2, 1, 5, 5)
     assert mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],  # the second completion sees the prompt, not the first completion
-        [0, 0, 0, 0, 0, 1],  # padding
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],  # the second completion sees the prompt, not the first completion
     ]
-    assert mask[1, 0].equal(torch.ones(6, 6).tril().bool())
+    assert mask[1, 0].equal(torch.ones(5, 5).tril().bool())
+    padded = by_hand().rows().attention_mask[0, 0]
+    assert padded[3:].int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
 
 
 def test_attention_bias_is_the_additive_form() -> None:

@@ -191,3 +191,32 @@ def test_asking_for_the_lean_decoder_where_it_cannot_be_is_an_error(policy, monk
     monkeypatch.setattr(policy, "lean_obstacle", "it has no sliding window")
     with pytest.raises(UserError, match="no sliding window; write decoder: auto"):
         LocalEngine(2, decoder="lean").generate(policy, PromptBatch(["the rider"]), 2, 0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own compiler imports what it deprecates
+def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder):
+    policy = QLoRAPolicy(str(model_folder), quantization="none", dtype="float32", rank=4)
+    policy.load("cpu")
+    policy.eos_token_ids = tuple(range(3, 40))  # rows end early, and are dropped
+    engines = [LocalEngine(6, torch_compile=compiled) for compiled in (False, True)]
+    for prompts in (["the rider", "people from the north are"], ["the rider", "the north"]):
+        plain, compiled = (engine.generate(policy, PromptBatch(prompts), 4, seed=1) for engine in engines)
+        assert plain.completion_ids.equal(compiled.completion_ids)
+        torch.testing.assert_close(plain.logprobs, compiled.logprobs, atol=1e-4, rtol=0)
+        assert compiled.completion_mask.sum(2).unique().numel() > 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize("options", [{"weights": "live"}, {"decoder": "hugging_face"}])
+def test_only_the_lean_decoder_is_compiled(options):
+    with pytest.raises(UserError, match="only the lean decoder is compiled"):
+        LocalEngine(torch_compile=True, **options)
+
+
+def test_compiling_needs_a_model_that_the_lean_decoder_knows_and_a_compiler(policy, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"install g\+\+, set CXX, or write torch_compile: false"):
+        LocalEngine(2, torch_compile=True).generate(policy, PromptBatch(["the rider"]), 2, 0)
+    monkeypatch.setattr(policy, "lean_obstacle", "it has no sliding window")
+    with pytest.raises(UserError, match="no sliding window; write torch_compile: false"):
+        LocalEngine(2, torch_compile=True).generate(policy, PromptBatch(["the rider"]), 2, 0)

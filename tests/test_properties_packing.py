@@ -38,10 +38,10 @@ def sequences(prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor
 
 
 @given(groups())
-def test_every_token_is_there_once_and_in_order(given_groups):
+def test_every_token_that_predicts_is_there_once_and_in_order(given_groups):
     packed = pack(*given_groups)
     prompts = [prompt for prompt, _ in sequences(*given_groups)]
-    completions = [(len(prompt), one) for prompt, several in sequences(*given_groups) for one in several]
+    completions = [(len(prompt), one[:-1]) for prompt, several in sequences(*given_groups) for one in several]
     assert packed.ids.tolist() == torch.cat([*prompts, *(one for _, one in completions)]).tolist()
     places = [torch.arange(len(prompt)) for prompt in prompts] + [n + torch.arange(len(one)) for n, one in completions]
     assert packed.positions.tolist() == torch.cat(places).tolist()
@@ -55,7 +55,9 @@ def test_what_predicts_a_token_is_the_token_before_it(given_groups):
     pairs = [(prompt, one) for prompt, several in sequences(*given_groups) for one in several]
     before = torch.cat([torch.cat([prompt, one])[len(prompt) - 1 : -1] for prompt, one in pairs])
     assert packed.ids[packed.predictors].equal(before)
-    assert (packed.positions[packed.prompt_tokens :] - 1).equal(packed.positions[packed.predictors])
+    token = given_groups[3].nonzero(as_tuple=True)
+    lengths = given_groups[1].sum(1)
+    assert packed.positions[packed.predictors].equal(lengths[token[0]] + token[2] - 1)
 
 
 @given(groups())
@@ -66,10 +68,10 @@ def test_a_token_attends_to_its_own_sequence_up_to_itself(given_groups):
         at = len(prompt)
         assert ids[:at].equal(prompt)
         for completion in completions:
-            for token in range(len(completion)):
+            for token in range(len(completion) - 1):
                 seen = ids[attends[at + token]]
                 assert seen.equal(torch.cat([prompt, completion[: token + 1]]))
-            at += len(completion)
+            at += max(0, len(completion) - 1)
         for token in range(len(prompt)):
             assert ids[attends[token]].equal(prompt[: token + 1])
         assert attends[at:].sum() == len(ids) - at  # padding sees itself
@@ -78,7 +80,7 @@ def test_a_token_attends_to_its_own_sequence_up_to_itself(given_groups):
 @given(groups(), st.integers(1, 60))
 def test_parts_are_within_the_budget_and_as_large_as_it_allows(given_groups, budget):
     _, prompt_mask, _, mask = given_groups
-    sizes = [int(p.sum() + c.sum()) for p, c in zip(prompt_mask, mask, strict=True)]
+    sizes = [int(p.sum() + c[:, 1:].sum()) for p, c in zip(prompt_mask, mask, strict=True)]
     parts = token_budget(prompt_mask, mask, budget)
     assert [group for part in parts for group in range(part.start, part.stop)] == list(range(len(sizes)))
     for part in parts:

@@ -7,7 +7,9 @@ Sampling multiplies by base and LoRA in one weight, rounded once: no branch at e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,9 @@ class FusedLinear:
         self._merged: Tensor | None = None
         self._packed = False
         self._bias = _stacked_bias(self._bases, dtype)
+        self.outputs: int = sum(base.out_features for base in self._bases)
+        self.number = next(_NUMBERS)
+        _NUMBERED[self.number] = self
 
     # ---------------------------------------------------------------- training and reference
 
@@ -87,6 +92,13 @@ class FusedLinear:
         """Return [..., sum of outputs] of [..., inputs] with the weight of the last :meth:`refresh`."""
         if not self._packed:
             return linear(inputs, self._merged, self._bias)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling():
+            compiled: Tensor = torch.ops.lit_debias.packed_linear(inputs, self.number, self.outputs)
+            return compiled
+        return self.packed_product(inputs)
+
+    def packed_product(self, inputs: Tensor) -> Tensor:
+        """Return what :meth:`merged` does, where the weight is laid out for oneDNN."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._merged, self._bias, "none", [], "")
         return product
 
@@ -106,6 +118,23 @@ class FusedLinear:
             weight = torch.addmm(weight, up, down)
         self._packed = _onednn_packs(weight)
         self._merged = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT) if self._packed else weight
+
+
+_NUMBERS = count()
+_NUMBERED: WeakValueDictionary[int, FusedLinear] = WeakValueDictionary()
+
+# To torch.compile a weight in oneDNN's layout is opaque: what it compiles names the layer instead.
+torch.library.define("lit_debias::packed_linear", "(Tensor inputs, int number, int outputs) -> Tensor")
+
+
+@torch.library.impl("lit_debias::packed_linear", "CPU")
+def _packed_linear(inputs: Tensor, number: int, _outputs: int) -> Tensor:
+    return _NUMBERED[number].packed_product(inputs)
+
+
+@torch.library.register_fake("lit_debias::packed_linear")  # type: ignore[untyped-decorator]
+def _shaped_like_packed_linear(inputs: Tensor, _number: int, outputs: int) -> Tensor:
+    return inputs.new_empty(*inputs.shape[:-1], outputs)
 
 
 _ROWS_HINT = 16  # the layout that oneDNN chooses for it is as fast at 4 and at 188 rows

@@ -10,6 +10,7 @@ MLP. Anything else takes Hugging Face's own forward pass; :func:`why_not_lean` s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,6 +83,11 @@ class LeanModel:
                 fused.refresh()
             self.stale = False
         return self
+
+    @cached_property
+    def compiled(self) -> Callable[[Tensor, tuple[Tensor, Tensor], Attend], Tensor]:
+        """The same as calling it, compiled; what may change from call to call is the content of tensors."""
+        return torch.compile(self.__call__)
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return factors [N, L, 1, D] of a head and of the head with its halves swapped, for positions [N, L]."""
@@ -188,22 +194,33 @@ class KeyValueCache:
         prompt_mask: [P, S] bool, left-padded.
         group_size: G.
         new_tokens: Columns to come after the prompt.
+        even: Attend to all columns, to those that are yet to come with a weight of 0, so that every token has the same
+            shapes, as compiled code wants them.
     """
 
-    def __init__(self, model: LeanModel, prompt_mask: Tensor, group_size: int, new_tokens: int) -> None:
+    def __init__(
+        self, model: LeanModel, prompt_mask: Tensor, group_size: int, new_tokens: int, even: bool = False
+    ) -> None:
         prompts, longest = prompt_mask.shape
         layer, device = model.layers[0], prompt_mask.device
         dtype = torch.float32 if device.type == "cpu" else model.dtype
-        heads, width = (len(model.layers), prompts, layer.kv_heads), layer.head_dim
+        heads, width = (prompts, layer.kv_heads), layer.head_dim
+
+        def for_each_layer(*shape: int) -> list[Tensor]:
+            # A tensor each: malloc keeps small blocks for the next rollout, large ones come page by page every time.
+            make = torch.zeros if even else torch.empty
+            return [make(*heads, *shape, dtype=dtype, device=device) for _ in model.layers]
+
         # Keys lie column by column: products with them read them as they are.
-        self.prompt_keys = torch.empty(*heads, width, longest, dtype=dtype, device=device)
-        self.prompt_values = torch.empty(*heads, longest, width, dtype=dtype, device=device)
-        self.own_keys = torch.empty(*heads, group_size, width, new_tokens, dtype=dtype, device=device)
-        self.own_values = torch.empty(*heads, group_size, new_tokens, width, dtype=dtype, device=device)
-        self.filled = 0
+        self.prompt_keys, self.prompt_values = for_each_layer(width, longest), for_each_layer(longest, width)
+        self.own_keys = for_each_layer(group_size, width, new_tokens)
+        self.own_values = for_each_layer(group_size, new_tokens, width)
+        self.filled = -1  # the column of the newest token
+        self._column = torch.tensor([-1], device=device) if even else None
+        self._own_bias = torch.full((new_tokens,), -torch.inf, dtype=dtype, device=device) if even else None
         padded = not bool(prompt_mask.all())
         self._prompt_mask = _causal(prompt_mask) if padded else None
-        self._bias = torch.zeros(prompts, 1, 1, longest, dtype=dtype, device=device) if padded else None
+        self._bias = torch.zeros(*heads, 1, longest, dtype=dtype, device=device) if padded else None
         if self._bias is not None:
             self._bias.masked_fill_(~prompt_mask[:, None, None], -torch.inf)
         self._places = torch.arange(prompts * group_size, device=device)  # of each row among the P x G
@@ -212,7 +229,8 @@ class KeyValueCache:
     def attend_prompt(self, number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend within the prompts, P rows, and keep their keys and values."""
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-        self.prompt_keys[number], self.prompt_values[number] = keys.transpose(2, 3), values
+        self.prompt_keys[number].copy_(keys.transpose(2, 3))
+        self.prompt_values[number].copy_(values)
         repeats = queries.shape[2] // keys.shape[1]
         attended = scaled_dot_product_attention(
             queries.transpose(1, 2),
@@ -223,45 +241,63 @@ class KeyValueCache:
         )
         return attended.transpose(1, 2)
 
+    def next_column(self) -> None:
+        """Go on to the next token."""
+        self.filled += 1
+        if self._column is not None and self._own_bias is not None:
+            self._column += 1
+            self._own_bias[self.filled] = 0
+
     def attend_token(self, number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Write one token of every row into the next column and attend to the prompt and all columns up to it."""
+        """Write one token of every row into the newest column and attend to the prompt and all columns up to it."""
         own_keys, own_values = self.own_keys[number], self.own_values[number]
-        prompts, kv_heads, members, width, _ = own_keys.shape
-        columns = slice(self.filled + 1)
-        shape = (prompts, members, kv_heads, -1, width)
-        own_keys[..., self.filled] = self._in_places(keys).view(shape)[:, :, :, 0].transpose(1, 2)
-        own_values[..., self.filled, :] = self._in_places(values).reshape(shape)[:, :, :, 0].transpose(1, 2)
-        asked = self._in_places(queries).view(shape).transpose(1, 2).to(own_keys.dtype) * width**-0.5
-        of_prompt = torch.matmul(asked.flatten(2, 3), self.prompt_keys[number])  # [P, kv_heads, G x repeats, S]
+        key, value, width = self._by_head(keys)[:, :, :, 0], self._by_head(values)[:, :, :, 0], queries.shape[-1]
+        if self._column is None:
+            own_keys[..., self.filled], own_values[..., self.filled, :] = key, value
+            columns = self.filled + 1
+        else:
+            own_keys.index_copy_(-1, self._column, key[..., None].to(own_keys.dtype))
+            own_values.index_copy_(-2, self._column, value[..., None, :].to(own_values.dtype))
+            columns = own_keys.shape[-1]
+        asked = self._by_head(queries).to(own_keys.dtype, memory_format=torch.contiguous_format) * width**-0.5
+        of_group, of_row = asked.flatten(2, 3).flatten(0, 1), asked.flatten(0, 2)  # queries of one key, in two ways
+        of_prompt = torch.bmm(of_group, self.prompt_keys[number].flatten(0, 1))  # [P x kv_heads, G x repeats, S]
         if self._bias is not None:
-            of_prompt += self._bias
-        of_own = torch.matmul(asked, own_keys[..., columns])  # [P, kv_heads, G, repeats, columns]
-        scores = torch.cat((of_prompt.view(*of_own.shape[:-1], -1), of_own), -1)
-        weights = scores.softmax(-1, dtype=torch.float32).to(own_keys.dtype)
+            of_prompt += self._bias.flatten(0, 1)
+        of_own = torch.bmm(of_row, own_keys.flatten(0, 2)[..., :columns])  # [P x kv_heads x G, repeats, columns]
+        if self._own_bias is not None:
+            of_own += self._own_bias
         longest = of_prompt.shape[-1]
-        of_prompt, of_own = weights[..., :longest], weights[..., longest:]
-        attended = torch.matmul(of_own, own_values[..., columns, :])
-        attended += torch.matmul(of_prompt.flatten(2, 3), self.prompt_values[number]).view(attended.shape)
-        rows = attended.transpose(1, 2).reshape(prompts * members, *queries.shape[1:]).to(queries.dtype)
+        scores = torch.cat((of_prompt.view(*of_own.shape[:2], longest), of_own), -1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(own_keys.dtype)
+        attended = torch.bmm(weights[..., longest:], own_values.flatten(0, 2)[:, :columns]).view(of_group.shape)
+        of_prompt = weights.view(*of_group.shape[:2], -1)[..., :longest]
+        attended.baddbmm_(of_prompt, self.prompt_values[number].flatten(0, 1))
+        by_row = attended.view(asked.shape).transpose(1, 2).to(queries.dtype, memory_format=torch.contiguous_format)
+        rows = by_row.reshape(-1, *queries.shape[1:])
         return rows if self._rows is None else rows[self._places]
 
-    def _in_places(self, heads: Tensor) -> Tensor:
-        """Return [P x G, 1, heads, D] of rows [N, 1, heads, D]; empty places hold some row of their group."""
-        return heads if self._rows is None else heads[self._rows]
+    def _by_head(self, heads: Tensor) -> Tensor:
+        """Return [P, kv_heads, G, heads / kv_heads, D] of rows [N, 1, heads, D]; empty places hold any row."""
+        prompts, kv_heads, members, width, _ = self.own_keys[0].shape
+        in_places = heads if self._rows is None else heads[self._rows]
+        return in_places.view(prompts, members, kv_heads, -1, width).transpose(1, 2)
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these, in rising order; every group keeps as many places as the largest needs."""
-        members = self.own_keys.shape[3]
+        members = self.own_keys[0].shape[2]
         group, place = self._places[rows] // members, self._places[rows] % members
         groups, group, sizes = torch.unique(group, return_inverse=True, return_counts=True)
         number = torch.arange(len(rows), device=rows.device) - (sizes.cumsum(0) - sizes)[group]  # within the group
         first = (sizes.cumsum(0) - sizes)[:, None].expand(-1, int(sizes.max())).clone()
         row_in = first.index_put((group, number), torch.arange(len(rows), device=rows.device))
-        self.prompt_keys, self.prompt_values = self.prompt_keys[:, groups], self.prompt_values[:, groups]
-        self.own_keys, self.own_values = (
-            own.transpose(2, 3)[:, groups[:, None], place[row_in]].transpose(2, 3).contiguous()
-            for own in (self.own_keys, self.own_values)
-        )
+        for of_prompts in (self.prompt_keys, self.prompt_values):
+            of_prompts[:] = [of_layer[groups] for of_layer in of_prompts]
+        for of_rows in (self.own_keys, self.own_values):
+            of_rows[:] = [
+                of_layer.transpose(1, 2)[groups[:, None], place[row_in]].transpose(1, 2).contiguous()
+                for of_layer in of_rows
+            ]
         self._bias = None if self._bias is None else self._bias[groups]
         self._places = group * row_in.shape[1] + number
         self._rows = None if row_in.numel() == len(rows) else row_in.flatten()

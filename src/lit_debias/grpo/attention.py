@@ -1,13 +1,13 @@
 """Attention over packed groups that computes only what may be seen.
 
 A prompt of S and G completions of T tokens have (S + G T)^2 pairs, of which G T (S + T) + S^2 can be seen: a fifth
-at S = T = 48 and G = 8.
+at S = T = 48 and G = 8. The last token of a completion predicts nothing and is not among them.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, unflatten
 from torch.nn.functional import scaled_dot_product_attention
 
 from lit_debias.grpo.packing import PackedGroups
@@ -62,14 +62,12 @@ LARGEST_SCORES = 2**22
 
 def _stacked(heads: Tensor, repeats: int) -> Tensor:
     """Return [B, heads / repeats, repeats x L, D] of [B, L, heads, D]: queries of one key are rows of one product."""
-    rows, tokens, _, width = heads.shape
-    return heads.view(rows, tokens, -1, repeats, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    return unflatten(heads, 2, (-1, repeats)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def _unstacked(heads: Tensor, repeats: int) -> Tensor:
     """Return [B x L, heads, D] of what :func:`_stacked` returned."""
-    rows, kv_heads, _, width = heads.shape
-    return heads.view(rows, kv_heads, repeats, -1, width).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+    return unflatten(heads, 2, (repeats, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
 
 
 def _prompts(heads: Tensor, packed: PackedGroups) -> Tensor:
@@ -80,13 +78,13 @@ def _prompts(heads: Tensor, packed: PackedGroups) -> Tensor:
 
 
 def _completions(heads: Tensor, packed: PackedGroups) -> Tensor:
-    """Return [P x G, T, heads, D] of [M, heads, D]; padding holds some token or other."""
+    """Return [P x G, T - 1, heads, D] of [M, heads, D]; padding holds some token or other."""
     places = packed.completion_places
     tokens = heads[packed.prompt_tokens :] if places is None else heads.index_select(0, places)
-    return tokens.view(-1, packed.completion_mask.shape[2], *tokens.shape[1:])
+    return unflatten(tokens, 0, packed.input_mask.flatten(0, 1).shape)
 
 
 def _with_prompt(prompts: Tensor, heads: Tensor, packed: PackedGroups) -> Tensor:
-    """Return [P x G, heads, S + T, D]: each completion behind a copy of its prompt, [P, S, heads, D]."""
-    copies = prompts[:, None].expand(-1, packed.completion_mask.shape[1], -1, -1, -1).flatten(0, 1)
+    """Return [P x G, heads, S + T - 1, D]: each completion behind a copy of its prompt, [P, S, heads, D]."""
+    copies = prompts[:, None].expand(-1, packed.input_mask.shape[1], -1, -1, -1).flatten(0, 1)
     return torch.cat((copies, _completions(heads, packed)), 1).transpose(1, 2)

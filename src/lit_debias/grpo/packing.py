@@ -1,7 +1,7 @@
 """Each prompt is computed once for its whole group, and padding never: a group is ``prompt | c1 | ... | cG``.
 
 The completions of a group are blind to each other and continue the prompt's positions, so that hidden
-states, log-probs and gradients are those of every sequence alone.
+states, log-probs and gradients are those of every sequence alone. Their last tokens predict nothing, and are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """M real tokens of P groups: first those of all prompts, then the N of all completions.
+    """M real tokens of P groups: first those of all prompts, then those of all completions that another one follows.
 
     What works token by token (all of a decoder but attention) takes them as they are. Attention within groups is
     :func:`lit_debias.grpo.attention.group_attention`, or :meth:`rows` with a dense mask.
@@ -28,20 +28,19 @@ class PackedGroups:
     """[M] int64; every completion continues from the end of its prompt."""
     predictors: Tensor
     """[N] int64 place among the M of the token whose hidden state predicts each completion token."""
+    targets: Tensor
+    """[N] int64 the completion tokens, in the order of ``completion_mask``."""
+    prompt_tokens: int
+    """How many of the M tokens are of prompts."""
     prompt_mask: Tensor
     """[P, S] bool, True on the first tokens of each prompt; S is the length of the longest."""
     completion_mask: Tensor
     """[P, G, T] bool, as it was given."""
 
     @property
-    def targets(self) -> Tensor:
-        """[N] int64 the completion tokens, in the order of ``completion_mask``."""
-        return self.ids[len(self.ids) - len(self.predictors) :]
-
-    @property
-    def prompt_tokens(self) -> int:
-        """How many of the M tokens are of prompts."""
-        return len(self.ids) - len(self.predictors)
+    def input_mask(self) -> Tensor:
+        """[P, G, T - 1] bool, True on the completion tokens that another one follows."""
+        return self.completion_mask[:, :, 1:]
 
     @cached_property
     def prompt_places(self) -> Tensor | None:
@@ -50,8 +49,8 @@ class PackedGroups:
 
     @cached_property
     def completion_places(self) -> Tensor | None:
-        """[P x G x T] int64 place among the M of each completion token; None where no completion is padded."""
-        return _places(self.completion_mask, self.prompt_tokens)
+        """[P x G x (T - 1)] int64 place among the M of each of ``input_mask``; None where no completion is padded."""
+        return _places(self.input_mask, self.prompt_tokens)
 
     @cached_property
     def real_prompt(self) -> Tensor:
@@ -60,8 +59,8 @@ class PackedGroups:
 
     @cached_property
     def real_completion(self) -> Tensor:
-        """[N] int64 places of the completions' tokens among the P x G x T."""
-        return self.completion_mask.flatten().nonzero()[:, 0]
+        """int64 places of the completions' tokens among the P x G x (T - 1)."""
+        return self.input_mask.flatten().nonzero()[:, 0]
 
     def prompt_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
         """Return [1, 1, repeats x S, S]: 0 where a prompt's token may attend to another, minus infinity elsewhere."""
@@ -70,7 +69,7 @@ class PackedGroups:
         return self._cached(("prompt", repeats, dtype), lambda: _bias(seen[None], repeats, dtype))
 
     def completion_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
-        """Return [P x G, 1, repeats x T, S + T], or [1, ...] where all prompts are equally long.
+        """Return [P x G, 1, repeats x (T - 1), S + T - 1], or [1, ...] where all prompts are equally long.
 
         0 where a completion may attend to its prompt and itself, minus infinity elsewhere.
 
@@ -90,7 +89,7 @@ class PackedGroups:
         return self._biases[key]
 
     def _completion_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
-        _, members, tokens = self.completion_mask.shape
+        _, members, tokens = self.input_mask.shape
         even = self.prompt_places is None
         prompt = self.prompt_mask[:1] if even else self.prompt_mask
         own = torch.ones(tokens, tokens, dtype=torch.bool, device=self.ids.device).tril()
@@ -108,11 +107,11 @@ class PackedGroups:
 
     def rows(self) -> PackedRows:
         """Return one padded row per group, for a model that has attention of its own."""
-        prompts, lengths = self.prompt_mask.sum(1), self.completion_mask.sum(2)
+        prompts, lengths = self.prompt_mask.sum(1), self.input_mask.sum(2)
         ends = prompts[:, None] + lengths.cumsum(1)
         shape = (len(prompts), int(ends[:, -1].max()))
         prompt_rows, prompt_columns = self.prompt_mask.nonzero(as_tuple=True)
-        rows, member, token = self.completion_mask.nonzero(as_tuple=True)
+        rows, member, token = self.input_mask.nonzero(as_tuple=True)
         columns = (ends - lengths)[rows, member] + token
         places = torch.cat((prompt_rows * shape[1] + prompt_columns, rows * shape[1] + columns))
         segments = torch.cat((torch.full_like(prompt_rows, _PROMPT), member))
@@ -169,12 +168,19 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
     if not lengths.all():
         raise ValueError(f"prompt {int(lengths.argmin())} has no tokens; nothing predicts its completions")
     left_aligned = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-    rows, _, token = completion_mask.nonzero(as_tuple=True)
-    own = torch.arange(len(rows), device=rows.device) + int(lengths.sum())
+    ends = lengths.cumsum(0)
+    prompt_tokens = int(ends[-1])
+    followed = completion_mask[:, :, 1:]
+    rows, _, token = followed.nonzero(as_tuple=True)
+    target_rows, _, target = completion_mask.nonzero(as_tuple=True)
+    first = target == 0
+    before = prompt_tokens + torch.arange(len(first), device=first.device) - first.cumsum(0)
     return PackedGroups(
-        ids=torch.cat((prompt_ids[prompt_mask], completion_ids[completion_mask])),
+        ids=torch.cat((prompt_ids[prompt_mask], completion_ids[:, :, :-1][followed])),
         positions=torch.cat((left_aligned.nonzero()[:, 1], lengths[rows] + token)),
-        predictors=torch.where(token == 0, lengths.cumsum(0)[rows], own) - 1,
+        predictors=torch.where(first, ends[target_rows] - 1, before),
+        targets=completion_ids[completion_mask],
+        prompt_tokens=prompt_tokens,
         prompt_mask=left_aligned,
         completion_mask=completion_mask,
     )
@@ -188,7 +194,7 @@ def token_budget(prompt_mask: Tensor, completion_mask: Tensor, tokens: int) -> l
         completion_mask: [P, G, T] bool.
         tokens: The budget; a group that alone exceeds it is a part of its own.
     """
-    sizes = (prompt_mask.sum(1) + completion_mask.sum((1, 2))).tolist()
+    sizes = (prompt_mask.sum(1) + completion_mask[:, :, 1:].sum((1, 2))).tolist()
     parts, start, used = [], 0, 0
     for group, size in enumerate(sizes):
         if group > start and used + size > tokens:

@@ -38,23 +38,29 @@ class Decoder(ABC):
 
 
 class LeanDecoder(Decoder):
-    """Decodes with the lean forward pass and a cache that is allocated once."""
+    """Decodes with the lean forward pass and a cache that is allocated once.
 
-    def __init__(self, model: LeanModel) -> None:
-        self.model = model
+    Args:
+        model: Merged.
+        compiled: Whether :meth:`step` runs compiled code.
+    """
+
+    def __init__(self, model: LeanModel, compiled: bool = False) -> None:
+        self.model, self.compiled = model, compiled
 
     def start(self, ids: Tensor, mask: Tensor, group_size: int, new_tokens: int) -> Tensor:
         """See :meth:`Decoder.start`."""
         positions = positions_of(mask)
-        self.cache = KeyValueCache(self.model, mask, group_size, new_tokens)
+        self.cache = KeyValueCache(self.model, mask, group_size, new_tokens, even=self.compiled)
         self.position = mask.sum(-1).repeat_interleave(group_size, 0)[:, None]
         logits = self.model(ids, self.model.rotation(positions), self.cache.attend_prompt)
         return logits.repeat_interleave(group_size, 0)
 
     def step(self, tokens: Tensor) -> Tensor:
         """See :meth:`Decoder.step`."""
-        logits = self.model(tokens[:, None], self.model.rotation(self.position), self.cache.attend_token)
-        self.cache.filled += 1
+        self.cache.next_column()
+        forward = self.model.compiled if self.compiled else self.model
+        logits = forward(tokens[:, None], self.model.rotation(self.position), self.cache.attend_token)
         self.position = self.position + 1
         return logits
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator
 from typing import Literal
 
@@ -32,9 +34,12 @@ class LocalEngine(RolloutEngine):
         decoder: ``lean`` is a forward pass made for sampling, several times faster on a CPU; it knows Llama, Mistral
             (without sliding window), Qwen2 and Qwen3. ``hugging_face`` is the model's own. ``auto`` takes the lean
             one where it knows the model and weights are merged, and the log says which.
+        torch_compile: Compile the lean decoder: for long runs. Tokens come a fifth to a third sooner on a CPU, but the
+            first of them after a minute or so, and again those of other numbers and lengths of prompts until
+            ``torch.compile`` knows what varies. Needs a C++ compiler.
 
     Raises:
-        UserError: a value is out of range.
+        UserError: a value is out of range, or values do not go together.
     """
 
     def __init__(
@@ -45,13 +50,17 @@ class LocalEngine(RolloutEngine):
         top_p: float = 1.0,
         weights: Literal["merged", "live"] = "merged",
         decoder: Literal["auto", "lean", "hugging_face"] = "auto",
+        torch_compile: bool = False,
     ) -> None:
         super().__init__(max_new_tokens, temperature)
         if top_k < 0 or not 0 < top_p <= 1:
             raise UserError(f"engine: top_k={top_k}, top_p={top_p}; write top_k >= 0 and 0 < top_p <= 1")
         if weights == "live" and decoder == "lean":
             raise UserError("engine: the lean decoder has merged weights only; write weights: merged or decoder: auto")
+        if torch_compile and (weights == "live" or decoder == "hugging_face"):
+            raise UserError("engine: only the lean decoder is compiled; write weights: merged and decoder: auto")
         self.top_k, self.top_p, self.weights, self.decoder = top_k, top_p, weights, decoder
+        self.torch_compile = torch_compile
         self._told = False
 
     @torch.no_grad()
@@ -81,7 +90,7 @@ class LocalEngine(RolloutEngine):
     @contextlib.contextmanager
     def _decoder(self, policy: QLoRAPolicy) -> Iterator[Decoder]:
         if self._is_lean(policy):
-            yield LeanDecoder(policy.lean_model())
+            yield LeanDecoder(policy.lean_model(), self.torch_compile)
         elif self.weights == "merged":
             yield HuggingFaceDecoder(policy.inference_model())
         else:
@@ -90,8 +99,13 @@ class LocalEngine(RolloutEngine):
 
     def _is_lean(self, policy: QLoRAPolicy) -> bool:
         obstacle = self._obstacle(policy)
-        if obstacle and self.decoder == "lean":
-            raise UserError(f"engine: the lean decoder cannot run this model, {obstacle}; write decoder: auto")
+        if obstacle and (self.decoder == "lean" or self.torch_compile):
+            remedy = "decoder: auto" if self.decoder == "lean" else "torch_compile: false"
+            raise UserError(f"engine: the lean decoder cannot run this model, {obstacle}; write {remedy}")
+        if self.torch_compile and policy.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+            raise UserError(
+                "engine: torch_compile needs a C++ compiler; install g++, set CXX, or write torch_compile: false"
+            )
         if not self._told:
             used = f"Hugging Face's forward pass ({obstacle})" if obstacle else "the lean decoder"
             rank_zero_info(f"Rollouts use {used}.")
