@@ -64,6 +64,7 @@ ARMS: Mapping[str, Callable[[], Aggregator] | None] = {
         WeightedSum({"bound": 1.0} | {name: 1.0 for name in REWARDS if name != "fairness"}), {"bound": JUDGES}
     ),
 }
+EXACT = torch.float64  # a last digit decides what is sampled, and so all that follows; machines agree in enough of them
 COLUMNS = (*REWARDS, "lowest reward", "fairness of the worst group", "fluency below 0.7", "fairness overrated by")
 
 
@@ -82,10 +83,10 @@ class Task:
     def of(cls, seed: int, responses: int = 200) -> Task:
         """Draw a task."""
         random = torch.Generator().manual_seed(seed)
-        features = torch.randn(responses, 5, generator=random)
+        features = torch.randn(responses, 5, generator=random, dtype=EXACT)
 
         def reward(*direction: float) -> Tensor:
-            return torch.sigmoid(2 * features @ torch.tensor(direction))
+            return torch.sigmoid(2 * features @ torch.tensor(direction, dtype=EXACT))
 
         strange = features[:, 4] > 0.8
         looks_fair = torch.stack([reward(1.0, 0.0, 0.0, 0.0, 0.0), reward(0.0, 1.0, 0.0, 0.0, 0.0)])
@@ -102,7 +103,7 @@ class Task:
 
     def outcome(self, policy: Tensor) -> dict[str, float]:
         """Return the expectations under a policy of [R] log-probabilities, prompts being about both groups."""
-        share = torch.tensor([GROUPS.count("majority"), GROUPS.count("minority")]) / len(GROUPS)
+        share = torch.tensor([GROUPS.count("majority"), GROUPS.count("minority")], dtype=policy.dtype) / len(GROUPS)
         chances = policy.exp()
         by_group = {name: self.measured[name] @ chances for name in REWARDS}
         measured, by_group["fairness"] = by_group["fairness"], self.fairness @ chances
@@ -120,7 +121,7 @@ def train(aggregator: Aggregator | None, seed: int, steps: int = STEPS) -> dict[
     """Train a policy and return what it ends with."""
     task = Task.of(seed)
     random = torch.Generator().manual_seed(1000 + seed)
-    weights = torch.zeros(5, requires_grad=True)
+    weights = torch.zeros(5, requires_grad=True, dtype=EXACT)
     optimizer = torch.optim.Adam([weights], lr=0.05)
     loss = DAPOLoss(beta=BETA)
     groups = torch.tensor([group == "minority" for group in GROUPS]).long()
@@ -128,7 +129,7 @@ def train(aggregator: Aggregator | None, seed: int, steps: int = STEPS) -> dict[
     count = len(GROUPS) * GROUP_SIZE
     every = torch.ones(shape, dtype=torch.bool)
     size = UpdateSize(count, count, count, 1, 1)
-    reference = torch.zeros(len(task.features)).log_softmax(0)
+    reference = torch.zeros(len(task.features), dtype=EXACT).log_softmax(0)
     for step in range(steps if aggregator else 0):
         policy = (task.features @ weights).log_softmax(0)
         chosen = torch.multinomial(policy.detach().exp(), count, replacement=True, generator=random)
