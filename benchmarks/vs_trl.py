@@ -261,12 +261,12 @@ def table(cell: Mapping[str, Any]) -> Table:
     """Return a row for each arm of one cell."""
     result = Table(title=cell["name"], box=box.SIMPLE, padding=0)
     result.add_column("arm", no_wrap=True)
-    for column in ("step s", "min", "max", "rollout", "ref.", "reward", "update", "tokens/s", "GiB", *TIMES):
+    for column in ("step s", "min", "max", "rollout", "ref.", "update", "tok/s", "GiB", *TIMES):
         result.add_column(column, justify="right")
     for name, arm in cell["arms"].items():
         step = arm["phases"]["step"]
         seconds = [f"{step[key]:.2f}" for key in ("median", "min", "max")]
-        parts = [f"{arm['phases'][key]['median']:.2f}" for key in ("rollout", "reference", "reward", "update")]
+        parts = [f"{arm['phases'][key]['median']:.2f}" for key in ("rollout", "reference", "update")]
         times = [f"{cell[key][name]:.2f}x" if name in cell[key] else "" for key in SPEEDUPS]
         tokens, peak = f"{arm['tokens_per_second']:,.0f}", f"{arm['peak_bytes'] / 2**30:.2f}"
         result.add_row(name, *seconds, *parts, tokens, peak, *times)

@@ -55,7 +55,8 @@ class FusedLinear:
         if factors is None:
             return product
         down, up = (factor.to(self.dtype) for factor in factors)
-        return torch.addmm(product.flatten(0, -2), linear(inputs.flatten(0, -2), down), up.T).view(product.shape)
+        product.flatten(0, -2).addmm_(linear(inputs.flatten(0, -2), down), up.T)
+        return product
 
     def _lora(self) -> tuple[Tensor, Tensor] | None:
         """Return A [R, inputs] and B [outputs, R] with the scale in B, stacked over layers; None without LoRA."""
