@@ -23,7 +23,11 @@ from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
 
 OTHER = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
-CONTENT = {"weights": torch.arange(40.0), "nested": {"step": 3, "names": ["a", None]}}
+CONTENT = {
+    "weights": torch.arange(40.0),
+    "nested": {"step": 3, "names": ["a", None]},
+    "pytorch-lightning_version": "2.6.0",
+}
 
 
 def save(path: Path, content=CONTENT, at: int = 0) -> Path:
@@ -132,6 +136,14 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
     with pytest.raises(UserError, match=r"weights and plain values \(it asks for posix.mkdir, and no code is run\)"):
         SafeCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=False)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [{"weights": torch.ones(2)}, [1, 2]])
+def test_a_file_of_weights_is_no_checkpoint_of_a_run(content, tmp_path):
+    torch.save(content, tmp_path / "a.ckpt")
+    save(tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match=r"a.ckpt is no checkpoint of a run \(it has no 'pytorch-.*b.ckpt"):
+        SafeCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
 
 
 def test_the_newest_good_one_is_found_and_offered(tmp_path):

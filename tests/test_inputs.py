@@ -16,6 +16,7 @@ from lit_debias.cli import main
 from lit_debias.data import PromptDataModule, ResponseDataModule
 from lit_debias.errors import UserError
 from lit_debias.evaluation.prompts import prompt_files, read_prompts
+from lit_debias.files import read_yaml
 
 LINES = '{"prompt": "a", "completion": "c", "better": "x", "worse": "y"}\n'
 LATIN = LINES.encode() + '{"prompt": "café"}\n'.encode("latin-1")
@@ -210,8 +211,19 @@ def test_rows_of_benchmarks_are_checked_before_a_model_is_loaded(name, content, 
     assert message in said(capsys)
 
 
+def test_a_key_of_a_merged_mapping_may_be_replaced(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: &a {b: 1, c: 2}\nd:\n  <<: *a\n  b: 3\n")
+    assert read_yaml(tmp_path / "x.yaml", "configuration")["d"] == {"b": 3, "c": 2}
+
+
 @pytest.mark.parametrize(
-    ("content", "message"), [("- a\n", "holds no options"), ("a: [\n", "is no valid YAML"), ("", "holds")]
+    ("content", "message"),
+    [
+        ("- a\n", "holds no options"),
+        ("a: [\n", "is no valid YAML"),
+        ("", "holds"),
+        ("trainer:\n  max_steps: 1\n  max_steps: 2\n", "line 3: the key 'max_steps' stands there twice; write it once"),
+    ],
 )
 def test_configurations(content, message, tmp_path, capsys):
     (tmp_path / "x.yaml").write_text(content)

@@ -20,6 +20,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_debias.errors import UserError
 
+VERSION = "pytorch-lightning_version"
+"""What every checkpoint of Lightning holds."""
 SEAL = b"\nsha256 "
 """Stands after torch's zip file, before 64 hexadecimal digits; who reads the zip file does not see it."""
 
@@ -109,7 +111,7 @@ def read(path: Path) -> dict[str, Any]:
     would be loaded without a word. Checkpoints of Lightning's own writing are compared with the CRC-32 of their parts.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds more than tensors and plain values.
+        UserError: there is no such file, it is damaged, no checkpoint, or holds more than tensors and plain values.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
@@ -117,11 +119,13 @@ def read(path: Path) -> dict[str, Any]:
     if problem:
         raise UserError(f"the checkpoint {path} is damaged or incomplete ({problem})")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         code = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
         cause = f"it asks for {code[1]}, and no code is run" if code else " ".join(str(error).split())[:200]
         raise UserError(f"the checkpoint {path} cannot be read as weights and plain values ({cause})") from error
+    if not isinstance(content, dict) or VERSION not in content:
+        raise UserError(f"{path} is no checkpoint of a run (it has no '{VERSION}')")
     return content
 
 

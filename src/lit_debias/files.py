@@ -109,14 +109,29 @@ def jsonl_records(text: str, where: str) -> Iterator[tuple[int, Record]]:
         raise UserError(f"{where} has no rows; write one JSON object a line")
 
 
+class StrictLoader(yaml.SafeLoader):
+    """YAML in which no key stands twice in a mapping; PyYAML itself takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raise ConstructorError where a key stands twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    problem = f"line {key.start_mark.line + 1}: the key '{key.value}' stands there twice; write it once"
+                    raise yaml.constructor.ConstructorError(problem=problem)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, what: str) -> Any:
     """Return what a YAML file holds.
 
     Raises:
-        UserError: as in :func:`read_text`, or it is no YAML.
+        UserError: as in :func:`read_text`, or it is no YAML, or a key stands twice in a mapping.
     """
     try:
-        return yaml.safe_load(read_text(path, what))
+        return yaml.load(read_text(path, what), StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2026-13-01 is no date
         raise UserError(f"{what} '{path}' is no valid YAML: {' '.join(str(error).split())}") from error
 
