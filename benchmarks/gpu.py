@@ -68,6 +68,7 @@ def items(options: argparse.Namespace, device: str, shapes: Path) -> Iterator[It
         yield Item(f"rollout_{label}", ("rollout", *few), 20 * scale, 90)
         yield Item(f"update_{label}", ("update", *few), 20 * scale, 90)
         yield Item(f"step_{label}", ("step", *few), 20 * scale, 90)
+    yield Item("rollout_compiled_small", ("rollout", "--shape", small, *common, "--torch-compile"), 90, 200)
 
 
 class Run:

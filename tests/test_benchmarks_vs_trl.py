@@ -174,6 +174,7 @@ def test_without_time_everything_is_skipped_with_the_reason(tmp_path, monkeypatc
     assert found["rollout_small"]["reason"] == "0 s left, and it takes about 20 s"
     assert found.keys() == {
         "trl_parity",
+        "rollout_compiled_small",
         *(f"{name}_{size}" for name in ("vs_trl", "rollout", "update", "step") for size in ("small", "large")),
     }
 
