@@ -58,7 +58,7 @@ def test_the_stage_measures_the_trained_model_and_keeps_the_figures(checkpoint, 
     network.calibration["fairness"] = Calibration(temperature=3.0, bias=0.5)
     manifest.metrics.update({"val/loss": 0.5, "test_old/fairness/ece": 0.1})
     save_network(network, manifest, checkpoint)
-    module = RewardModel(str(checkpoint), encoder, dimensions=HEADS, max_length=32)
+    module = RewardModel(str(checkpoint), encoder, dimensions=HEADS, max_length=32, precision="float32")
     (logged,) = trainer().test(module, datamodule=Splits(), verbose=False)
 
     content = json.loads((checkpoint / TEST).read_text())
