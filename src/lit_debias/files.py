@@ -131,7 +131,7 @@ def read_yaml(path: Path, what: str) -> Any:
         UserError: as in :func:`read_text`, or it is no YAML, or a key stands twice in a mapping.
     """
     try:
-        return yaml.load(read_text(path, what), StrictLoader)
+        return StrictLoader(read_text(path, what)).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2026-13-01 is no date
         raise UserError(f"{what} '{path}' is no valid YAML: {' '.join(str(error).split())}") from error
 
