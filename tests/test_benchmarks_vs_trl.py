@@ -9,7 +9,7 @@ import torch
 from benchmarks import gpu, vs_trl
 from benchmarks.gpu import Item
 from benchmarks.settings import Settings
-from benchmarks.vs_trl import DEFAULT, OURS, TUNED, Arms, cells, parity_gates, parity_settings
+from benchmarks.vs_trl import COMPILED, DEFAULT, OURS, TUNED, Arms, cells, parity_gates, parity_settings, speedups
 from benchmarks.workload import even_share, fixed_completions
 
 STUB = """
@@ -151,6 +151,20 @@ def test_the_real_trl_agrees_and_is_timed(tmp_path):
         assert arm["tokens"]["all"] == [1 * 2 * 8]
         assert arm["phases"].keys() == {"rollout", "reference", "reward", "update", "step"}
         assert all(phase["min"] > 0 for phase in arm["phases"].values())
+
+
+def test_the_compiled_arm_is_ours_and_no_other_is_compiled(tmp_path):
+    for arm, side, compiled in ((OURS, "our_side", False), (COMPILED, "our_side", True), (TUNED, "trl_side", False)):
+        command = Arms("python", 1).command(arm, "steps", Settings(), tmp_path)
+        assert side in command
+        assert json.loads(command[command.index("--settings") + 1])["torch_compile"] is compiled
+
+
+def test_speedups_by_hand():
+    arms = {name: {"tokens_per_second": rate} for name, rate in ((OURS, 30), (COMPILED, 40), (TUNED, 10), (DEFAULT, 5))}
+    assert speedups(arms, OURS) == {TUNED: 3, DEFAULT: 6}
+    assert speedups(arms, COMPILED) == {TUNED: 4, DEFAULT: 8}
+    assert speedups({TUNED: arms[TUNED]}, COMPILED) == {}
 
 
 # ---------------------------------------------------------------- the single GPU call

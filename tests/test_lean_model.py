@@ -220,3 +220,5 @@ def test_compiling_needs_a_model_that_the_lean_decoder_knows_and_a_compiler(poli
     monkeypatch.setattr(policy, "lean_obstacle", "it has no sliding window")
     with pytest.raises(UserError, match="no sliding window; write torch_compile: false"):
         LocalEngine(2, torch_compile=True).generate(policy, PromptBatch(["the rider"]), 2, 0)
+    with pytest.raises(UserError, match="no sliding window; write decoder: auto and torch_compile: false"):
+        LocalEngine(2, decoder="lean", torch_compile=True).generate(policy, PromptBatch(["the rider"]), 2, 0)

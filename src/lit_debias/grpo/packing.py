@@ -40,7 +40,7 @@ class PackedGroups:
     @property
     def input_mask(self) -> Tensor:
         """[P, G, T - 1] bool, True on the completion tokens that another one follows."""
-        return self.completion_mask[:, :, 1:]
+        return _followed(self.completion_mask)
 
     @cached_property
     def prompt_places(self) -> Tensor | None:
@@ -170,7 +170,7 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
     left_aligned = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     ends = lengths.cumsum(0)
     prompt_tokens = int(ends[-1])
-    followed = completion_mask[:, :, 1:]
+    followed = _followed(completion_mask)
     rows, _, token = followed.nonzero(as_tuple=True)
     target_rows, _, target = completion_mask.nonzero(as_tuple=True)
     first = target == 0
@@ -194,7 +194,7 @@ def token_budget(prompt_mask: Tensor, completion_mask: Tensor, tokens: int) -> l
         completion_mask: [P, G, T] bool.
         tokens: The budget; a group that alone exceeds it is a part of its own.
     """
-    sizes = (prompt_mask.sum(1) + completion_mask[:, :, 1:].sum((1, 2))).tolist()
+    sizes = (prompt_mask.sum(1) + _followed(completion_mask).sum((1, 2))).tolist()
     parts, start, used = [], 0, 0
     for group, size in enumerate(sizes):
         if group > start and used + size > tokens:
@@ -202,6 +202,10 @@ def token_budget(prompt_mask: Tensor, completion_mask: Tensor, tokens: int) -> l
             start, used = group, 0
         used += size
     return [*parts, slice(start, len(sizes))]
+
+
+def _followed(completion_mask: Tensor) -> Tensor:
+    return completion_mask[:, :, 1:]  # True on the first tokens, so this has one fewer of them
 
 
 def _bias(seen: Tensor, repeats: int, dtype: torch.dtype) -> Tensor:
