@@ -194,7 +194,8 @@ def test_asking_for_the_lean_decoder_where_it_cannot_be_is_an_error(policy, monk
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own compiler imports what it deprecates
-def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder):
+def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder, caplog):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     policy = QLoRAPolicy(str(model_folder), quantization="none", dtype="float32", rank=4)
     policy.load("cpu")
     policy.eos_token_ids = tuple(range(3, 40))  # rows end early, and are dropped
@@ -205,6 +206,8 @@ def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder):
         torch.testing.assert_close(plain.logprobs, compiled.logprobs, atol=1e-4, rtol=0)
         assert compiled.completion_mask.sum(2).unique().numel() > 2
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    said = "Rollouts use the lean decoder, which is compiled first: that takes a minute or so."
+    assert caplog.messages.count(said) == 1
 
 
 @pytest.mark.parametrize("options", [{"weights": "live"}, {"decoder": "hugging_face"}])

@@ -106,7 +106,8 @@ class LocalEngine(RolloutEngine):
         if not self._told:
             self._check_compiler(policy)
             used = f"Hugging Face's forward pass ({obstacle})" if obstacle else "the lean decoder"
-            rank_zero_info(f"Rollouts use {used}.")
+            compiled = ", which is compiled first: that takes a minute or so" if self.torch_compile else ""
+            rank_zero_info(f"Rollouts use {used}{compiled}.")
             self._told = True
         return obstacle is None
 
