@@ -46,6 +46,8 @@ def publish(found: Mapping[str, Any], out: Path) -> int:
         console.print(phase_table(report))
     for name, seconds in report.get("parts", {}).items():
         console.print(f"{name}: {seconds:.3f} s of one more pass", highlight=False)
+    if "decoding" in report:
+        console.print(decoding_line(report["decoding"]), highlight=False, soft_wrap=True)
     return 0 if report["passed"] else 1
 
 
@@ -72,6 +74,15 @@ def print_gates(gates: Mapping[str, Mapping[str, Any]], console: Console) -> Non
     for name, gate in gates.items():
         figures = ", ".join(f"{key} {value:.5g}" for key, value in gate.items() if key != "passed")
         console.print(f"{'ok  ' if gate['passed'] else 'FAIL'} {name}: {figures}", highlight=False, soft_wrap=True)
+
+
+def decoding_line(found: Mapping[str, float]) -> str:
+    """Return a line on a decoding step."""
+    step, products, roofline = (f"{1e3 * found[f'{name}_seconds']:.1f} ms" for name in ("step", "products", "roofline"))
+    return (
+        f"a decoding step: {step}, products with weights {products}, so {found['beyond_products']:.0%} beyond them; "
+        f"roofline {roofline}, {found['roofline_share']:.0%} of it reached"
+    )
 
 
 def phase_table(report: Mapping[str, Any]) -> Table:

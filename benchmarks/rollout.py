@@ -42,6 +42,7 @@ from benchmarks.clock import Clock, Parts, rate, spread
 from benchmarks.gates import logprob_gate
 from benchmarks.measurement import MeasuredGRPO, engine_options, measured
 from benchmarks.options import add_sampling, add_step, model_at_hand, program, settings_of
+from benchmarks.roofline import decoding_figures
 from benchmarks.settings import Settings
 from benchmarks.workload import prompt_ids
 from lit_debias.errors import UserError
@@ -109,8 +110,16 @@ class MeasuredRollout(MeasuredGRPO):
         if not report.passed(gates):
             return {"gates": gates, "phases": {}}
         clock = self.repeated(lambda seed, clock: self._timed(prompts, seed, clock))
-        parts = {"parts": self._split(prompts)} if OURS in self.arms else {}
-        return {"gates": gates, "phases": clock.figures(), **parts}
+        found: dict[str, Any] = {"gates": gates, "phases": clock.figures()}
+        if OURS in self.arms:
+            found["parts"] = self._split(prompts)
+            steps = self.settings.completion_tokens - 1
+            lean = self.policy.lean_obstacle is None and self.settings.decoder != "hugging_face"
+            if lean and self.settings.lengths == "fixed" and steps > 0:
+                longest = self.policy.encode_prompts(prompts.texts)[0].shape[1]
+                seconds = found["parts"]["decode"] / steps
+                found["decoding"] = decoding_figures(self.policy.lean_model(), self.settings, longest, seconds)
+        return found
 
     def _timed(self, prompts: PromptBatch, seed: int, clock: Clock) -> None:
         if OURS in self.arms:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from benchmarks import rewards, rollout, shapes, step, update
+from benchmarks import overlap, rewards, rollout, roofline, shapes, step, update
 from benchmarks.clock import Clock, Parts
 from benchmarks.provenance import commit
 from benchmarks.settings import Settings
@@ -18,6 +18,7 @@ from lit_debias.errors import UserError
 from lit_debias.fused_linear import FusedLinear
 from lit_debias.grpo import packing
 from lit_debias.precision import dtype_of
+from lit_debias.rewards.overlap import OverlappedScoring
 
 PHASES = {"rollout": "tokens/s", "reference": "packed tokens/s", "reward Fluency": "completions/s"}
 PHASES |= {"update": "packed tokens/s", "step": "tokens/s"}
@@ -77,7 +78,27 @@ def test_a_rollout_is_split_into_its_parts(decoder, tmp_path, capsys):
     check_phases(report)
     assert report["parts"].keys() == {"refresh", "prefill", "decode", "sampling and text"}
     assert min(report["parts"].values()) > 0
-    assert f"decode: {report['parts']['decode']:.3f} s" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"decode: {report['parts']['decode']:.3f} s" in printed
+    assert ("decoding" in report) == (decoder == "lean") == ("a decoding step: " in printed)
+
+
+def test_a_decoding_step_beside_its_roofline(tmp_path, monkeypatch):
+    monkeypatch.setattr(roofline, "bytes_per_second", lambda device: 1e9)
+    monkeypatch.setattr(roofline, "flops_per_second", lambda device, dtype: 1e9)
+    _, report = run(rollout, tmp_path, *TINY)  # 2 rows of 8 tokens
+    found = report["decoding"]
+    vocabulary, width, layers, intermediate, kv_heads, head = 300, 32, 2, 48, 2, 8
+    parameters = vocabulary * width + layers * width * (width + 2 * kv_heads * head + width + 3 * intermediate)
+    (prompt,) = {report["settings"]["prompt_tokens"]}
+    cached = 2 * layers * kv_heads * head * (prompt + 2 * 8 // 2)  # once a prompt, and half of each completion
+    assert found["flops"] == 2 * 2 * parameters
+    assert found["bytes"] == parameters * 4 + cached * 4
+    assert found["roofline_seconds"] == max(found["flops"], found["bytes"]) / 1e9
+    assert found["step_seconds"] == report["parts"]["decode"] / 7
+    assert found["roofline_share"] == found["roofline_seconds"] / found["step_seconds"]
+    assert found["beyond_products"] == 1 - found["products_seconds"] / found["step_seconds"]
+    assert found["products_seconds"] > 0
 
 
 def test_generate_is_timed_on_the_same_work(tmp_path):
@@ -176,6 +197,35 @@ def test_wrong_scores_fail_the_gate_and_nothing_is_timed(tmp_path, monkeypatch):
     right = rewards.ask
     monkeypatch.setattr(rewards, "ask", lambda *args: right(*args)[::-1])  # rows in the wrong order
     status, report = run(rewards, tmp_path, *REWARDS)
+    assert (status, report["passed"], report["phases"]) == (1, False, {})
+
+
+OVERLAP = (
+    *TINY[:-1],
+    "--prompts",
+    "3",
+    "--group-size",
+    "2",
+    "--completion-tokens",
+    "16",
+    "--wait",
+    "0",
+    "--repeats",
+    "2",
+)
+
+
+def test_sampling_and_scoring_in_turn_and_overlapped(tmp_path):
+    status, report = run(overlap, tmp_path, *OVERLAP)
+    assert (status, report["gates"]["same_scores"]["passed"]) == (0, True)
+    assert report["phases"].keys() == {"in turn", "overlapped"}
+    check_phases(report)
+
+
+def test_other_scores_fail_the_gate_of_overlap(tmp_path, monkeypatch):
+    right = OverlappedScoring.add
+    monkeypatch.setattr(OverlappedScoring, "add", lambda scoring, number, group: right(scoring, -number % 3, group))
+    status, report = run(overlap, tmp_path, *OVERLAP)
     assert (status, report["passed"], report["phases"]) == (1, False, {})
 
 

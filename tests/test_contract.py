@@ -269,7 +269,7 @@ def test_exit_code_1_and_json(tmp_path, capsys):
         (["Variety", "--init_args", "{n: 0}"], "Variety: n=0; write 1 or more"),
         (["SoftOverlong"], "SoftOverlong needs: max_new_tokens, buffer"),
         (["Variety", "--pairs", "nowhere.jsonl"], "'nowhere.jsonl' cannot be read"),
-        (["Variety", "--device", "abacus"], "there is no device 'abacus'; write cpu or cuda"),
+        (["Variety", "--device", "abacus"], "--device 'abacus': there is no such device; write cpu, cuda or cuda:1"),
         ([], "missing: reward"),
     ],
 )

@@ -17,7 +17,7 @@ PLUGINS = sorted((ROOT / "plugins").glob("*/src/*"))
 
 # Bottom to top. A module may import what stands in a line above its own, or in its own.
 LAYERS = [
-    ["errors", "types", "distributed", "text", "files", "endpoint", "redaction", "score_file"],
+    ["errors", "types", "distributed", "text", "files", "endpoint", "redaction", "score_file", "devices"],
     ["grpo"],
     ["rewards"],
     ["activation_memory", "models", "model_checks", "inference_copy", "language_model", "sentence_encoder"],

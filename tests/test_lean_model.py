@@ -6,7 +6,7 @@ import transformers
 from support import save_tiny_model
 from torch import nn
 
-from lit_debias import fused_linear
+from lit_debias import fused_linear, lean_model
 from lit_debias.errors import UserError
 from lit_debias.fused_linear import FusedLinear
 from lit_debias.lean_model import LeanModel, why_not_lean
@@ -57,6 +57,37 @@ def build(kind: str, options: dict) -> transformers.PreTrainedModel:
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn(parameter.shape))
     return model
+
+
+class Norm:
+    def __init__(self, width, dtype):
+        self.weight, self.variance_epsilon = torch.rand(width, dtype=dtype) + 0.5, 1e-5
+
+
+@pytest.mark.parametrize("shape", [(70, 24), (65, 3, 8)])  # hidden states, and heads as Qwen3 has them
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_norm_of_many_rows_is_torchs(shape, dtype, monkeypatch):
+    torch.manual_seed(0)
+    values, grad = (torch.randn(shape, dtype=dtype) * 3 for _ in range(2))
+    values[0] = 0  # where epsilon is all there is
+    norm, found = Norm(shape[-1], dtype), []
+    for many in (64, 1000):
+        monkeypatch.setattr(lean_model, "_MANY_ROWS", many)
+        given = values.clone().requires_grad_()
+        result = lean_model.rms_norm(given, norm)
+        assert ("_RMSNorm" in type(result.grad_fn).__name__) == (many == 64)
+        result.backward(grad)
+        found.append((result.detach(), given.grad))
+    for own, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(own, torchs, **({"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}))
+    assert torch.equal(given.detach(), values)
+
+
+def test_the_gradient_of_the_norm_by_finite_differences():
+    torch.manual_seed(0)
+    norm = Norm(3, torch.float64)
+    values = torch.randn(64, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: lean_model.rms_norm(values, norm), (values,))
 
 
 @pytest.mark.parametrize(("kind", "options"), MODELS.values(), ids=MODELS)

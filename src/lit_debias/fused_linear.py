@@ -39,6 +39,7 @@ class FusedLinear:
         self._merged: Tensor | None = None
         self._packed = False
         self._bias = _stacked_bias(self._bases, dtype)
+        self.inputs: int = self._bases[0].in_features
         self.outputs: int = sum(base.out_features for base in self._bases)
         self.number = next(_NUMBERS)
         _NUMBERED[self.number] = self

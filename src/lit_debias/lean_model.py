@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -226,6 +227,12 @@ class KeyValueCache:
         self._places = torch.arange(prompts * group_size, device=device)  # of each row among the P x G
         self._rows: Tensor | None = None  # the row in each of these places, once some are empty
 
+    @property
+    def bytes(self) -> int:
+        """What all of it takes in memory."""
+        parts = (self.prompt_keys, self.prompt_values, self.own_keys, self.own_values)
+        return sum(tensor.nbytes for part in parts for tensor in part)
+
     def attend_prompt(self, number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend within the prompts, P rows, and keep their keys and values."""
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
@@ -311,5 +318,33 @@ def _causal(prompt_mask: Tensor) -> Tensor:
 
 
 def rms_norm(values: Tensor, norm: Any) -> Tensor:
-    """Return what the norm module returns, in one kernel."""
+    """Return what the norm module returns, in one kernel where there is one."""
+    if values.device.type == "cpu" and len(values) >= _MANY_ROWS and not torch.compiler.is_compiling():
+        normed: Tensor = _RMSNorm.apply(values, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
+        return normed
     return nn.functional.rms_norm(values, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+_MANY_ROWS = 64
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMS norm [..., H] with a frozen weight [H]; on a CPU twice as fast as torch's, which has no kernel there."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale = squares.mul_(1 / values.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(values, weight, scale)
+        normed: Tensor = (wide * scale).to(values.dtype).mul_(weight)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        values, weight, scale = ctx.saved_tensors
+        wide, slope = (tensor.to(scale.dtype) for tensor in (values, grad * weight))
+        along = (slope * wide).sum(-1, keepdim=True)
+        slope.addcmul_(wide, along * scale.square() * (-1 / values.shape[-1])).mul_(scale)
+        return slope.to(values.dtype), None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 
 from lit_debias import distributed, metrics
 from lit_debias.adapter_module import AdapterModule
+from lit_debias.devices import known_device
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
 from lit_debias.grpo.packing import pack, token_budget
@@ -23,6 +25,7 @@ from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.aggregators import Aggregator, WeightedSum
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.guard import Guard, UnreliableRewardError
+from lit_debias.rewards.overlap import OverlappedScoring
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.base import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
@@ -50,6 +53,11 @@ class GRPO(AdapterModule):
         optimizer: Builds the optimiser from the adapter's parameters.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
+        reward_device: Where rewards and judges compute, as PyTorch names devices: ``cpu``, ``cuda:1``. Null is the
+            policy's device.
+        overlap_scoring: Score each group once it is finished, while others are still sampled and the reference is
+            asked. It pays where the rewards compute elsewhere than the policy: on a ``reward_device``, or behind a
+            network. Rewards are then asked group by group, which rounds a little otherwise than all at once.
         one_step_off_policy: Train on the rollout of the step before, which the policy of one update ago sampled; the
             importance ratio is taken against the log-probs that sampling recorded. What it is for is an engine that
             samples the next rollout while this one is trained on; the first step makes no optimiser step.
@@ -78,6 +86,8 @@ class GRPO(AdapterModule):
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
+        reward_device: str | None = None,
+        overlap_scoring: bool = False,
         one_step_off_policy: bool = False,
         seed: int = 0,
         guard: Guard | None = None,
@@ -93,6 +103,8 @@ class GRPO(AdapterModule):
         self.judges = RewardSuite(judges or {}, guard, guards)
         self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
         self.mask_truncated, self.one_step_off_policy, self.seed = mask_truncated, one_step_off_policy, seed
+        self.reward_device = None if reward_device is None else known_device("reward_device", reward_device)
+        self.overlap_scoring = overlap_scoring
         self.rollout_step = 0
         self.experience: Experience | None = None
         self.ahead: Experience | None = None  # off-policy, what the next step trains on
@@ -136,12 +148,14 @@ class GRPO(AdapterModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Sample a group of completions for each prompt and judge them."""
-        with distributed.fail_together():
+        overlapped = OverlappedScoring(self.rewards) if self.overlap_scoring else None
+        also: dict[str, Any] = {} if overlapped is None else {"on_group": overlapped.add}
+        with distributed.fail_together(), overlapped or contextlib.nullcontext():
             start = time.perf_counter()
-            rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed())
+            rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed(), **also)
             seconds = time.perf_counter() - start
             rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
-            scores = self.rewards.score(rollout)
+            scores = (overlapped or self.rewards).score(rollout)
         self._settle(self.rewards, scores)
         advantages = self.aggregator(scores, self.rollout_step)
         self._scored(rollout=rollout, scores=scores)
@@ -276,7 +290,7 @@ class GRPO(AdapterModule):
         if self.policy.lm is not None:
             return
         super().configure_model()
-        device = self.policy.device
+        device = self.reward_device or self.policy.device
         self.rewards.setup(device)
         self.judges.setup(device)
         self._scored = get_plugin_manager().hook.lit_debias_scored

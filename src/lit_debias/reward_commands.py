@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lit_debias.cli import Parser
 from lit_debias.contract import Row, batch_of, examine, needed_columns
+from lit_debias.devices import known_device
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.files import Record, decode, read_jsonl, read_text
 from lit_debias.plugins import components, get_plugin_manager
@@ -52,7 +52,7 @@ def check(
     """
     built = build(reward, init_args)
     read = list(read_pairs(pairs, columns or {}, built)) if pairs else []
-    findings = examine(built, read, columns, max_latency, tolerance, str(known_device(device)))
+    findings = examine(built, read, columns, max_latency, tolerance, str(known_device("--device", device)))
     if json:
         print(json_module.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -92,7 +92,7 @@ def score(
     """
     built = build(reward, init_args)
     rows = list(read_rows(texts or [], file, prompt, columns or {}, built))
-    built.setup(known_device(device))
+    built.setup(known_device("--device", device))
     batch = batch_of(rows)
     values, valid = check_scores(reward, built.score(batch), batch)
     for row, value, known in zip(rows, values.tolist(), valid.tolist(), strict=True):
@@ -117,18 +117,6 @@ def build(reward: str, init_args: Mapping[str, Any] | None) -> Reward:
     config = parser.parse_object({"reward": {"class_path": reward, "init_args": dict(init_args or {})}})
     built: Reward = parser.instantiate(config).reward
     return built
-
-
-def known_device(device: str) -> torch.device:
-    """Return the device of that name.
-
-    Raises:
-        UserError: PyTorch knows none.
-    """
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"there is no device '{device}'; write cpu or cuda") from error
 
 
 def read_pairs(file: Path, columns: Mapping[str, Any], reward: Reward) -> Iterator[tuple[Row, Row]]:

@@ -25,6 +25,10 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __getitem__(self, which: slice) -> PromptBatch:
+        """Return some of the prompts."""
+        return PromptBatch(self.texts[which], {name: rows[which] for name, rows in self.columns.items()})
+
     def to(self, device: torch.device, **_: Any) -> PromptBatch:
         """Return itself, text has no device; Lightning asks every batch."""
         return self
@@ -62,6 +66,11 @@ class Rollout:
     def lengths(self) -> Tensor:
         """[P, G] int64, tokens of each completion, end-of-sequence token included."""
         return self.completion_mask.sum(-1)
+
+    def group(self, number: int) -> Rollout:
+        """Return the rollout of one of the prompts alone."""
+        one = slice(number, number + 1)
+        return replace(self, **{name: value[one] for name, value in _shallow(self).items() if value is not None})
 
 
 @dataclass(frozen=True)

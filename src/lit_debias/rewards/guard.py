@@ -99,7 +99,7 @@ class GuardedReward:
         self.name, self.guard = name, guard
         self.calls = Isolated(name, reward, guard.max_memory_gib) if guard.isolate else InProcess(name, reward)
         self.failed = False
-        """Whether the latest call failed on this rank."""
+        """Whether a call for this rollout failed on this rank."""
         self.hangs = False
         """Whether it hangs in a thread of this process."""
         self.last = "on another process, whose messages name it"
@@ -121,7 +121,6 @@ class GuardedReward:
 
     def score(self, batch: RewardBatch) -> Answer:
         """Return what can be used of the reward's scores; never raises for a failure of the reward."""
-        self.failed = self.hangs = False
         if self.open_steps:
             return self._nothing(batch)
         for _ in range(1 + self.guard.retries):
@@ -155,6 +154,7 @@ class GuardedReward:
         Raises:
             UnreliableRewardError: too many scores are lost.
         """
+        self.failed = self.hangs = False
         self.error_rates.append(error_rate)
         if self.open_steps:
             self.open_steps -= 1

@@ -89,8 +89,12 @@ class RewardSuite:
         for name, reward in self.rewards.items():
             check_columns(f"reward '{name}'", reward.columns, available)
 
-    def score(self, rollout: Rollout) -> Scores:
+    def score(self, rollout: Rollout, names: Sequence[str] | None = None) -> Scores:
         """Score every completion with every reward. Where there are guards, :meth:`settle` must follow.
+
+        Args:
+            rollout: P x G completions.
+            names: Some of the rewards, instead of all.
 
         Raises:
             RewardError: a reward without a guard failed, returned the wrong number of scores, or one that is not a
@@ -99,7 +103,7 @@ class RewardSuite:
         flat = flatten(rollout)
         shape, device = (len(rollout.prompts), rollout.group_size), rollout.completion_ids.device
         scores = Scores({}, {}, columns=rollout.prompts.columns)
-        for name in self.rewards:
+        for name in self.rewards if names is None else names:
             start = time.perf_counter()
             answer = self._answer(name, flat)
             scores.seconds[name] = time.perf_counter() - start
@@ -119,11 +123,11 @@ class RewardSuite:
     def settle(self, scores: Scores) -> None:
         """Tell the guards of all ranks how the rollout went, so that they decide alike; nothing without guards.
 
-        Collective: every rank calls it once after each :meth:`score`, and outside
+        Collective: every rank calls it once after each rollout is scored, and outside
         :func:`lit_debias.distributed.fail_together`.
 
         Args:
-            scores: What :meth:`score` returned on this rank.
+            scores: What was found of the whole rollout on this rank.
 
         Raises:
             UnreliableRewardError: a reward has lost more of its scores than its guard allows; on every rank.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from lit_debias.errors import UserError
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.types import PromptBatch, Rollout
+
+OnGroup = Callable[[int, Rollout], None]
 
 
 class RolloutEngine(ABC):
@@ -31,7 +34,13 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def generate(
-        self, policy: QLoRAPolicy, prompts: PromptBatch, group_size: int, seed: int, greedy: bool = False
+        self,
+        policy: QLoRAPolicy,
+        prompts: PromptBatch,
+        group_size: int,
+        seed: int,
+        greedy: bool = False,
+        on_group: OnGroup | None = None,
     ) -> Rollout:
         """Return ``group_size`` completions for each prompt.
 
@@ -42,4 +51,6 @@ class RolloutEngine(ABC):
             seed: The same on every rank; equal seeds give equal completions of equal prompts, in whatever way
                 the prompts are dealt to ranks.
             greedy: Take the most probable token instead of sampling.
+            on_group: Called with the number of a prompt and the rollout of it alone, at most once for each, as soon as
+                all of its completions are finished; an engine that cannot tell need not call it.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_debias import distributed
 from lit_debias.errors import UserError
 from lit_debias.policy import QLoRAPolicy
-from lit_debias.rollout.base import RolloutEngine
+from lit_debias.rollout.base import OnGroup, RolloutEngine
 from lit_debias.rollout.decoders import Decoder, HuggingFaceDecoder, LeanDecoder
 from lit_debias.rollout.sampling import Sampler
 from lit_debias.types import PromptBatch, Rollout
@@ -65,27 +65,41 @@ class LocalEngine(RolloutEngine):
 
     @torch.no_grad()
     def generate(
-        self, policy: QLoRAPolicy, prompts: PromptBatch, group_size: int, seed: int, greedy: bool = False
+        self,
+        policy: QLoRAPolicy,
+        prompts: PromptBatch,
+        group_size: int,
+        seed: int,
+        greedy: bool = False,
+        on_group: OnGroup | None = None,
     ) -> Rollout:
         """Return ``group_size`` completions for each prompt; see :meth:`RolloutEngine.generate`."""
         prompt_ids, prompt_mask = policy.encode_prompts(prompts.texts)
         uniforms = self._uniforms(len(prompts) * group_size, seed).to(policy.device)
         sampler = Sampler(1.0 if greedy else self.temperature, self.top_k, self.top_p, greedy)
         decoding = Decoding(uniforms, policy.eos_token_ids, sampler)
-        with self._decoder(policy) as decoder, torch.inference_mode():
-            decoding.run(decoder, prompt_ids, prompt_mask, group_size)
         shape = (len(prompts), group_size, -1)
-        ids, mask = decoding.ids.view(shape), decoding.mask().view(shape)
-        return Rollout(
-            prompts=prompts,
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=ids,
-            completion_mask=mask,
-            logprobs=decoding.logprobs.view(shape),
-            truncated=~decoding.finished.view(shape[:2]),
-            texts=policy.decode(ids, mask),
-        )
+
+        def rollout_of(which: slice) -> Rollout:
+            ids, mask = decoding.ids.view(shape)[which], decoding.mask().view(shape)[which]
+            return Rollout(
+                prompts=prompts[which],
+                prompt_ids=prompt_ids[which],
+                prompt_mask=prompt_mask[which],
+                completion_ids=ids,
+                completion_mask=mask,
+                logprobs=decoding.logprobs.view(shape)[which],
+                truncated=~decoding.finished.view(shape[:2])[which],
+                texts=policy.decode(ids, mask),
+            )
+
+        def tell(number: int) -> None:
+            if on_group is not None:
+                on_group(number, rollout_of(slice(number, number + 1)))
+
+        with self._decoder(policy) as decoder, torch.inference_mode():
+            decoding.run(decoder, prompt_ids, prompt_mask, group_size, tell if on_group else None)
+        return rollout_of(slice(None))
 
     @contextlib.contextmanager
     def _decoder(self, policy: QLoRAPolicy) -> Iterator[Decoder]:
@@ -150,10 +164,21 @@ class Decoding:
         self.logprobs = torch.zeros(uniforms.shape, device=device)
         self.lengths = torch.zeros(len(uniforms), dtype=torch.long, device=device)
         self.finished = torch.zeros(len(uniforms), dtype=torch.bool, device=device)
+        self._told: set[int] = set()
         self.check_every = 1 if device.type == "cpu" else 8  # a look at the device's flags waits for the device
 
-    def run(self, decoder: Decoder, prompt_ids: Tensor, prompt_mask: Tensor, group_size: int) -> None:
-        """Fill all rows, group by group; prompts are [P, S] with N = P x G."""
+    def run(
+        self,
+        decoder: Decoder,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        group_size: int,
+        on_group: Callable[[int], None] | None = None,
+    ) -> None:
+        """Fill all rows, group by group; prompts are [P, S] with N = P x G.
+
+        ``on_group`` is called with the number of each prompt once its rows are filled.
+        """
         logits = decoder.start(prompt_ids, prompt_mask, group_size, self.ids.shape[1] - 1)
         rows = torch.arange(len(self.ids), device=prompt_ids.device)
         for step in range(self.ids.shape[1]):
@@ -163,12 +188,21 @@ class Decoding:
                 remaining = int(going.sum())
                 if remaining == 0:
                     break
+                if on_group is not None:
+                    self._tell(self.finished.view(-1, group_size).all(1).tolist(), on_group)
                 if remaining <= len(rows) // 2:
                     kept = going.nonzero()[:, 0]
                     decoder.keep(kept)
                     rows, tokens = rows[kept], tokens[kept]
             if step + 1 < self.ids.shape[1]:
                 logits = decoder.step(tokens)
+        if on_group is not None:
+            self._tell([True] * len(prompt_ids), on_group)
+
+    def _tell(self, filled: list[bool], on_group: Callable[[int], None]) -> None:
+        for number in [number for number, group in enumerate(filled) if group and number not in self._told]:
+            self._told.add(number)
+            on_group(number)
 
     def take(self, rows: Tensor, step: int, logits: Tensor) -> Tensor:
         """Choose and record one token for each of ``rows``; finished rows record nothing."""
