@@ -1,8 +1,9 @@
 """What a GRPO step should cost on one device: work counted from shapes, times few constants of the machine.
 
-P prompts of S tokens, G completions of T tokens each; L = P (S + G T) packed tokens in P passes of one group. The model
-has n weights in its linear layers, V x H in its head, layers of width H, I inside the MLP, A = heads x D for queries
-and K = kv_heads x D for keys; adapters of rank 16 have r weights.
+P prompts of S tokens, G completions of T tokens each; L = P (S + G (T - 1)) packed tokens, because a completion's last
+token is not computed, in as few passes of whole groups as a budget of tokens allows. The model has n weights in its
+linear layers, V x H in its head, layers of width H, I inside the MLP, A = heads x D for queries and K = kv_heads x D
+for keys; adapters of rank 16 have r weights. w are the bytes of a number in the type of the computation.
 
 A product of a vector and a weight is 2 FLOPs. A frozen base needs no gradient of its weights, so an update is 4 n a
 token and not 6 n (Kaplan et al., arXiv 2001.08361, section 2.1, has 6 n). Bytes are those that must be read or
@@ -20,8 +21,10 @@ from scipy.optimize import nnls
 
 from benchmarks.settings import Settings
 from lit_debias.grpo.logprobs import CPU_LOGITS, GPU_LOGITS
+from lit_debias.policy import FORWARD_TOKENS
 
 RANK = 16
+MICRO_BATCH_TOKENS = 2048  # of GRPO, by default
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Architecture:
     layers: int
     hidden: int
     intermediate: int
+    heads: int
     queries: int
     """A, the width of all queries of a token."""
     keys: int
@@ -47,6 +51,7 @@ class Architecture:
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
+            heads=config.num_attention_heads,
             queries=config.num_attention_heads * head_dim,
             keys=config.num_key_value_heads * head_dim,
             vocabulary=config.vocab_size,
@@ -130,23 +135,22 @@ def rollout(model: Architecture, settings: Settings) -> Work:
 
     FLOPs: 2 n P S and 2 n N (T - 1) in the layers, 2 V H (P + N (T - 1)) in the head, and attention, 4 A for each
     pair of tokens and layer: S^2 for each prompt, S + t for row and step t.
-    Bytes: 38 for each weight that is merged (4-bit to bf16 to fp32, the update, their sum, bf16, stacked, laid out
-    anew); each step reads the bf16 weights 2 (n + V H) and the cache, 4 K for a token and layer; sampling passes over
-    the fp32 logits of each token, 46 V (to fp32, temperature, maximum, difference, exponential, cumulated and plain
-    sum).
+    Bytes: each merged weight is read from the base, written, and laid out anew, 4 w; each step reads the weights,
+    w (n + V H), and the cache: for each layer the P prompts' keys and values once and t of each row's own; sampling
+    passes over the fp32 logits of each token, 38 V (to fp32, maximum, difference, exponential, cumulated and plain sum).
     """
     prompts, rows, steps = settings.prompts, settings.completions, settings.completion_tokens - 1
-    seen = rows * steps * (settings.prompt_tokens + settings.completion_tokens / 2)
+    own = rows * steps * settings.completion_tokens / 2
     read = prompts * settings.prompt_tokens
-    pairs = read * settings.prompt_tokens + seen
+    pairs = read * settings.prompt_tokens + rows * steps * settings.prompt_tokens + own
     return Work(
         flops=2 * model.linear * (read + rows * steps)
         + 2 * model.head * (prompts + rows * steps)
         + 4 * model.queries * model.layers * pairs,
-        bytes=38 * model.linear
-        + 2 * (model.linear + model.head) * (1 + steps)
-        + 4 * model.keys * model.layers * seen
-        + 46 * model.vocabulary * settings.most_tokens,
+        bytes=4 * width(settings) * model.linear
+        + width(settings) * (model.linear + model.head) * (1 + steps)
+        + cached_token(model, settings) * (steps * read + own)
+        + 38 * model.vocabulary * settings.most_tokens,
         decoding_layers=model.layers * (1 + steps),
         packed_layers=0,
     )
@@ -156,17 +160,19 @@ def reference(model: Architecture, settings: Settings) -> Work:
     """Read the packed groups without adapter and without gradient.
 
     FLOPs: 2 n L, 2 V H for each completion token, attention as in :func:`attention_flops`.
-    Bytes: the weights once a group (:func:`weight_bytes`), every activation written and read, and passes over the fp32
-    logits at two temperatures, 52 V a completion token.
+    Bytes: the weights once a pass, every activation written and read, and passes over the logits, 32 V a completion
+    token (bf16, fp32, maximum, difference, exponential, sum).
     """
+    times = passes(settings, FORWARD_TOKENS)
     return Work(
         flops=2 * model.linear * packed_tokens(settings)
         + 2 * model.head * settings.most_tokens
         + attention_flops(model, settings),
-        bytes=settings.prompts * (weight_bytes(model, settings) + 2 * activation_bytes(model, settings))
-        + 52 * model.vocabulary * settings.most_tokens,
+        bytes=times * width(settings) * model.linear
+        + 2 * settings.prompts * activation_bytes(model, settings)
+        + 32 * model.vocabulary * settings.most_tokens,
         decoding_layers=0,
-        packed_layers=model.layers * settings.prompts,
+        packed_layers=model.layers * times,
     )
 
 
@@ -174,40 +180,60 @@ def update(model: Architecture, settings: Settings) -> Work:
     """Read the packed groups forward and backward, and make one step of AdamW.
 
     FLOPs: 4 n L for the base (forward, gradient of its inputs), 6 r L for the adapters (gradient of their weights
-    too), 4 V H for each completion token (logits, gradient of the hidden state), and 3.5 times the attention of a
-    forward pass (two products forward, five backward).
-    Bytes: the weights twice a group; every activation written and read, and its gradient too; passes over the fp32
-    logits (log-softmax, probabilities, entropy, slope), 52 V a completion token; AdamW and clipping, 40 a weight of
-    the adapters.
+    too), 4 V H for each completion token (logits, gradient of the hidden state), and three times the attention of a
+    forward pass (two products forward, four backward).
+    Bytes: the weights twice a pass; every activation written and read, and its gradient too; passes over the logits, 56
+    V a completion token (those of the reference, the entropy's product and sum, the weights in bf16); AdamW and
+    clipping, 40 a weight of the adapters.
     """
-    tokens = packed_tokens(settings)
+    tokens, times = packed_tokens(settings), passes(settings, MICRO_BATCH_TOKENS)
     return Work(
         flops=(4 * model.linear + 6 * model.adapter) * tokens
         + 4 * model.head * settings.most_tokens
-        + 3.5 * attention_flops(model, settings),
-        bytes=settings.prompts * (2 * weight_bytes(model, settings) + 4 * activation_bytes(model, settings))
-        + 52 * model.vocabulary * settings.most_tokens
+        + 3 * attention_flops(model, settings),
+        bytes=2 * times * width(settings) * model.linear
+        + 4 * settings.prompts * activation_bytes(model, settings)
+        + 56 * model.vocabulary * settings.most_tokens
         + 40 * model.adapter,
         decoding_layers=0,
-        packed_layers=3 * model.layers * settings.prompts,
+        packed_layers=3 * model.layers * times,
     )
 
 
+def group_tokens(settings: Settings) -> int:
+    """Return the packed tokens of one group, S + G (T - 1)."""
+    return settings.prompt_tokens + settings.group_size * (settings.completion_tokens - 1)
+
+
 def packed_tokens(settings: Settings) -> int:
-    """Return L = P (S + G T)."""
-    return settings.prompts * settings.prompt_tokens + settings.most_tokens
+    """Return L = P (S + G (T - 1))."""
+    return settings.prompts * group_tokens(settings)
+
+
+def passes(settings: Settings, budget: int) -> int:
+    """Return in how many passes the groups are read, as many of them together as have at most ``budget`` tokens."""
+    return -(-settings.prompts // groups_together(settings, budget))
+
+
+def groups_together(settings: Settings, budget: int) -> int:
+    """Return how many groups share a pass."""
+    return min(settings.prompts, max(1, budget // group_tokens(settings)))
 
 
 def attention_flops(model: Architecture, settings: Settings) -> int:
-    """Return 4 A for each layer and pair of tokens: S^2 pairs of a prompt, T (S + T) of each completion."""
-    own = settings.completion_tokens * (settings.prompt_tokens + settings.completion_tokens)
-    pairs = settings.prompts * settings.prompt_tokens**2 + settings.completions * own
-    return 4 * model.queries * model.layers * pairs
+    """Return 4 A for each layer and pair of tokens: S^2 pairs of a prompt, (T - 1) (S + T - 1) of each completion."""
+    return 4 * model.queries * model.layers * settings.prompts * group_pairs(settings)
 
 
-def weight_bytes(model: Architecture, settings: Settings) -> float:
-    """Return the bytes to read the linear weights once: 2 each, and 2.5 more where 4 bits become bf16 first."""
-    return (4.5 if settings.quantization == "nf4" else width(settings)) * model.linear
+def group_pairs(settings: Settings) -> int:
+    """Return the pairs of tokens whose scores attention computes for one group, seen or not."""
+    own = settings.completion_tokens - 1
+    return settings.prompt_tokens**2 + settings.group_size * own * (settings.prompt_tokens + own)
+
+
+def cached_token(model: Architecture, settings: Settings) -> int:
+    """Return the bytes of a token in the cache of sampling: keys and values of every layer, in fp32 on a CPU."""
+    return 2 * model.keys * model.layers * (4 if settings.device == "cpu" else width(settings))
 
 
 # ---------------------------------------------------------------- memory
@@ -216,42 +242,43 @@ def weight_bytes(model: Architecture, settings: Settings) -> float:
 def resident_bytes(model: Architecture, settings: Settings) -> float:
     """Return what is there all the time, in bytes.
 
-    The base (NF4 with double quantisation: 4.127 bits a weight, Dettmers et al., arXiv 2305.14314), embedding and
-    head; the merged copy of linear layers and head that samples; adapters with their gradient and the two moments of
-    AdamW, in fp32.
+    The base in the type of the computation, kept so beside NF4 too (with double quantisation: 4.127 bits a weight,
+    Dettmers et al., arXiv 2305.14314); embedding and head; the merged copy of linear layers and head that samples;
+    adapters with their gradient and the two moments of AdamW, in fp32.
     """
-    base = 4.127 / 8 if settings.quantization == "nf4" else width(settings)
-    embedding = model.parameters - model.linear
+    four_bits = 4.127 / 8 * model.linear if settings.quantization == "nf4" else 0
     merged = model.linear + model.head
-    return base * model.linear + width(settings) * (embedding + merged) + 16 * model.adapter
+    return four_bits + width(settings) * (model.parameters + merged) + 16 * model.adapter
 
 
 def transient_bytes(model: Architecture, settings: Settings) -> float:
     """Return what comes and goes, in bytes: the larger of sampling and update.
 
-    Sampling holds the cache, keys and values of N (S + T) tokens in every layer, and four fp32 tensors of N logits; the
-    update holds the activations of one group and three tensors of the logits of a slice of the vocabulary.
+    Sampling holds the cache, P prompts and N completions, and four fp32 tensors of N logits; the update holds the
+    activations of the groups of one pass and 10 bytes for each logit of a slice of the vocabulary.
     """
-    context = settings.prompt_tokens + settings.completion_tokens
-    cache = 2 * width(settings) * model.keys * model.layers * settings.completions * context
-    sampling = cache + 16 * model.vocabulary * settings.completions
+    tokens = settings.prompts * settings.prompt_tokens + settings.most_tokens
+    sampling = cached_token(model, settings) * tokens + 16 * model.vocabulary * settings.completions
     held = CPU_LOGITS if settings.device == "cpu" else GPU_LOGITS
-    logits = min(held, model.vocabulary * settings.group_size * settings.completion_tokens)
-    return max(sampling, activation_bytes(model, settings) + 10 * logits)
+    together = groups_together(settings, MICRO_BATCH_TOKENS)
+    logits = min(held, model.vocabulary * together * settings.group_size * settings.completion_tokens)
+    return max(sampling, together * activation_bytes(model, settings) + 10 * logits)
 
 
 def activation_bytes(model: Architecture, settings: Settings) -> float:
     """Return what the backward pass of one group keeps, in bytes.
 
-    For each of S + G T tokens and each layer: the fp32 inputs of two norms, 8 H; the inputs of the adapters, 5 H, A
-    and I numbers; gate, its activation and up, 3 I numbers. Attention over groups is fp32: queries and results of
-    every token, keys and values of the prompt and, for each completion, of the prompt and its own, at the width A.
+    For each of S + G (T - 1) tokens and each layer, numbers of w bytes: inputs and results of two norms, 4 H; queries
+    and what attention returns, 2 A; gate and up, activation, and their product, 4 I; the adapters between their two
+    factors, 112. Keys and values of the prompt, and for each completion of the prompt and its own, 2 K. For each head
+    and pair of :func:`group_pairs` the weight in fp32, and rounded where w is less.
     """
-    group = settings.prompt_tokens + settings.group_size * settings.completion_tokens
-    seen = settings.prompt_tokens + settings.group_size * (settings.prompt_tokens + settings.completion_tokens)
-    numbers = 5 * model.hidden + model.queries + 4 * model.intermediate
-    token = 8 * model.hidden + width(settings) * numbers
-    return model.layers * (token * group + 8 * model.queries * (group + seen))
+    own = settings.completion_tokens - 1
+    numbers = 4 * model.hidden + 2 * model.queries + 4 * model.intermediate + 7 * RANK
+    seen = settings.prompt_tokens + settings.group_size * (settings.prompt_tokens + own)
+    rounded = width(settings) if width(settings) < 4 else 0
+    weights = (4 + rounded) * model.heads * group_pairs(settings)
+    return model.layers * (width(settings) * (numbers * group_tokens(settings) + 2 * model.keys * seen) + weights)
 
 
 def width(settings: Settings) -> int:

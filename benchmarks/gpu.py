@@ -28,7 +28,7 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.options import device_of
 from benchmarks.shapes import SHAPES
-from benchmarks.vs_trl import Arms
+from benchmarks.vs_trl import GRAPHED, OURS, TUNED, Arms
 from lit_debias.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -51,24 +51,32 @@ class Item:
 
 def items(options: argparse.Namespace, device: str, shapes: Path) -> Iterator[Item]:
     """Yield the benchmarks, what matters most first."""
-    yield Item("trl_parity", ("trl_parity",), 20, 90, trl=True)
+    yield Item("trl_parity", ("trl_parity",), 20, 150, trl=True)
     small, large = ("0.5b", "7b") if options.shape is None else (options.shape, options.shape)
     sizes = {"prompts": 8, "group-size": 8, "prompt-tokens": 128, "completion-tokens": 128}
     if options.shape == "tiny":
         sizes = {"prompts": 1, "group-size": 2, "prompt-tokens": 8, "completion-tokens": 4}
     step = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
     common = (*step, "--device", device, "--shape-folder", str(shapes))
-    trl = ("--trl-python", options.trl_python)
-    for label, shape, quantization, scale in (("small", small, "none", 1.0), ("large", large, "nf4", 2.0)):
-        model = ("--shape", shape, "--quantization", quantization, *common)
-        few = (*model, "--repeats", "3")
+    trl = ("--trl-python", options.trl_python, "--repeats", "2", "--rounds", "1")
+    on_gpu = device == "cuda"  # what a CPU has not, it leaves out
+    graphed, flex = (("--cuda-graph",), ("--attention", "flex")) if on_gpu else ((), ())
+    arms = ("--arms", OURS, *((GRAPHED,) if on_gpu else ()), TUNED)
+    shapes_of = {"small": ("--shape", small, "--quantization", "none"), "large": ("--shape", large)}
+    for label, model in shapes_of.items():
         yield Item(
-            f"vs_trl_{label}", ("vs_trl", *model, *trl, "--repeats", "2", "--rounds", "1"), 60 * scale, 150, True
+            f"vs_trl_{label}", ("vs_trl", *model, *common, *trl, *arms), 70 if label == "small" else 140, 200, True
         )
-        yield Item(f"rollout_{label}", ("rollout", *few), 20 * scale, 90)
-        yield Item(f"update_{label}", ("update", *few), 20 * scale, 90)
-        yield Item(f"step_{label}", ("step", *few), 20 * scale, 90)
-    yield Item("rollout_compiled_small", ("rollout", "--shape", small, *common, "--torch-compile"), 90, 200)
+    few = (*common, "--repeats", "3")
+    if on_gpu:
+        yield Item("rollout_plain_small", ("rollout", *shapes_of["small"], *few), 20, 90)
+        yield Item("update_plain_small", ("update", *shapes_of["small"], *few), 20, 90)
+    for label, model in shapes_of.items():
+        scale = 1 if label == "small" else 2
+        yield Item(f"rollout_{label}", ("rollout", *model, *few, *graphed), 20 * scale, 90)
+        yield Item(f"update_{label}", ("update", *model, *few, *flex), 30 * scale, 120)
+        yield Item(f"step_{label}", ("step", *model, *few, *graphed, *flex), 20 * scale, 90)
+    yield Item("rollout_compiled_small", ("rollout", *shapes_of["small"], *common, "--torch-compile"), 60, 200)
 
 
 class Run:

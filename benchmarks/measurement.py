@@ -33,6 +33,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "max_new_tokens": settings.completion_tokens,
         "decoder": settings.decoder,
         "torch_compile": settings.torch_compile,
+        "cuda_graph": settings.cuda_graph,
     }
 
 
@@ -50,6 +51,8 @@ class MeasuredGRPO(GRPO):
             settings.model,
             settings.quantization,
             settings.dtype,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            attention=settings.attention,
             max_prompt_tokens=settings.prompt_tokens + 1024,  # room for the template in front of a short limit
         )
         super().__init__(

@@ -42,6 +42,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape-folder", type=Path, help="folder that keeps models of shapes for the next call")
     parser.add_argument("--quantization", choices=["nf4", "none"], default=default.quantization)
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
+    parser.add_argument("--attention", choices=["sdpa", "flex"], default=default.attention, help="of training")
     for name in SIZES:
         parser.add_argument(f"--{name}", type=positive, default=getattr(default, name.replace("-", "_")))
     parser.add_argument("--quick", action="store_true", help="one tiny step: does it run?")
@@ -52,6 +53,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", choices=["auto", "lean", "hugging_face"], default="auto")
     parser.add_argument("--lengths", choices=["fixed", "natural"], default="fixed")
     parser.add_argument("--torch-compile", action="store_true", help="compile the lean decoder")
+    parser.add_argument("--cuda-graph", action="store_true", help="record a token's kernels once for a rollout")
 
 
 def add_rewards(parser: argparse.ArgumentParser, default: str) -> None:

@@ -22,6 +22,12 @@ class Settings:
     """As ``LocalEngine`` has it."""
     torch_compile: bool = False
     """As ``LocalEngine`` has it."""
+    cuda_graph: bool = False
+    """As ``LocalEngine`` has it."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """As ``QLoRAPolicy`` has it."""
+    gradient_checkpointing: bool | None = None
+    """As ``QLoRAPolicy`` has it."""
     lengths: Literal["fixed", "natural"] = "fixed"
     """``fixed`` lets no token end a completion; ``natural`` has end-of-sequence tokens, see ``workload``."""
     prompts: int = 2
@@ -47,8 +53,9 @@ class Settings:
         model = self.shape or self.model.rstrip("/").rpartition("/")[2]
         size = f"{self.prompts} x {self.group_size} x {self.completion_tokens}, prompts {self.prompt_tokens}"
         weights = "nf4 + " if self.quantization == "nf4" else ""
-        compiled = ", compiled" if self.torch_compile else ""
-        return f"{model}, {weights}{self.dtype}, {self.device}, {size}, {self.lengths} lengths{compiled}"
+        how = {", compiled": self.torch_compile, ", graphed": self.cuda_graph, ", flex": self.attention == "flex"}
+        ways = "".join(way for way, used in how.items() if used)
+        return f"{model}, {weights}{self.dtype}, {self.device}, {size}, {self.lengths} lengths{ways}"
 
     def quick(self) -> Settings:
         """Return a step that is only big enough to show that everything runs."""

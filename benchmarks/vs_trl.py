@@ -44,11 +44,27 @@ from benchmarks.options import add_step, model_at_hand, positive, program, setti
 from benchmarks.settings import Settings
 from lit_debias.errors import UserError
 
-OURS, COMPILED, TUNED, DEFAULT = "lit-debias", "lit-debias_compiled", "trl_tuned", "trl_default"
-ARMS = (OURS, COMPILED, TUNED, DEFAULT)
-OUR_ARMS = (OURS, COMPILED)
-SPEEDUPS = {"speedup": OURS, "speedup_compiled": COMPILED}
-TIMES = ("ours", "compiled")
+OURS, COMPILED, GRAPHED, RECOMPUTING = (
+    "lit-debias",
+    "lit-debias_compiled",
+    "lit-debias_graphed",
+    "lit-debias_recomputing",
+)
+TUNED, DEFAULT = "trl_tuned", "trl_default"
+OUR_ARMS: dict[str, dict[str, Any]] = {
+    OURS: {},
+    COMPILED: {"torch_compile": True},
+    GRAPHED: {"cuda_graph": True, "attention": "flex"},
+    RECOMPUTING: {"gradient_checkpointing": True},
+}
+"""What each changes in the settings."""
+ARMS = (*OUR_ARMS, TUNED, DEFAULT)
+SPEEDUPS = {
+    "speedup": OURS,
+    "speedup_compiled": COMPILED,
+    "speedup_graphed": GRAPHED,
+    "speedup_recomputing": RECOMPUTING,
+}
 DEFAULT_MICRO_BATCH = 8
 GRID = {"quantization": ("nf4", "none"), "prompt_tokens": (47, 256), "group_size": (4, 8, 16)}
 MAX_LOGPROB_DIFFERENCE = 1e-3  # nats, float32
@@ -109,7 +125,7 @@ class Arms:
     def command(self, arm: str, task: str, settings: Settings, out: Path) -> list[str]:
         """Return the command line of one process."""
         python, side = (sys.executable, "our_side") if arm in OUR_ARMS else (self.trl_python, "trl_side")
-        given = json.dumps(asdict(replace(settings, torch_compile=arm == COMPILED)))
+        given = json.dumps(asdict(replace(settings, **OUR_ARMS.get(arm, {}))))
         return [python, "-m", "benchmarks.arm", task, "--side", side, "--settings", given, "--out", str(out)]
 
     def _run(self, command: Sequence[str]) -> None:
@@ -231,8 +247,9 @@ class Comparison:
 
     def _check(self, settings: Settings) -> None:
         small = parity_settings(settings)
+        ours = GRAPHED if GRAPHED in self.arms else OURS  # the one whose attention is further from TRL's
         try:
-            gates = parity_gates(*(self.runner.parity(arm, small) for arm in (OURS, TUNED)))
+            gates = parity_gates(*(self.runner.parity(arm, small) for arm in (ours, TUNED)))
         except ArmError as error:
             print(f"error: parity, {settings.quantization}: {error}", file=sys.stderr)
             gates = {"run": {"passed": False}}
@@ -261,13 +278,15 @@ def table(cell: Mapping[str, Any]) -> Table:
     """Return a row for each arm of one cell."""
     result = Table(title=cell["name"], box=box.SIMPLE, padding=0)
     result.add_column("arm", no_wrap=True)
-    for column in ("step s", "min", "max", "rollout", "ref.", "update", "tok/s", "GiB", *TIMES):
+    timed = {key: arm for key, arm in SPEEDUPS.items() if arm in cell["arms"]}
+    times = ["ours" if arm == OURS else arm.removeprefix(f"{OURS}_") for arm in timed.values()]
+    for column in ("step s", "min", "max", "rollout", "ref.", "update", "tok/s", "GiB", *times):
         result.add_column(column, justify="right")
     for name, arm in cell["arms"].items():
         step = arm["phases"]["step"]
         seconds = [f"{step[key]:.2f}" for key in ("median", "min", "max")]
         parts = [f"{arm['phases'][key]['median']:.2f}" for key in ("rollout", "reference", "update")]
-        times = [f"{cell[key][name]:.2f}x" if name in cell[key] else "" for key in SPEEDUPS]
+        times = [f"{cell[key][name]:.2f}x" if name in cell[key] else "" for key in timed]
         tokens, peak = f"{arm['tokens_per_second']:,.0f}", f"{arm['peak_bytes'] / 2**30:.2f}"
         result.add_row(name, *seconds, *parts, tokens, peak, *times)
     return result

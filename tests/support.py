@@ -1,12 +1,15 @@
 """What several test modules build: a real but tiny Llama with a tokenizer trained here, and policies on it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lit_debias.grpo import attention
 from lit_debias.policy import QLoRAPolicy
 
 TEXT = [
@@ -77,3 +80,16 @@ def perturb(policy: QLoRAPolicy) -> None:
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
     policy.weights_changed()
+
+
+def dense_flex(monkeypatch) -> Callable[..., torch.Tensor]:
+    """Return attention over groups by FlexAttention's mask and PyTorch's fused attention: flex has no CPU gradients."""
+
+    def dense(query, key, value, block_mask, enable_gqa):
+        places = (torch.arange(len(tensor[0, 0])) for tensor in (query, key))
+        rows, columns = torch.meshgrid(*places, indexing="ij")
+        mask = block_mask.mask_mod(torch.tensor(0), torch.tensor(0), rows, columns)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=enable_gqa)
+
+    monkeypatch.setattr(attention, "_flex_attention", lambda: dense)
+    return attention.flex_group_attention

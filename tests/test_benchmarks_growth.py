@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from inspect import signature
 
 import pytest
 import torch
@@ -10,8 +11,13 @@ from benchmarks import cost, growth, our_side
 from benchmarks.cost import Architecture, Machine, Memory, Work
 from benchmarks.growth import Point, plan, relative_errors
 from benchmarks.settings import Settings
-from benchmarks.shapes import model_config, random_model
+from benchmarks.shapes import model_config, random_model, save_model
 from benchmarks.vs_trl import ArmError, Arms
+
+from lit_debias.activation_memory import KeptBytes
+from lit_debias.grpo.packing import pack
+from lit_debias.module import GRPO
+from lit_debias.policy import QLoRAPolicy
 
 NOISE = [
     "ignore:You defined a `validation_step`:lightning.fabric.utilities.warnings.PossibleUserWarning",
@@ -20,16 +26,20 @@ NOISE = [
 pytestmark = [pytest.mark.filterwarnings(line) for line in NOISE]
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
 
-SMALL = Architecture(layers=1, hidden=2, intermediate=3, queries=2, keys=1, vocabulary=5, tied=True)
-CELL = Settings(prompts=1, group_size=2, prompt_tokens=3, completion_tokens=4)  # 11 packed tokens, 8 of completions
+SMALL = Architecture(layers=1, hidden=2, intermediate=3, heads=1, queries=2, keys=1, vocabulary=5, tied=True)
+CELL = Settings(prompts=1, group_size=2, prompt_tokens=3, completion_tokens=4)  # 3 + 2 x 3 packed tokens
 
 
 def test_sizes_by_hand():
     assert SMALL.linear == 30  # q and o 2x2, k and v 2x1, three of 2x3
     assert (SMALL.head, SMALL.parameters, replace(SMALL, tied=False).parameters) == (10, 40, 50)
     assert SMALL.adapter == 16 * (4 + 4 + 3 + 3 + 5 + 5 + 5)
-    assert cost.packed_tokens(CELL) == 11
-    assert cost.attention_flops(SMALL, CELL) == 8 * (9 + 2 * 4 * 7)
+    assert cost.packed_tokens(CELL) == 9
+    assert cost.attention_flops(SMALL, CELL) == 8 * (9 + 2 * 3 * 6)
+    several = replace(CELL, prompts=5)
+    assert [cost.passes(several, budget) for budget in (8, 9, 18, 27, 45, 1000)] == [5, 5, 3, 2, 1, 1]
+    assert cost.groups_together(several, 1000) == 5
+    assert signature(GRPO).parameters["micro_batch_tokens"].default == cost.MICRO_BATCH_TOKENS
 
 
 def test_sizes_are_those_of_the_model():
@@ -43,39 +53,67 @@ def test_sizes_are_those_of_the_model():
 
 def test_work_by_hand():
     assert cost.phases(SMALL, CELL) == {
-        # a prompt of 3, then 3 steps of 2 rows that see 4, 5 and 6 tokens
+        # a prompt of 3, then 3 steps of 2 rows that see the prompt and 2 tokens of their own on average
         "rollout": Work(
-            flops=2 * 30 * (3 + 6) + 2 * 10 * (1 + 6) + 8 * (9 + 2 * 15),
-            bytes=38 * 30 + 2 * 40 * 4 + 4 * 2 * 15 + 46 * 5 * 8,
+            flops=2 * 30 * (3 + 6) + 2 * 10 * (1 + 6) + 8 * (9 + 2 * 3 * (3 + 2)),
+            bytes=4 * 2 * 30 + 2 * 40 * 4 + 8 * (3 * 3 + 2 * 3 * 2) + 38 * 5 * 8,
             decoding_layers=4,
             packed_layers=0,
         ),
-        "reference": Work(2 * 30 * 11 + 2 * 10 * 8 + 520, 4.5 * 30 + 2 * 1152 + 52 * 5 * 8, 0, 1),
+        "reference": Work(2 * 30 * 9 + 2 * 10 * 8 + 360, 2 * 30 + 2 * 2778 + 32 * 5 * 8, 0, 1),
         "update": Work(
-            flops=4 * 30 * 11 + 6 * 464 * 11 + 4 * 10 * 8 + 3.5 * 520,
-            bytes=2 * 4.5 * 30 + 4 * 1152 + 52 * 5 * 8 + 40 * 464,
+            flops=4 * 30 * 9 + 6 * 464 * 9 + 4 * 10 * 8 + 3 * 360,
+            bytes=2 * 2 * 30 + 4 * 2778 + 56 * 5 * 8 + 40 * 464,
             decoding_layers=0,
             packed_layers=3,
         ),
     }
+    three, once = (cost.phases(SMALL, replace(CELL, prompts=prompts)) for prompts in (3, 1))
+    assert three["update"].packed_layers == once["update"].packed_layers  # they share a pass
+    assert three["update"].flops == 3 * once["update"].flops
 
 
 def test_memory_by_hand():
-    # 11 tokens of 8 x 2 + 2 x (10 + 2 + 12) bytes; attention of 11 tokens and of 3 + 2 x 7 keys, 16 bytes each
-    assert cost.activation_bytes(SMALL, CELL) == 11 * 64 + (11 + 17) * 16
-    assert cost.transient_bytes(SMALL, CELL) == 1152 + 10 * 5 * 8
-    many = replace(CELL, group_size=300, completion_tokens=1)
-    assert cost.transient_bytes(SMALL, many) == cost.activation_bytes(SMALL, many) + 10 * 5 * 300
+    # 9 tokens of 4 x 2 + 2 x 2 + 4 x 3 + 112 numbers, keys and values of 3 + 2 x 6 tokens, weights of 9 + 2 x 18 pairs
+    assert cost.activation_bytes(SMALL, CELL) == 2 * (9 * 136 + 2 * 15) + 6 * 45 == 2778
+    assert cost.transient_bytes(SMALL, CELL) == 2778 + 10 * 5 * 8
+    assert cost.transient_bytes(SMALL, replace(CELL, prompts=4)) == 4 * (2778 + 10 * 5 * 8)
+    alone = replace(CELL, prompts=2, prompt_tokens=1500)  # a group each in a pass
+    assert cost.transient_bytes(SMALL, alone) == cost.activation_bytes(SMALL, alone) + 10 * 5 * 8
     long = replace(CELL, prompts=1, group_size=1, completion_tokens=64)
     words = replace(SMALL, vocabulary=2**16)  # of whose logits no more than a slice is held
     assert cost.transient_bytes(words, long) == cost.activation_bytes(words, long) + 10 * 2**20
-    wide = replace(SMALL, vocabulary=1000, keys=1)
+    wide = replace(SMALL, vocabulary=1000)
     rows = replace(CELL, group_size=400, prompt_tokens=1, completion_tokens=1)  # sampling holds the most
-    assert cost.transient_bytes(wide, rows) == 2 * 2 * 1 * 400 * 2 + 16 * 1000 * 400
-    assert cost.resident_bytes(SMALL, CELL) == pytest.approx(4.127 / 8 * 30 + 2 * (10 + 30 + 10) + 16 * 464)
+    assert cost.transient_bytes(wide, rows) == 2 * 4 * 1 * 401 + 16 * 1000 * 400
+    assert cost.resident_bytes(SMALL, CELL) == pytest.approx(4.127 / 8 * 30 + 2 * (40 + 40) + 16 * 464)
     plain = replace(CELL, quantization="none", dtype="float32")
     assert cost.resident_bytes(SMALL, plain) == 4 * (40 + 40) + 16 * 464
-    assert cost.weight_bytes(SMALL, plain) == 4 * 30
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sizes", [(2, 3, 90, 30), (1, 4, 20, 60)], ids=str)
+def test_activations_are_what_autograd_keeps(dtype, sizes, tmp_path):
+    prompts, group_size, prompt_tokens, completion_tokens = sizes
+    settings = replace(
+        Settings(dtype=dtype, quantization="none", prompts=prompts),
+        group_size=group_size,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+    )
+    save_model("tiny", tmp_path, "cpu")
+    policy = QLoRAPolicy(str(tmp_path), "none", dtype, gradient_checkpointing=False)
+    policy.load("cpu")
+    masks = (torch.ones(shape, dtype=torch.bool) for shape in (sizes[::2], (*sizes[:2], sizes[3])))
+    prompt_mask, completion_mask = masks
+    packed = pack(prompt_mask.long() + 2, prompt_mask, completion_mask.long() + 2, completion_mask)
+    kept = KeptBytes(there_anyway=[weight for layer in policy._lean.layers for weight in layer.weights()])
+    with kept.counting():
+        policy._predicting_states(packed)
+    predicted = prompts * cost.activation_bytes(Architecture.of(model_config("tiny")), settings)
+    factors = [factor for layer in policy._lean.layers for fused in layer.linears for factor in fused._lora()]
+    adapters = sum(factor.numel() for factor in factors) * getattr(torch, dtype).itemsize  # no activations
+    assert predicted == pytest.approx(kept.total - adapters, rel=0.06)
 
 
 def test_constants_are_found_again():

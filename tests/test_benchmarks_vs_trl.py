@@ -9,7 +9,19 @@ import torch
 from benchmarks import gpu, vs_trl
 from benchmarks.gpu import Item
 from benchmarks.settings import Settings
-from benchmarks.vs_trl import COMPILED, DEFAULT, OURS, TUNED, Arms, cells, parity_gates, parity_settings, speedups
+from benchmarks.vs_trl import (
+    COMPILED,
+    DEFAULT,
+    GRAPHED,
+    OURS,
+    RECOMPUTING,
+    TUNED,
+    Arms,
+    cells,
+    parity_gates,
+    parity_settings,
+    speedups,
+)
 from benchmarks.workload import even_share, fixed_completions
 
 STUB = """
@@ -153,11 +165,19 @@ def test_the_real_trl_agrees_and_is_timed(tmp_path):
         assert all(phase["min"] > 0 for phase in arm["phases"].values())
 
 
-def test_the_compiled_arm_is_ours_and_no_other_is_compiled(tmp_path):
-    for arm, side, compiled in ((OURS, "our_side", False), (COMPILED, "our_side", True), (TUNED, "trl_side", False)):
+def test_what_tells_our_arms_from_each_other(tmp_path):
+    sides = {
+        OURS: ("our_side", False, False, "sdpa", None),
+        COMPILED: ("our_side", True, False, "sdpa", None),
+        GRAPHED: ("our_side", False, True, "flex", None),
+        RECOMPUTING: ("our_side", False, False, "sdpa", True),
+        TUNED: ("trl_side", False, False, "sdpa", None),
+    }
+    for arm, (side, *ways) in sides.items():
         command = Arms("python", 1).command(arm, "steps", Settings(), tmp_path)
         assert side in command
-        assert json.loads(command[command.index("--settings") + 1])["torch_compile"] is compiled
+        given = json.loads(command[command.index("--settings") + 1])
+        assert [given[name] for name in ("torch_compile", "cuda_graph", "attention", "gradient_checkpointing")] == ways
 
 
 def test_speedups_by_hand():
@@ -200,6 +220,28 @@ def test_an_item_that_fails_or_takes_too_long_is_named_and_the_rest_runs(tmp_pat
     assert {name: item["status"] for name, item in found.items()} == {"late": "stopped", "wrong": "failed"}
     assert found["late"]["reason"] == "not done after 0 s"
     assert "nonsense" in (tmp_path / "wrong.log").read_text()
+
+
+def test_a_gpu_gets_its_graphs_and_its_attention_and_all_fits_into_the_time(tmp_path):
+    options = gpu.parser().parse_args([])
+    found = {item.name: item for item in gpu.items(options, "cuda", tmp_path)}
+    assert GRAPHED in found["vs_trl_large"].arguments
+    assert {name for name, item in found.items() if "--cuda-graph" in item.arguments} == {
+        f"{name}_{size}" for name in ("rollout", "step") for size in ("small", "large")
+    }
+    assert {name for name, item in found.items() if "flex" in item.arguments} == {
+        f"{name}_{size}" for name in ("update", "step") for size in ("small", "large")
+    }
+    assert sum(item.seconds for item in found.values()) <= 60 * options.minutes
+
+
+def test_the_graphed_arm_is_the_one_whose_parity_is_checked(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Arms, "parity", lambda runner, arm, settings: asked.append(arm))
+    monkeypatch.setattr(vs_trl, "parity_gates", lambda *_: {"all": {"passed": False}})
+    for arms in ([OURS, TUNED], [OURS, GRAPHED, TUNED]):
+        vs_trl.Comparison(Arms("python", 1), arms, 1, tmp_path / "out.json", "cpu").run([Settings()])
+    assert asked == [OURS, TUNED, GRAPHED, TUNED]
 
 
 def test_a_real_item_runs_on_a_cpu_with_a_tiny_shape(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from support import dense_flex
+from torch.nn.attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from lit_debias.grpo import attention
@@ -26,12 +28,14 @@ def packed(prompt_lengths: list[int], lengths: list[list[int]]) -> PackedGroups:
         packed([7], [[2, 1]]),
         packed([2, 9], [[1, 1], [1, 2]]),  # a whole group is shorter than the other's prompt
         packed([2, 3], [[1, 1], [1, 1]]),  # prompts are all that is needed
+        packed([90, 150], [[140, 30], [1, 200]]),  # several of FlexAttention's blocks
     ],
-    ids=["even", "even prompts", "even completions", "ragged", "one group", "long prompt", "one token each"],
+    ids=["even", "even prompts", "even completions", "ragged", "one group", "long prompt", "one token each", "long"],
 )
-@pytest.mark.parametrize("largest", [0, 2**22], ids=["fused", "plain products"])
-def test_values_and_gradients_are_those_of_the_dense_mask(groups, largest, monkeypatch):
-    monkeypatch.setattr(attention, "LARGEST_SCORES", largest)
+@pytest.mark.parametrize("form", ["fused", "plain products", "flex"])
+def test_values_and_gradients_are_those_of_the_dense_mask(groups, form, monkeypatch):
+    monkeypatch.setattr(attention, "LARGEST_SCORES", 0 if form == "fused" else 2**22)
+    group_attention = dense_flex(monkeypatch) if form == "flex" else attention.group_attention
     rows = groups.rows()
     tensors = [torch.randn(len(groups.ids), heads, 8, requires_grad=True) for heads in (4, 2, 2)]
 
@@ -64,3 +68,13 @@ def test_bf16_is_fp32_but_for_rounding_in_either_form(largest, monkeypatch):
     assert found.dtype == torch.bfloat16
     exact = group_attention(*(tensor.bfloat16().float() for tensor in tensors), groups)
     torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
+def test_flex_attention_itself_over_several_blocks(monkeypatch):
+    monkeypatch.setattr(attention, "_flex_attention", lambda: flex_attention.flex_attention)
+    groups = packed([90, 150], [[140, 30], [1, 200]])
+    tensors = [torch.randn(len(groups.ids), heads, 16) for heads in (4, 2, 2)]
+    assert groups.block_mask.sparsity() > 30  # per cent of the blocks are passed over
+    torch.testing.assert_close(attention.flex_group_attention(*tensors, groups), group_attention(*tensors, groups))

@@ -1,5 +1,6 @@
 """The lean forward pass against Hugging Face's own: same logits, whatever the model's details."""
 
+import cuda_graphs
 import pytest
 import torch
 import transformers
@@ -90,12 +91,14 @@ def test_the_gradient_of_the_norm_by_finite_differences():
     assert torch.autograd.gradcheck(lambda values: lean_model.rms_norm(values, norm), (values,))
 
 
+@pytest.mark.parametrize("graphed", [False, True], ids=["plain", "graphed"])
 @pytest.mark.parametrize(("kind", "options"), MODELS.values(), ids=MODELS)
-@torch.no_grad()
-def test_logits_are_those_of_hugging_face(kind, options):
+@torch.inference_mode()
+def test_logits_are_those_of_hugging_face(kind, options, graphed, monkeypatch):
+    graphs = cuda_graphs.emulate(monkeypatch)
     model = build(kind, options)
     assert why_not_lean(model) is None
-    lean, plain = LeanDecoder(LeanModel(model, torch.float32).refreshed()), HuggingFaceDecoder(model)
+    lean, plain = LeanDecoder(LeanModel(model, torch.float32).refreshed(), graphed=graphed), HuggingFaceDecoder(model)
     ids = torch.randint(3, 97, (3, 9))
     mask = torch.arange(9) >= torch.tensor([[0], [4], [8]])  # left padding, down to one token
     first = [decoder.start(ids, mask, 2, 6) for decoder in (lean, plain)]
@@ -109,6 +112,7 @@ def test_logits_are_those_of_hugging_face(kind, options):
                 decoder.keep(kept)
         tokens = torch.randint(3, 97, (rows,))
         torch.testing.assert_close(lean.step(tokens), plain.step(tokens), rtol=1e-4, atol=1e-4)
+    assert graphs.replays == (3 if graphed else 0)  # recorded at the first step, and anew each time rows go
 
 
 @torch.no_grad()
@@ -241,10 +245,30 @@ def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder, capl
     assert caplog.messages.count(said) == 1
 
 
+def test_a_graphed_engine_samples_what_the_other_one_does(model_folder, monkeypatch):
+    graphs = cuda_graphs.emulate(monkeypatch)
+    monkeypatch.setattr(LocalEngine, "_check_machine", lambda *_: None)
+    policy = QLoRAPolicy(str(model_folder), quantization="none", dtype="float32", rank=4)
+    policy.load("cpu")
+    policy.eos_token_ids = tuple(range(3, 40))  # rows end early, and are dropped
+    engines = [LocalEngine(6, cuda_graph=graphed) for graphed in (False, True)]
+    for prompts in (["the rider", "people from the north are"], ["the rider", "the north"]):
+        plain, graphed = (engine.generate(policy, PromptBatch(prompts), 4, seed=1) for engine in engines)
+        assert plain.completion_ids.equal(graphed.completion_ids)
+        torch.testing.assert_close(plain.logprobs, graphed.logprobs, atol=1e-4, rtol=0)
+    assert graphs.replays > 2
+
+
+def test_a_graph_needs_a_gpu(policy):
+    with pytest.raises(UserError, match="cuda_graph needs a CUDA device; write cuda_graph: false"):
+        LocalEngine(6, cuda_graph=True).generate(policy, PromptBatch(["the rider"]), 2, seed=1)
+
+
+@pytest.mark.parametrize("option", ["torch_compile", "cuda_graph"])
 @pytest.mark.parametrize("options", [{"weights": "live"}, {"decoder": "hugging_face"}])
-def test_only_the_lean_decoder_is_compiled(options):
-    with pytest.raises(UserError, match="only the lean decoder is compiled"):
-        LocalEngine(torch_compile=True, **options)
+def test_only_the_lean_decoder_is_compiled_and_graphed(option, options):
+    with pytest.raises(UserError, match=f"{option} is for the lean decoder alone; write weights: merged"):
+        LocalEngine(**{option: True}, **options)
 
 
 def test_compiling_needs_a_model_that_the_lean_decoder_knows_and_a_compiler(policy, monkeypatch):

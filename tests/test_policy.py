@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from support import loaded, perturb, save_tiny_model
+from support import dense_flex, loaded, perturb, save_tiny_model
 from torch import nn
 
 from lit_debias.errors import UserError
@@ -181,9 +181,15 @@ def log_probs_and_gradients(policy):
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "up_proj"]], ids=["all", "some"])
 @pytest.mark.parametrize(
-    "options", [{"keep_base": True}, {"keep_base": False}, {"gradient_checkpointing": True}], ids=str
+    "options",
+    [{"keep_base": True}, {"keep_base": False}, {"gradient_checkpointing": True}, {"attention": "flex"}],
+    ids=str,
 )
-def test_training_has_the_log_probs_and_gradients_of_hugging_face(tiny_model, quantization, targets, options):
+def test_training_has_the_log_probs_and_gradients_of_hugging_face(
+    tiny_model, quantization, targets, options, monkeypatch
+):
+    dense_flex(monkeypatch)
+    monkeypatch.setattr(QLoRAPolicy, "_check_attention", lambda *_: None)
     policy = loaded(tiny_model, quantization=quantization, targets=targets, **options)
     perturb(policy)
     found = [log_probs_and_gradients(policy) for _ in range(2)][1]  # the second time with what the first has kept
@@ -193,6 +199,15 @@ def test_training_has_the_log_probs_and_gradients_of_hugging_face(tiny_model, qu
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     plain = policy.logprobs(policy.encode(PROMPTS, ANSWERS), reference=True)
     torch.testing.assert_close(reference, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_flex_attention_says_where_it_cannot_be(tiny_model, monkeypatch):
+    with pytest.raises(UserError, match="'flex' trains on CUDA devices alone; write attention: sdpa"):
+        loaded(tiny_model, attention="flex")
+    monkeypatch.setattr(QLoRAPolicy, "_check_attention", lambda *_: None)
+    monkeypatch.setattr("lit_debias.policy.why_not_lean", lambda model: "it has no sliding window")
+    with pytest.raises(UserError, match="needs the lean forward pass, and it has no sliding window; write"):
+        loaded(tiny_model, attention="flex")
 
 
 def test_dropout_is_hugging_faces_business(tiny_model):
@@ -264,6 +279,7 @@ def test_encode_keeps_texts_and_masks(tiny_model):
         ({"adapter": "nowhere"}, "no adapter_config.json"),
         ({"rank": 0}, "rank >= 1"),
         ({"dropout": 1.0}, "dropout < 1"),
+        ({"dropout": 0.1, "attention": "flex"}, "knows no LoRA dropout; write attention: sdpa or dropout: 0"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_loaded(tiny_model, arguments, message):

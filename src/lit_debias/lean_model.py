@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_debias.activation_memory import KeptBytes, free_memory
 from lit_debias.fused_linear import FusedLinear
-from lit_debias.grpo.attention import group_attention
+from lit_debias.grpo.attention import flex_group_attention, group_attention
 from lit_debias.grpo.packing import PackedGroups
 
 if TYPE_CHECKING:
@@ -65,11 +65,13 @@ class LeanModel:
         model: Hugging Face model, with or without PEFT's LoRA layers inside.
         dtype: Type of the weights and of the computation.
         keep_base: See :class:`FusedLinear`.
+        flex: Attend over packed groups by FlexAttention.
     """
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, keep_base: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, keep_base: bool = False, flex: bool = False) -> None:
         decoder: Any = model.model
         self.stale = True
+        self.group_attention = flex_group_attention if flex else group_attention
         self.dtype = dtype
         self.embedding: nn.Module = decoder.embed_tokens
         self.rotary: nn.Module = decoder.rotary_emb
@@ -120,7 +122,7 @@ class LeanModel:
         cos, swapped = (factor[0] for factor in self.rotation(packed.positions[None]))
 
         def attend(_: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            return group_attention(queries, keys, values, packed)
+            return self.group_attention(queries, keys, values, packed)
 
         hidden: Tensor = self.embedding(packed.ids)
         for number, layer in enumerate(self.layers):

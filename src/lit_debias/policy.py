@@ -55,6 +55,8 @@ class QLoRAPolicy(nn.Module):
         keep_base: Keep a 4-bit base in ``dtype`` too, so that no pass dequantises it: faster, 2 bytes a parameter in
             bf16, the same numbers up to rounding. null keeps it where it takes at most a quarter of the free memory;
             decide it yourself where a run must resume bitwise on another machine.
+        attention: How training attends over packed groups. ``sdpa`` is PyTorch's fused attention; ``flex`` is
+            FlexAttention, compiled, which copies no prompt: for GPUs, and models that have a lean form.
         system_prompt: System message put before every prompt; needs a chat template.
         max_prompt_tokens: Longest prompt, in tokens after the chat template.
 
@@ -75,6 +77,7 @@ class QLoRAPolicy(nn.Module):
         reference: Literal["adapter", "base"] = "adapter",
         gradient_checkpointing: bool | None = None,
         keep_base: bool | None = None,
+        attention: Literal["sdpa", "flex"] = "sdpa",
         system_prompt: str | None = None,
         max_prompt_tokens: int = 1024,
     ) -> None:
@@ -89,6 +92,8 @@ class QLoRAPolicy(nn.Module):
                 f"policy: rank={rank}, dropout={dropout}, max_prompt_tokens={max_prompt_tokens}; "
                 "write rank >= 1, 0 <= dropout < 1, max_prompt_tokens >= 1"
             )
+        if attention == "flex" and dropout:
+            raise UserError("policy: attention 'flex' knows no LoRA dropout; write attention: sdpa or dropout: 0")
         self.source = model
         self.quantization = quantization
         self.precision = dtype
@@ -97,6 +102,7 @@ class QLoRAPolicy(nn.Module):
         self.reference_is_base = adapter is None or reference == "base"
         self.gradient_checkpointing = gradient_checkpointing
         self.keep_base = keep_base
+        self.flex = attention == "flex"
         self.system_prompt = system_prompt
         self.max_prompt_tokens = max_prompt_tokens
         self.lm: PeftModel | None = None
@@ -111,6 +117,7 @@ class QLoRAPolicy(nn.Module):
         """Load tokenizer, base and adapters onto ``device``; does nothing when they are there."""
         if self.lm is not None:
             return
+        self._check_attention(torch.device(device))
         self.dtype = dtype_of(self.precision, device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
         if self.system_prompt and not self.tokenizer.chat_template:
@@ -136,8 +143,16 @@ class QLoRAPolicy(nn.Module):
         check_adapters(self.lm)
         self.lm.train()  # PEFT calls eval() for a frozen adapter
         self.lean_obstacle = why_not_lean(base)
+        if self.flex and self.lean_obstacle:
+            raise UserError(
+                f"policy: attention 'flex' needs the lean forward pass, and {self.lean_obstacle}; write attention: sdpa"
+            )
         if self.lean_obstacle is None:
-            self._lean = LeanModel(base, self.dtype, self._keeps_base(base))
+            self._lean = LeanModel(base, self.dtype, self._keeps_base(base), self.flex)
+
+    def _check_attention(self, device: torch.device) -> None:
+        if self.flex and device.type != "cuda":
+            raise UserError("policy: attention 'flex' trains on CUDA devices alone; write attention: sdpa")
 
     def train(self, mode: bool = True) -> QLoRAPolicy:
         """Stay in train mode, see :meth:`load`; Lightning calls ``eval()`` around validation."""

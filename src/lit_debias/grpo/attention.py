@@ -6,6 +6,9 @@ at S = T = 48 and G = 8. The last token of a completion predicts nothing and is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor, unflatten
 from torch.nn.functional import scaled_dot_product_attention
@@ -47,6 +50,24 @@ def group_attention(queries: Tensor, keys: Tensor, values: Tensor, packed: Packe
     return torch.cat((of_prompts, of_completions))
 
 
+def flex_group_attention(queries: Tensor, keys: Tensor, values: Tensor, packed: PackedGroups) -> Tensor:
+    """Return what :func:`group_attention` returns, by FlexAttention (arXiv 2412.05496), for GPUs.
+
+    One call over all tokens copies no prompt, and passes over the blocks of 128 x 128 that hold nothing to see.
+    PyTorch compiles it, and has no backward pass of it on a CPU.
+    """
+    of_heads = (heads.transpose(0, 1)[None] for heads in (queries, keys, values))
+    attended: Tensor = _flex_attention()(*of_heads, block_mask=packed.block_mask, enable_gqa=True)
+    return attended[0].transpose(0, 1)
+
+
+@cache
+def _flex_attention() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     """Return [B, heads, L, D] of queries [B, heads, L, D], keys and values [B, heads, K, D], and a bias of scores."""
     scores = len(queries) * queries.shape[1] * queries.shape[2] * keys.shape[2]
@@ -73,7 +94,8 @@ def _unstacked(heads: Tensor, repeats: int) -> Tensor:
 def _prompts(heads: Tensor, packed: PackedGroups) -> Tensor:
     """Return [P, S, heads, D] of [M, heads, D]; padding holds some token or other."""
     places = packed.prompt_places
-    tokens = heads[: packed.prompt_tokens] if places is None else heads.index_select(0, places)
+    # A view would keep the heads of all tokens until the backward pass.
+    tokens = heads[: packed.prompt_tokens].clone() if places is None else heads.index_select(0, places)
     return tokens.view(*packed.prompt_mask.shape, *tokens.shape[1:])
 
 

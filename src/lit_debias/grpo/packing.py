@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,24 @@ class PackedGroups:
         seen = torch.cat((prompt[:, None].expand(-1, tokens, -1), own.expand(len(prompt), -1, -1)), -1)
         bias = _bias(seen, repeats, dtype)
         return bias if even else bias.repeat_interleave(members, 0)
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """What may be seen among the M tokens, for FlexAttention."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        prompts, members, _ = self.input_mask.shape
+        rows, member, _ = self.input_mask.nonzero(as_tuple=True)
+        of_prompts = self.prompt_mask.nonzero()[:, 0]
+        group = torch.cat((of_prompts, rows))
+        sequence = torch.cat((of_prompts, prompts + rows * members + member))  # a prompt's number is its group's
+
+        def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            own, prompt = sequence[query] == sequence[key], group[query] == sequence[key]
+            return (query >= key) & (own | prompt)
+
+        tokens = len(self.ids)
+        return create_block_mask(seen, None, None, tokens, tokens, device=self.ids.device)
 
     def select(self, hidden: Tensor) -> Tensor:
         """Return the [N, H] of [M, H] hidden states that predict the completion tokens."""

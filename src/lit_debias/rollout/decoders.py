@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -37,21 +39,60 @@ class Decoder(ABC):
         """Forget all rows but these, int64 indices of the rows that are left."""
 
 
+class CUDAGraph:
+    """A function that runs from the second call on as one recorded CUDA graph: one launch for hundreds of kernels.
+
+    What it computes may change with the content of tensors alone, and running it twice must be the same as once.
+
+    Args:
+        function: Takes and returns tensors that always have the same shapes.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        """Return the result, in a tensor that the next call overwrites."""
+        if self.graph is None:
+            return self._record(*arguments)
+        for place, argument in zip(self.arguments, arguments, strict=True):
+            place.copy_(argument)
+        self.graph.replay()
+        return self.result
+
+    def _record(self, *arguments: Tensor) -> Tensor:
+        self.arguments = [argument.clone() for argument in arguments]
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):  # once before it is recorded, so that libraries have allocated what they keep
+            result = self.function(*self.arguments)
+        here.wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = self.function(*self.arguments)
+        return result
+
+
 class LeanDecoder(Decoder):
     """Decodes with the lean forward pass and a cache that is allocated once.
 
     Args:
         model: Merged.
         compiled: Whether :meth:`step` runs compiled code.
+        graphed: Whether :meth:`step` replays a CUDA graph, recorded anew for each rollout and after each :meth:`keep`.
     """
 
-    def __init__(self, model: LeanModel, compiled: bool = False) -> None:
-        self.model, self.compiled = model, compiled
+    def __init__(self, model: LeanModel, compiled: bool = False, graphed: bool = False) -> None:
+        self.model, self.graphed = model, graphed
+        self._logits = model.compiled if compiled else model
+        self._even = compiled or graphed
 
     def start(self, ids: Tensor, mask: Tensor, group_size: int, new_tokens: int) -> Tensor:
         """See :meth:`Decoder.start`."""
         positions = positions_of(mask)
-        self.cache = KeyValueCache(self.model, mask, group_size, new_tokens, even=self.compiled)
+        self.cache = KeyValueCache(self.model, mask, group_size, new_tokens, even=self._even)
+        self._step = self._new_step()
         self.position = mask.sum(-1).repeat_interleave(group_size, 0)[:, None]
         logits = self.model(ids, self.model.rotation(positions), self.cache.attend_prompt)
         return logits.repeat_interleave(group_size, 0)
@@ -59,15 +100,21 @@ class LeanDecoder(Decoder):
     def step(self, tokens: Tensor) -> Tensor:
         """See :meth:`Decoder.step`."""
         self.cache.next_column()
-        forward = self.model.compiled if self.compiled else self.model
-        logits = forward(tokens[:, None], self.model.rotation(self.position), self.cache.attend_token)
+        logits = self._step(tokens[:, None], self.position)
         self.position = self.position + 1
         return logits
+
+    def _new_step(self) -> Callable[[Tensor, Tensor], Tensor]:
+        def step(tokens: Tensor, position: Tensor) -> Tensor:
+            return self._logits(tokens, self.model.rotation(position), self.cache.attend_token)
+
+        return CUDAGraph(step) if self.graphed else step
 
     def keep(self, rows: Tensor) -> None:
         """See :meth:`Decoder.keep`."""
         self.cache.keep(rows)
         self.position = self.position[rows]
+        self._step = self._new_step()
 
 
 class HuggingFaceDecoder(Decoder):
