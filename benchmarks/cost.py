@@ -137,7 +137,7 @@ def rollout(model: Architecture, settings: Settings) -> Work:
     pair of tokens and layer: S^2 for each prompt, S + t for row and step t.
     Bytes: each merged weight is read from the base, written, and laid out anew, 4 w; each step reads the weights,
     w (n + V H), and the cache: for each layer the P prompts' keys and values once and t of each row's own; sampling
-    passes over the fp32 logits of each token, 38 V (to fp32, maximum, difference, exponential, cumulated and plain sum).
+    passes over the fp32 logits of each token, 38 V (to fp32, maximum, difference, exponential, two sums).
     """
     prompts, rows, steps = settings.prompts, settings.completions, settings.completion_tokens - 1
     own = rows * steps * settings.completion_tokens / 2

@@ -55,7 +55,8 @@ class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
     def end_with(self, ids: Sequence[int]) -> None:
         """Let these ids, and no others, end a completion."""
         self.eos_token_ids = list(ids) or [NOBODY]
-        self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = list(ids) or None
+        # Not None, for which generate would take the model's own
+        self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
 
 class Stopwatch(TrainerCallback):
