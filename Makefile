@@ -100,6 +100,7 @@ bench: $(READY)
 	$(BENCH).step
 	$(BENCH).rollout --arms lit-debias hf_generate
 	$(BENCH).update --unpacked
+	$(BENCH).overlap --prompts 4 --group-size 4 --completion-tokens 96 --repeats 3
 	$(BENCH).rewards --completions 64 --repeats 2
 	$(BENCH).rewards --completions 64 --repeats 2 --dtype bfloat16 --out runs/bench/rewards_bf16.json
 

@@ -24,11 +24,9 @@ class OverlappedScoring:
 
     def __init__(self, suite: RewardSuite) -> None:
         self.suite = suite
-        whole = {
-            name for name, reward in suite.rewards.items() if reward.depends_on_batch or reward.needs_reference_logprobs
-        }
-        self._late = [name for name in suite.rewards if name in whole]
-        self._early = [name for name in suite.rewards if name not in whole]
+        rewards = suite.rewards.items()
+        self._late = [name for name, each in rewards if each.depends_on_batch or each.needs_reference_logprobs]
+        self._early = [name for name in suite.rewards if name not in self._late]
         self._given: set[int] = set()
         self._found: dict[int, Scores] = {}
         self._waiting: SimpleQueue[tuple[int, Rollout] | None] = SimpleQueue()
