@@ -194,14 +194,29 @@ def test_nothing_more_is_scored_once_sampling_has_failed(policy):
     assert [text for text, _, _ in held.asked] == ASKED.texts[:1]
 
 
+class Telling(LocalEngine):
+    """Counts the groups that it told of."""
+
+    told = 0
+
+    def generate(self, policy, prompts, group_size, seed, greedy=False, on_group=None):  # noqa: F811
+        def count(number, group):
+            self.told += 1
+            on_group(number, group)
+
+        return super().generate(policy, prompts, group_size, seed, greedy, on_group and count)
+
+
 def test_a_run_learns_the_same(tiny_model, prompts, tmp_path):  # noqa: F811
     adapters = []
     for overlap in (False, True):
         rewards = {"vowels": Vowels(), "rank": Rank()}
-        module = grpo(tiny_model, rewards=rewards, overlap_scoring=overlap, reward_device="cpu")
+        engine = Telling(TOKENS)
+        module = grpo(tiny_model, rewards=rewards, engine=engine, overlap_scoring=overlap, reward_device="cpu")
         trainer(tmp_path, max_steps=3).fit(module, PromptDataModule(str(prompts), batch_size=2))
         sizes = {size for _, size, _ in rewards["rank"].asked}
         assert sizes == {8}
+        assert engine.told == (6 if overlap else 0)
         adapters.append(adapter_of(module))
     assert_same(*adapters)
 
