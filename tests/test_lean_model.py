@@ -228,18 +228,22 @@ def test_asking_for_the_lean_decoder_where_it_cannot_be_is_an_error(policy, monk
         LocalEngine(2, decoder="lean").generate(policy, PromptBatch(["the rider"]), 2, 0)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own compiler imports what it deprecates
-def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder, caplog):
-    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+def assert_samples_what_the_plain_engine_does(model_folder, **options):
     policy = QLoRAPolicy(str(model_folder), quantization="none", dtype="float32", rank=4)
     policy.load("cpu")
     policy.eos_token_ids = tuple(range(3, 40))  # rows end early, and are dropped
-    engines = [LocalEngine(6, torch_compile=compiled) for compiled in (False, True)]
+    engines = [LocalEngine(6), LocalEngine(6, **options)]
     for prompts in (["the rider", "people from the north are"], ["the rider", "the north"]):
-        plain, compiled = (engine.generate(policy, PromptBatch(prompts), 4, seed=1) for engine in engines)
-        assert plain.completion_ids.equal(compiled.completion_ids)
-        torch.testing.assert_close(plain.logprobs, compiled.logprobs, atol=1e-4, rtol=0)
-        assert compiled.completion_mask.sum(2).unique().numel() > 2
+        plain, other = (engine.generate(policy, PromptBatch(prompts), 4, seed=1) for engine in engines)
+        assert plain.completion_ids.equal(other.completion_ids)
+        torch.testing.assert_close(plain.logprobs, other.logprobs, atol=1e-4, rtol=0)
+        assert other.completion_mask.sum(2).unique().numel() > 2
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own compiler imports what it deprecates
+def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder, caplog):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    assert_samples_what_the_plain_engine_does(model_folder, torch_compile=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     said = "Rollouts use the lean decoder, which is compiled first: that takes a minute or so."
     assert caplog.messages.count(said) == 1
@@ -248,14 +252,7 @@ def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder, capl
 def test_a_graphed_engine_samples_what_the_other_one_does(model_folder, monkeypatch):
     graphs = cuda_graphs.emulate(monkeypatch)
     monkeypatch.setattr(LocalEngine, "_check_machine", lambda *_: None)
-    policy = QLoRAPolicy(str(model_folder), quantization="none", dtype="float32", rank=4)
-    policy.load("cpu")
-    policy.eos_token_ids = tuple(range(3, 40))  # rows end early, and are dropped
-    engines = [LocalEngine(6, cuda_graph=graphed) for graphed in (False, True)]
-    for prompts in (["the rider", "people from the north are"], ["the rider", "the north"]):
-        plain, graphed = (engine.generate(policy, PromptBatch(prompts), 4, seed=1) for engine in engines)
-        assert plain.completion_ids.equal(graphed.completion_ids)
-        torch.testing.assert_close(plain.logprobs, graphed.logprobs, atol=1e-4, rtol=0)
+    assert_samples_what_the_plain_engine_does(model_folder, cuda_graph=True)
     assert graphs.replays > 2
 
 

@@ -60,15 +60,18 @@ class LocalEngine(RolloutEngine):
             raise UserError(f"engine: top_k={top_k}, top_p={top_p}; write top_k >= 0 and 0 < top_p <= 1")
         if weights == "live" and decoder == "lean":
             raise UserError("engine: the lean decoder has merged weights only; write weights: merged or decoder: auto")
-        self._lean_options = {"torch_compile": torch_compile, "cuda_graph": cuda_graph}
+        self.torch_compile, self.cuda_graph = torch_compile, cuda_graph
         asked = [name for name, on in self._lean_options.items() if on]
         if asked and (weights == "live" or decoder == "hugging_face"):
             raise UserError(
                 f"engine: {asked[0]} is for the lean decoder alone; write weights: merged and decoder: auto"
             )
         self.top_k, self.top_p, self.weights, self.decoder = top_k, top_p, weights, decoder
-        self.torch_compile, self.cuda_graph = torch_compile, cuda_graph
         self._told = False
+
+    @property
+    def _lean_options(self) -> dict[str, bool]:
+        return {"torch_compile": self.torch_compile, "cuda_graph": self.cuda_graph}
 
     @torch.no_grad()
     def generate(
