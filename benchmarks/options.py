@@ -50,7 +50,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add how completions are sampled."""
-    parser.add_argument("--decoder", choices=["auto", "lean", "hugging_face"], default="auto")
+    parser.add_argument("--decoder", choices=["auto", "native", "lean", "hugging_face"], default="auto")
     parser.add_argument("--lengths", choices=["fixed", "natural"], default="fixed")
     parser.add_argument("--torch-compile", action="store_true", help="compile the lean decoder")
     parser.add_argument("--cuda-graph", action="store_true", help="record a token's kernels once for a rollout")

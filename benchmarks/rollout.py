@@ -46,7 +46,9 @@ from benchmarks.roofline import decoding_figures
 from benchmarks.settings import Settings
 from benchmarks.workload import prompt_ids
 from lit_debias.errors import UserError
+from lit_debias.lean_model import LeanModel
 from lit_debias.models import resolve
+from lit_debias.native_model import NativeModel
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.decoders import Decoder
 from lit_debias.rollout.local import LocalEngine
@@ -84,6 +86,11 @@ class SplitEngine(LocalEngine):
 
     parts: Parts | None = None
 
+    def model(self, policy: QLoRAPolicy) -> LeanModel | NativeModel | None:
+        """Return what it decodes with; None for Hugging Face's forward pass."""
+        chosen = self._chosen(policy)
+        return None if chosen == "hugging_face" else policy.lean_model() if chosen == "lean" else policy.native_model()
+
     @contextlib.contextmanager
     def _decoder(self, policy: QLoRAPolicy) -> Iterator[Decoder]:
         with contextlib.ExitStack() as stack:
@@ -114,11 +121,11 @@ class MeasuredRollout(MeasuredGRPO):
         if OURS in self.arms:
             found["parts"] = self._split(prompts)
             steps = self.settings.completion_tokens - 1
-            lean = self.policy.lean_obstacle is None and self.settings.decoder != "hugging_face"
-            if lean and self.settings.lengths == "fixed" and steps > 0:
+            model = self.engine.model(self.policy)
+            if model is not None and self.settings.lengths == "fixed" and steps > 0:
                 longest = self.policy.encode_prompts(prompts.texts)[0].shape[1]
                 seconds = found["parts"]["decode"] / steps
-                found["decoding"] = decoding_figures(self.policy.lean_model(), self.settings, longest, seconds)
+                found["decoding"] = decoding_figures(model, self.settings, longest, seconds)
         return found
 
     def _timed(self, prompts: PromptBatch, seed: int, clock: Clock) -> None:

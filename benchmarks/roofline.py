@@ -9,35 +9,34 @@ import torch
 
 from benchmarks.clock import Clock, spread
 from benchmarks.settings import Settings
+from lit_debias.fused_linear import FusedLinear
 from lit_debias.lean_model import KeyValueCache, LeanModel
+from lit_debias.native_model import NativeCache, NativeModel
 
 COPIED_BYTES = 2**29
 REPEATS = 7
 
 
 @torch.inference_mode()
-def decoding_figures(model: LeanModel, settings: Settings, prompt_tokens: int, step_seconds: float) -> dict[str, float]:
+def decoding_figures(
+    model: LeanModel | NativeModel, settings: Settings, prompt_tokens: int, step_seconds: float
+) -> dict[str, float]:
     """Return what docs/benchmarks.md says of ``decoding``.
 
     Args:
-        model: Merged.
+        model: Merged, as the decoder has it.
         settings: Size of the rollout, of fixed lengths.
         prompt_tokens: Tokens of the longest prompt.
         step_seconds: Mean seconds of one decoding step.
     """
-    linears = [*(fused for layer in model.layers for fused in layer.linears), model.head]
-    device = model.head.base_weight().device
-    inputs = {
-        fused.inputs: torch.randn(settings.completions, 1, fused.inputs, dtype=model.dtype, device=device)
-        for fused in linears
-    }
-    products = _seconds(settings.device, lambda: [fused.merged(inputs[fused.inputs]) for fused in linears])
+    lean = model.model if isinstance(model, NativeModel) else model
+    linears = [*(fused for layer in lean.layers for fused in layer.linears), lean.head]
+    products = _seconds(settings.device, products_of(model, linears, settings.completions))
     parameters = sum(fused.inputs * fused.outputs for fused in linears)
     flops = 2 * settings.completions * parameters
-    mask = torch.ones(settings.prompts, prompt_tokens, dtype=torch.bool, device=device)
-    cache = KeyValueCache(model, mask, settings.group_size, settings.completion_tokens // 2).bytes
-    read = parameters * torch.finfo(model.dtype).bits // 8 + cache
-    bandwidth, rate = bytes_per_second(settings.device), flops_per_second(settings.device, model.dtype)
+    cache = cache_bytes(model, settings.prompts, prompt_tokens, settings.group_size, settings.completion_tokens // 2)
+    read = parameters * torch.finfo(lean.dtype).bits // 8 + cache
+    bandwidth, rate = bytes_per_second(settings.device), flops_per_second(settings.device, lean.dtype)
     roofline = max(read / bandwidth, flops / rate)
     return {
         "step_seconds": step_seconds,
@@ -50,6 +49,31 @@ def decoding_figures(model: LeanModel, settings: Settings, prompt_tokens: int, s
         "roofline_seconds": roofline,
         "roofline_share": roofline / step_seconds,
     }
+
+
+def products_of(model: LeanModel | NativeModel, linears: list[FusedLinear], rows: int) -> Callable[[], Any]:
+    """Return what multiplies as many rows by all weights, each product by itself."""
+    lean = model.model if isinstance(model, NativeModel) else model
+    device = lean.head.base_weight().device
+    blocks = -(-rows // 16)
+    inputs = {
+        size: torch.randn(blocks * 16, 1, size, dtype=lean.dtype, device=device)
+        for size in {fused.inputs for fused in linears}
+    }
+    if isinstance(model, NativeModel):  # random numbers in any order: only their place would differ
+        return lambda: [model.product(fused, inputs[fused.inputs], rows) for fused in linears]
+    return lambda: [fused.merged(inputs[fused.inputs][:rows]) for fused in linears]
+
+
+def cache_bytes(
+    model: LeanModel | NativeModel, prompts: int, prompt_tokens: int, group_size: int, new_tokens: int
+) -> int:
+    """Return what a decoding step reads of the cache, halfway through the completions."""
+    if isinstance(model, NativeModel):
+        own = NativeCache(model, prompts * group_size, new_tokens)
+        return NativeCache(model, prompts, prompt_tokens).bytes + own.bytes
+    mask = torch.ones(prompts, prompt_tokens, dtype=torch.bool, device=model.head.base_weight().device)
+    return KeyValueCache(model, mask, group_size, new_tokens).bytes
 
 
 def bytes_per_second(device: str) -> float:

@@ -18,7 +18,7 @@ class Settings:
     device: Literal["cpu", "cuda"] = "cpu"
     quantization: Literal["nf4", "none"] = "nf4"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    decoder: Literal["auto", "lean", "hugging_face"] = "auto"
+    decoder: Literal["auto", "native", "lean", "hugging_face"] = "auto"
     """As ``LocalEngine`` has it."""
     torch_compile: bool = False
     """As ``LocalEngine`` has it."""

@@ -44,8 +44,9 @@ from benchmarks.options import add_step, model_at_hand, positive, program, setti
 from benchmarks.settings import Settings
 from lit_debias.errors import UserError
 
-OURS, COMPILED, GRAPHED, RECOMPUTING = (
+OURS, LEAN, COMPILED, GRAPHED, RECOMPUTING = (
     "lit-debias",
+    "lit-debias_lean",
     "lit-debias_compiled",
     "lit-debias_graphed",
     "lit-debias_recomputing",
@@ -53,6 +54,7 @@ OURS, COMPILED, GRAPHED, RECOMPUTING = (
 TUNED, DEFAULT = "trl_tuned", "trl_default"
 OUR_ARMS: dict[str, dict[str, Any]] = {
     OURS: {},
+    LEAN: {"decoder": "lean"},
     COMPILED: {"torch_compile": True},
     GRAPHED: {"cuda_graph": True, "attention": "flex"},
     RECOMPUTING: {"gradient_checkpointing": True},
@@ -61,6 +63,7 @@ OUR_ARMS: dict[str, dict[str, Any]] = {
 ARMS = (*OUR_ARMS, TUNED, DEFAULT)
 SPEEDUPS = {
     "speedup": OURS,
+    "speedup_lean": LEAN,
     "speedup_compiled": COMPILED,
     "speedup_graphed": GRAPHED,
     "speedup_recomputing": RECOMPUTING,

@@ -43,7 +43,7 @@ def train_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToke
     return fast
 
 
-def save_tiny_model(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> Path:
+def save_tiny_model(folder: Path, chat_template: str | None = CHAT_TEMPLATE, **options) -> Path:
     tokenizer = train_tokenizer(chat_template)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -59,6 +59,7 @@ def save_tiny_model(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> 
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
         initializer_range=0.2,
+        **options,
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)

@@ -25,6 +25,7 @@ LAYERS = [
     ["precision"],
     ["fused_linear"],
     ["lean_model"],
+    ["native_model"],
     ["plugins"],
     ["policy", "prompt_lengths"],
     ["rollout"],

@@ -209,7 +209,7 @@ def test_the_engine_says_which_decoder_it_uses(policy, caplog):
     caplog.set_level("INFO")
     prompts = PromptBatch(["the rider"])
     for arguments, said in (
-        ({}, "the lean decoder"),
+        ({"decoder": "lean"}, "the lean decoder (as configured)"),
         ({"decoder": "hugging_face"}, "Hugging Face's forward pass (as configured)"),
         ({"weights": "live"}, "Hugging Face's forward pass (weights are live)"),
     ):
@@ -245,7 +245,7 @@ def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder, capl
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     assert_samples_what_the_plain_engine_does(model_folder, torch_compile=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    said = "Rollouts use the lean decoder, which is compiled first: that takes a minute or so."
+    said = "Rollouts use the lean decoder (as configured), which is compiled first: that takes a minute or so."
     assert caplog.messages.count(said) == 1
 
 

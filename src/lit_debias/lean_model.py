@@ -92,9 +92,9 @@ class LeanModel:
         """The same as calling it, compiled; what may change from call to call is the content of tensors."""
         return torch.compile(self.__call__)
 
-    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotation(self, positions: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Return factors [N, L, 1, D] of a head and of the head with its halves swapped, for positions [N, L]."""
-        cos, sin = self.rotary(torch.empty(0, dtype=self.dtype, device=positions.device), positions)
+        cos, sin = self.rotary(torch.empty(0, dtype=dtype or self.dtype, device=positions.device), positions)
         half = sin.shape[-1] // 2
         return cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), -1)[:, :, None]
 

@@ -20,6 +20,7 @@ from lit_debias.inference_copy import InferenceCopy
 from lit_debias.lean_model import LeanModel, why_not_lean
 from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
 from lit_debias.models import check_model, load_causal_lm, load_tokenizer, render_chat
+from lit_debias.native_model import NativeModel, why_not_native
 from lit_debias.precision import Precision, dtype_of
 from lit_debias.tokens import end_of_sequence_ids, pad, tokens_of
 from lit_debias.types import PromptBatch, Rollout
@@ -108,6 +109,7 @@ class QLoRAPolicy(nn.Module):
         self.lm: PeftModel | None = None
         self._inference: InferenceCopy | None = None
         self._lean: LeanModel | None = None
+        self._native: NativeModel | None = None
         self.lean_obstacle: str | None = "the policy is not loaded"
         """What keeps this model from the lean forward pass, or None."""
 
@@ -371,6 +373,18 @@ class QLoRAPolicy(nn.Module):
         assert self._lean is not None, self.lean_obstacle
         return self._lean.refreshed()
 
+    @property
+    def native_obstacle(self) -> str | None:
+        """What keeps this model from the native forward pass, or None; compiles it where that is all that is left."""
+        return self.lean_obstacle or (why_not_native(self._lean) if self._lean else None)
+
+    def native_model(self) -> NativeModel:
+        """Return the native form, merged for sampling; where there is no :attr:`native_obstacle`."""
+        assert self._lean is not None, self.lean_obstacle
+        if self._native is None:
+            self._native = NativeModel(self._lean)
+        return self._native.refreshed()
+
     @contextlib.contextmanager
     def live_model(self) -> Iterator[PreTrainedModel]:
         """Within the context, the training weights themselves, able to use a key-value cache."""
@@ -384,8 +398,8 @@ class QLoRAPolicy(nn.Module):
             set_checkpointing(self.causal_lm, True)
 
     def weights_changed(self) -> None:
-        """Say that the adapter changed; the next :meth:`inference_model` or :meth:`lean_model` is refreshed."""
-        for copy in (self._inference, self._lean):
+        """Say that the adapter changed; what is sampled from next is refreshed."""
+        for copy in (self._inference, self._lean, self._native):
             if copy is not None:
                 copy.stale = True
 

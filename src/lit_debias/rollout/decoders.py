@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_debias.lean_model import KeyValueCache, LeanModel
+from lit_debias.native_model import NativeCache, NativeModel, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -115,6 +116,45 @@ class LeanDecoder(Decoder):
         self.cache.keep(rows)
         self.position = self.position[rows]
         self._step = self._new_step()
+
+
+class NativeDecoder(Decoder):
+    """Decodes with the native forward pass; rows that are dropped only cost the memory of their cache.
+
+    Args:
+        model: Merged.
+    """
+
+    def __init__(self, model: NativeModel) -> None:
+        self.model = model
+
+    def start(self, ids: Tensor, mask: Tensor, group_size: int, new_tokens: int) -> Tensor:
+        """See :meth:`Decoder.start`."""
+        lengths = mask.sum(-1)
+        positions = torch.arange(int(lengths.max()) + new_tokens)[None]
+        cos, sin = self.model.model.rotation(positions, torch.float32)
+        self.rotation = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
+        self.prompts = NativeCache(self.model, len(ids), int(lengths.max()))
+        self.owns = NativeCache(self.model, len(ids) * group_size, new_tokens)
+        self.prompt = torch.arange(len(ids)).repeat_interleave(group_size)
+        self.own = torch.arange(len(self.prompt))
+        self.lengths, self.filled = lengths, 0
+        position, prompt = positions_of(mask)[mask], mask.nonzero()[:, 0]
+        last = lengths.cumsum(0) - 1
+        rows = Rows(ids[mask], position, prompt, position + 1, self.rotation, last)
+        return self.model(rows, self.prompts, self.owns).repeat_interleave(group_size, 0)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Decoder.step`."""
+        seen, everyone = self.lengths[self.prompt], torch.arange(len(tokens))
+        position = seen + self.filled
+        rows = Rows(tokens, position, self.prompt, seen, self.rotation, everyone, self.own, self.filled)
+        self.filled += 1
+        return self.model(rows, self.prompts, self.owns)
+
+    def keep(self, rows: Tensor) -> None:
+        """See :meth:`Decoder.keep`."""
+        self.prompt, self.own = self.prompt[rows], self.own[rows]
 
 
 class HuggingFaceDecoder(Decoder):
