@@ -27,6 +27,29 @@ def test_inverse_cdf_by_hand():
     assert inverse_cdf(probabilities, uniforms).tolist() == [1, 1, 3, 4, 4]
 
 
+@pytest.mark.parametrize("size", [255, 256, 1000])  # of less than a block, of one, of several and a part
+def test_inverse_cdf_of_many_tokens_is_a_search_in_one_cumulated_sum(size):
+    torch.manual_seed(0)
+    weights = torch.rand(300, size, dtype=torch.float64) * (torch.rand(300, size) < 0.02)
+    weights[:, size // 2] = 1.0
+    uniforms = torch.rand(300, dtype=torch.float64)
+    cumulated = weights.cumsum(-1)
+    expected = [
+        next(token for token, sum_ in enumerate(row) if sum_ > uniform * row[-1])
+        for row, uniform in zip(cumulated.tolist(), uniforms.tolist(), strict=True)
+    ]
+    assert inverse_cdf(weights, uniforms).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [3, 700])
+def test_inverse_cdf_takes_no_impossible_token_at_either_end(size):
+    torch.manual_seed(0)
+    weights = torch.zeros(2000, size)
+    weights[:, 1:-1] = torch.rand(2000, size - 2) + 0.1
+    for uniform, token in ((0.0, 1), (1 - 2**-24, size - 2), (1.0, size - 2)):
+        assert set(inverse_cdf(weights, torch.full((2000,), uniform)).tolist()) == {token}
+
+
 def test_inverse_cdf_never_takes_an_impossible_token_at_the_end():
     assert inverse_cdf(torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([1.0])).tolist() == [1]
 

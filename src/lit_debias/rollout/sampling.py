@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Sampler:
         """
         scaled = logits.float() if self.temperature == 1 else logits.float() / self.temperature
         scaled = self.filtered(scaled)
-        shifted = scaled - scaled.amax(-1, keepdim=True)
-        weights = shifted.exp()
-        tokens = shifted.argmax(-1) if self.greedy else inverse_cdf(weights, uniforms)
-        return tokens, shifted.gather(-1, tokens[:, None])[:, 0] - weights.sum(-1).log()
+        largest = scaled.amax(-1, keepdim=True)
+        weights = (scaled - largest).exp_()
+        tokens = scaled.argmax(-1) if self.greedy else inverse_cdf(weights, uniforms)
+        return tokens, (scaled.gather(-1, tokens[:, None]) - largest)[:, 0] - weights.sum(-1).log()
 
     def filtered(self, logits: Tensor) -> Tensor:
         """Return logits [N, V] with everything outside top-k and top-p at minus infinity."""
@@ -56,9 +57,23 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
         weights: [N, V], not negative; proportional to the probabilities.
         uniforms: [N] in [0, 1).
     """
-    cumulated = weights.cumsum(-1)
+    blocks = pad(weights, (0, -weights.shape[-1] % _BLOCK)).reshape(len(weights), -1, _BLOCK)
+    sums = blocks.sum(-1)
+    cumulated = sums.cumsum(-1)
+    wanted = uniforms * cumulated[:, -1]
+    block = _first_beyond(cumulated, wanted)
+    rest = wanted[:, None] - (cumulated - sums).gather(-1, block)
+    within = _first_beyond(blocks.take_along_dim(block[..., None], 1)[:, 0].cumsum(-1), rest[:, 0].clamp(min=0))
+    return (block * _BLOCK + within)[:, 0]
+
+
+_BLOCK = 256  # sums of blocks first: a cumulated sum takes several times as long as a sum
+
+
+def _first_beyond(cumulated: Tensor, wanted: Tensor) -> Tensor:
+    """Return the first index [N, 1] at which a cumulated sum [N, K] of weights exceeds a number [N]."""
+    # Rounding can make the number equal the total, which no cumulated weight exceeds. Just below it, the search
+    # ends at the last index that has any weight.
     total = cumulated[:, -1]
-    # Rounding can make the product equal the total, which no cumulated weight exceeds. Just below it, the search
-    # ends at the last token that has any weight.
-    wanted = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, wanted[:, None], right=True)[:, 0]
+    below = torch.minimum(wanted, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulated, below[:, None], right=True)
