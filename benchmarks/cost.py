@@ -137,7 +137,7 @@ def rollout(model: Architecture, settings: Settings) -> Work:
     pair of tokens and layer: S^2 for each prompt, S + t for row and step t.
     Bytes: each merged weight is read from the base, written, and laid out anew, 4 w; each step reads the weights,
     w (n + V H), and the cache: for each layer the P prompts' keys and values once and t of each row's own; sampling
-    passes over the fp32 logits of each token, 38 V (to fp32, maximum, difference, exponential, two sums).
+    passes over the fp32 logits of each token, 32 V (written, maximum, difference, exponential, two sums).
     """
     prompts, rows, steps = settings.prompts, settings.completions, settings.completion_tokens - 1
     own = rows * steps * settings.completion_tokens / 2
@@ -150,7 +150,7 @@ def rollout(model: Architecture, settings: Settings) -> Work:
         bytes=4 * width(settings) * model.linear
         + width(settings) * (model.linear + model.head) * (1 + steps)
         + cached_token(model, settings) * (steps * read + own)
-        + 38 * model.vocabulary * settings.most_tokens,
+        + 32 * model.vocabulary * settings.most_tokens,
         decoding_layers=model.layers * (1 + steps),
         packed_layers=0,
     )
@@ -232,8 +232,8 @@ def group_pairs(settings: Settings) -> int:
 
 
 def cached_token(model: Architecture, settings: Settings) -> int:
-    """Return the bytes of a token in the cache of sampling: keys and values of every layer, in fp32 on a CPU."""
-    return 2 * model.keys * model.layers * (4 if settings.device == "cpu" else width(settings))
+    """Return the bytes of a token in the cache of sampling: keys and values of every layer."""
+    return 2 * model.keys * model.layers * width(settings)
 
 
 # ---------------------------------------------------------------- memory
@@ -254,11 +254,11 @@ def resident_bytes(model: Architecture, settings: Settings) -> float:
 def transient_bytes(model: Architecture, settings: Settings) -> float:
     """Return what comes and goes, in bytes: the larger of sampling and update.
 
-    Sampling holds the cache, P prompts and N completions, and four fp32 tensors of N logits; the update holds the
-    activations of the groups of one pass and 10 bytes for each logit of a slice of the vocabulary.
+    Sampling holds the cache, P prompts and N completions, and fp32 logits of N rows and their exponentials; the update
+    holds the activations of the groups of one pass and 10 bytes for each logit of a slice of the vocabulary.
     """
     tokens = settings.prompts * settings.prompt_tokens + settings.most_tokens
-    sampling = cached_token(model, settings) * tokens + 16 * model.vocabulary * settings.completions
+    sampling = cached_token(model, settings) * tokens + 8 * model.vocabulary * settings.completions
     held = CPU_LOGITS if settings.device == "cpu" else GPU_LOGITS
     together = groups_together(settings, MICRO_BATCH_TOKENS)
     logits = min(held, model.vocabulary * together * settings.group_size * settings.completion_tokens)

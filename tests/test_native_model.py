@@ -226,7 +226,7 @@ def test_without_the_instructions_the_lean_decoder_is_used(policy, monkeypatch, 
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     monkeypatch.setattr(native_model, "_has_instructions", lambda: False)
     LocalEngine(2).generate(policy, PromptBatch(["the rider"]), 2, 0)
-    assert caplog.messages == ["Rollouts use the lean decoder (it needs a CPU with AVX512-BF16)."]
+    assert caplog.messages == ["Rollouts use the lean decoder (not the native one: it needs a CPU with AVX512-BF16)."]
     with pytest.raises(
         UserError, match=r"the native decoder cannot run this model, it needs a CPU with .*decoder: auto"
     ):

@@ -79,11 +79,12 @@ __m256i rounded(floats values) { return (__m256i)_mm512_cvtneps_pbh(values); }
 floats widened(__m256i values) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16)); }
 
 floats exponential(floats x) {  // to 2e-7 of its value, within [-87, 87]
-  x = _mm512_min_ps(_mm512_max_ps(x, all(-87)), all(87));
+  x = _mm512_min_ps(all(87), _mm512_max_ps(all(-87), x));  // in this order, what is no number stays none
   const floats n = _mm512_roundscale_ps(x * all(1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const floats f = (x - n * all(0.693359375f)) + n * all(2.12194440e-4f);
-  const floats high = (((f * all(1.0f / 720) + all(1.0f / 120)) * f + all(1.0f / 24)) * f + all(1.0f / 6)) * f + all(0.5f);
-  return _mm512_scalef_ps((high * f + all(1)) * f + all(1), n);
+  floats sum = all(1.0f / 720);  // of Taylor's series
+  for (float factor : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * f + all(factor);
+  return _mm512_scalef_ps(sum, n);
 }
 
 // Where input k of a row lies in blocks of rows, and input k of an output in tiles.

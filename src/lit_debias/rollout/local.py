@@ -129,7 +129,8 @@ class LocalEngine(RolloutEngine):
                 yield HuggingFaceDecoder(model)
 
     def _chosen(self, policy: QLoRAPolicy) -> Literal["native", "lean", "hugging_face"]:
-        lean, native = self._lean_obstacle(policy), self._native_obstacle(policy)
+        lean = self._lean_obstacle(policy)
+        native = lean or (policy.native_obstacle if self._may_be_native else "as configured")
         asks = {"decoder: auto": self.decoder == "lean"} | {f"{k}: false": on for k, on in self._lean_options.items()}
         if lean and any(asks.values()):
             remedy = " and ".join(remedy for remedy, needed in asks.items() if needed)
@@ -139,7 +140,8 @@ class LocalEngine(RolloutEngine):
         if not self._told:
             self._check_machine(policy)
             compiled = ", which is compiled first: that takes a minute or so" if self.torch_compile else ""
-            used = f"the lean decoder ({native}){compiled}" if native else "the native decoder"
+            why = f"not the native one: {native}" if self._may_be_native else "as configured"
+            used = f"the lean decoder ({why}){compiled}" if native else "the native decoder"
             used = f"Hugging Face's forward pass ({lean})" if lean else used
             rank_zero_info(f"Rollouts use {used}.")
             self._told = True
@@ -160,10 +162,9 @@ class LocalEngine(RolloutEngine):
             return "as configured"
         return policy.lean_obstacle
 
-    def _native_obstacle(self, policy: QLoRAPolicy) -> str | None:
-        if self.decoder == "lean" or any(self._lean_options.values()):
-            return "as configured"
-        return self._lean_obstacle(policy) or policy.native_obstacle
+    @property
+    def _may_be_native(self) -> bool:
+        return self.decoder in {"auto", "native"} and not any(self._lean_options.values())
 
     def _uniforms(self, rows: int, seed: int) -> Tensor:
         # Drawn for all ranks at once and before decoding: a row's draws depend neither on how many ranks there are
