@@ -15,6 +15,7 @@ from lit_debias.native_model import NativeCache, NativeModel
 
 COPIED_BYTES = 2**29
 REPEATS = 7
+PRODUCT_REPEATS = 30  # a token takes milliseconds, and a shared machine is busy for longer
 
 
 @torch.inference_mode()
@@ -31,7 +32,7 @@ def decoding_figures(
     """
     lean = model.model if isinstance(model, NativeModel) else model
     linears = [*(fused for layer in lean.layers for fused in layer.linears), lean.head]
-    products = _seconds(settings.device, products_of(model, linears, settings.completions))
+    products = _seconds(settings.device, products_of(model, linears, settings.completions), PRODUCT_REPEATS)
     parameters = sum(fused.inputs * fused.outputs for fused in linears)
     flops = 2 * settings.completions * parameters
     cache = cache_bytes(model, settings.prompts, prompt_tokens, settings.group_size, settings.completion_tokens // 2)
@@ -90,10 +91,10 @@ def flops_per_second(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / _seconds(device, lambda: matrix @ matrix)
 
 
-def _seconds(device: str, work: Callable[[], Any]) -> float:
+def _seconds(device: str, work: Callable[[], Any], repeats: int = REPEATS) -> float:
     work()
     clock = Clock(device)
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         with clock.phase("work"):
             work()
     return float(spread(clock.seconds["work"])["median"])
