@@ -102,7 +102,7 @@ bench: $(READY)
 	$(BENCH).update --unpacked
 	$(BENCH).overlap --prompts 4 --group-size 4 --completion-tokens 96 --repeats 3
 	$(BENCH).rewards --completions 64 --repeats 2
-	$(BENCH).rewards --completions 64 --repeats 2 --dtype bfloat16 --out runs/bench/rewards_bf16.json
+	$(BENCH).rewards --completions 64 --repeats 2 --dtype float32 --out runs/bench/rewards_fp32.json
 
 # Kills, stops and starves small runs; docs/faults.md. About 15 minutes on two cores.
 faults: $(READY)

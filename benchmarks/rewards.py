@@ -30,6 +30,7 @@ from benchmarks import report
 from benchmarks.clock import Clock
 from benchmarks.encoders import ENCODERS, classifier, encoder_config, save_reward_model
 from benchmarks.options import add_rewards, build_reward, device_of, positive, program
+from lit_debias.precision import dtype_of
 from lit_debias.rewards.base import Reward, RewardBatch
 from lit_debias.rewards.suite import ask, check_scores
 from lit_debias_deberta.checkpoint import build_network
@@ -44,7 +45,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the gate, and seconds and rates where it passed; see docs/benchmarks.md for the fields."""
     device = device_of(options)
     settings = {name: getattr(options, name) for name in ("shape", "completions", "repeats", "pipeline_batch_size")}
-    settings["dtype"] = options.dtype or ("bfloat16" if device == "cuda" else "float32")
+    settings["dtype"] = str(dtype_of(options.dtype or "auto", device)).removeprefix("torch.")
     with tempfile.TemporaryDirectory() as temporary:
         named, folder = rewards(options, Path(temporary) / "reward_model")
         for reward in named.values():
@@ -164,7 +165,9 @@ def parser() -> argparse.ArgumentParser:
     result = program("rewards", __doc__)
     add_rewards(result, "the heads of a random reward model, and the pipeline beside them")
     result.add_argument("--shape", choices=ENCODERS, default="deberta-v3-base", help="of the random encoder")
-    result.add_argument("--dtype", choices=MAX_DIFFERENCE, help="of the heads' products (default: bfloat16 on a GPU)")
+    result.add_argument(
+        "--dtype", choices=MAX_DIFFERENCE, help="of the products (default: bfloat16 where the device has it)"
+    )
     result.add_argument("--completions", type=positive, default=256)
     result.add_argument("--repeats", type=positive, default=3)
     result.add_argument("--pipeline-batch-size", type=positive, nargs="+", default=[1, 16])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DebertaV2Model
 
-from lit_debias import RewardBatch
+from lit_debias import RewardBatch, precision
 from lit_debias.errors import UserError
 from lit_debias.evaluation.fingerprint import check_judges
 from lit_debias.plugins import components, get_plugin_manager
@@ -229,6 +229,14 @@ def test_save_never_removes_something_else(checkpoint, tmp_path):
     with pytest.raises(UserError, match="something else"):
         save_network(load_network(checkpoint), read_manifest(checkpoint), tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_auto_computes_in_bf16_where_the_device_multiplies_it(checkpoint, multiplies, monkeypatch):
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: multiplies)
+    reward = DebertaFairness(str(checkpoint))
+    reward.setup(torch.device("cpu"))
+    assert reward.scorer.bf16 is multiplies
 
 
 def test_bf16_moves_scores_by_rounding_alone_and_has_an_encoder_of_its_own(checkpoint):

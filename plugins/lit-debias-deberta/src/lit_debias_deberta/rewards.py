@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from lit_debias import Reward, RewardBatch
 from lit_debias.errors import UserError, did_you_mean
+from lit_debias.precision import Precision, dtype_of
 from lit_debias_deberta.checkpoint import find, read_manifest
 from lit_debias_deberta.scorer import BATCH_TOKENS, CACHE_SIZE, RewardScorer, shared_scorer
 
@@ -39,8 +40,8 @@ class DebertaReward(Reward):
         batch_tokens: Tokens in one forward pass, padding included.
         cache_size: Pairs of prompt and completion whose scores are kept in memory, at least 0; those used last.
         cache_dir: Folder that keeps all scores for further runs, in ``scores.sqlite``; by default none.
-        dtype: Type of the products; ``auto`` is bfloat16 on a GPU and float32 on a CPU. On CPUs with bf16 instructions
-            bfloat16 is several times faster, and moves scores by about 0.01.
+        dtype: Type of the products; ``auto`` is bfloat16 where the device has instructions for it, and float32
+            elsewhere. bfloat16 is several times faster, and moves scores by less than 0.01; heads are float32.
 
     Raises:
         UserError: the folder is missing or incomplete, the model has no such head, a number is too small, or
@@ -58,7 +59,7 @@ class DebertaReward(Reward):
         batch_tokens: int = BATCH_TOKENS,
         cache_size: int = CACHE_SIZE,
         cache_dir: str | None = None,
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        dtype: Precision = "auto",
     ) -> None:
         name = type(self).__name__
         if min(batch_size or 1, max_length or 1, batch_tokens) < 1 or 0 in (batch_size, max_length):
@@ -84,7 +85,7 @@ class DebertaReward(Reward):
         Raises:
             UserError: ``cache_dir`` cannot be made.
         """
-        bf16 = None if self.dtype == "auto" else self.dtype == "bfloat16"
+        bf16 = dtype_of(self.dtype, device) == torch.bfloat16
         self.scorer = shared_scorer(self.folder, device, self._economy.cache_size, self._economy.cache_dir, bf16)
 
     def score(self, batch: RewardBatch) -> list[float]:
