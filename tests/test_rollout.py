@@ -41,6 +41,14 @@ def test_inverse_cdf_of_many_tokens_is_a_search_in_one_cumulated_sum(size):
     assert inverse_cdf(weights, uniforms).tolist() == expected
 
 
+def test_inverse_cdf_takes_no_impossible_token_where_rounding_oversteps_a_block():
+    weights = torch.zeros(1, 512)
+    weights[0, 0], weights[0, 257] = 2**24 - 1, 4.0  # whose float32 sum is 2**24 + 4, one too many
+    uniform = torch.tensor([(2**24 - 1) / (2**24 + 4)])
+    assert uniform * (2**24 + 4) == 2**24 - 1  # where the first block ends
+    assert inverse_cdf(weights, uniform).tolist() == [257]
+
+
 @pytest.mark.parametrize("size", [3, 700])
 def test_inverse_cdf_takes_no_impossible_token_at_either_end(size):
     torch.manual_seed(0)
