@@ -256,6 +256,27 @@ def test_it_is_compiled_once_for_a_cache(fresh_library, monkeypatch):
     assert why_not_native(lean_model("Llama", {})) is None
 
 
+@needs_instructions
+@pytest.mark.parametrize("of_another", [False, True])
+def test_a_library_that_others_can_write_is_not_loaded(of_another, fresh_library, monkeypatch):
+    assert why_not_native(lean_model("Llama", {})) is None
+    [library] = fresh_library.glob("native-*.so")
+    native_model._library.cache_clear()
+    somebody_else = os.getuid() + 1
+    if of_another:
+        monkeypatch.setattr(os, "getuid", lambda: somebody_else)
+    else:
+        library.chmod(0o775)
+    assert why_not_native(lean_model("Llama", {})) == f"{library} is not yours alone to write; delete it"
+
+
+@needs_instructions
+def test_without_a_cache_to_write_the_reason_is_named(fresh_library, monkeypatch):
+    (fresh_library / "file").touch()
+    monkeypatch.setenv("LIT_DEBIAS_CACHE", str(fresh_library / "file" / "cache"))
+    assert "cannot be kept in the cache: [Errno 20] Not a directory" in why_not_native(lean_model("Llama", {}))
+
+
 def test_live_weights_and_compiling_are_not_for_it():
     with pytest.raises(UserError, match="the native decoder has merged weights only"):
         LocalEngine(weights="live", decoder="native")

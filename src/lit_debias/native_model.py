@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -235,21 +236,37 @@ class _Rows(ctypes.Structure):
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | str:
     """Return the library, compiled now if none of this source is in the cache; or what is in the way."""
-    compiler = os.environ.get("CXX", "g++")
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
     target = cache_dir() / f"native-{key}.so"
-    if not target.exists():
-        if not shutil.which(compiler):
-            return "it needs a C++ compiler (g++, or what CXX says)"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                return f"{compiler} does not compile it: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
-            made.replace(target)  # ranks that compile at the same time put the same there
-    return ctypes.CDLL(str(target))
+    try:
+        obstacle = None if target.exists() else _compile(target)
+        if obstacle is None and not _is_ones_own(target):
+            obstacle = f"{target} is not yours alone to write; delete it"
+        return obstacle or ctypes.CDLL(str(target))
+    except OSError as error:
+        return f"it cannot be kept in the cache: {error}"
+
+
+def _compile(target: Path) -> str | None:
+    """Write the library, and return None; or return what is in the way."""
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        return "it needs a C++ compiler (g++, or what CXX says)"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return f"{compiler} does not compile it: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
+        made.chmod(0o755)
+        made.replace(target)  # ranks that compile at the same time put the same there
+    return None
+
+
+def _is_ones_own(file: Path) -> bool:
+    found = file.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _has_instructions() -> bool:
