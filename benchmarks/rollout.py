@@ -50,7 +50,7 @@ from lit_debias.lean_model import LeanModel
 from lit_debias.models import resolve
 from lit_debias.native_model import NativeModel
 from lit_debias.policy import QLoRAPolicy
-from lit_debias.rollout.decoders import Decoder
+from lit_debias.rollout.decoders import Decoder, LeanDecoder, NativeDecoder
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
 
@@ -88,8 +88,8 @@ class SplitEngine(LocalEngine):
 
     def model(self, policy: QLoRAPolicy) -> LeanModel | NativeModel | None:
         """Return what it decodes with; None for Hugging Face's forward pass."""
-        chosen = self._chosen(policy)
-        return None if chosen == "hugging_face" else policy.lean_model() if chosen == "lean" else policy.native_model()
+        with super()._decoder(policy) as decoder:
+            return decoder.model if isinstance(decoder, LeanDecoder | NativeDecoder) else None
 
     @contextlib.contextmanager
     def _decoder(self, policy: QLoRAPolicy) -> Iterator[Decoder]:

@@ -192,7 +192,7 @@ def policy(model_folder):
     return policy
 
 
-def test_a_rollout_follows_training_in_bf16_on_a_4_bit_base(policy):
+def assert_rollouts_follow_training(policy):
     engine, prompts = LocalEngine(12), PromptBatch(["the rider", "people from the north are"])
     for seed in range(2):
         with torch.no_grad():
@@ -203,6 +203,10 @@ def test_a_rollout_follows_training_in_bf16_on_a_4_bit_base(policy):
         rollout = engine.generate(policy, prompts, 4, seed)
         difference = (policy.logprobs(rollout) - rollout.logprobs).abs()[rollout.completion_mask]
         assert difference.mean() < 0.1
+
+
+def test_a_rollout_follows_training_in_bf16_on_a_4_bit_base(policy):
+    assert_rollouts_follow_training(policy)
 
 
 def test_the_engine_says_which_decoder_it_uses(policy, caplog):

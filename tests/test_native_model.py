@@ -1,12 +1,11 @@
 """The native forward pass against the lean one: same logits up to bf16, whatever the model's details."""
 
 import os
-import shutil
 
 import pytest
 import torch
 from support import save_tiny_model
-from test_lean_model import LLAMA31, build
+from test_lean_model import LLAMA31, assert_rollouts_follow_training, build
 
 from lit_debias import native_model
 from lit_debias.errors import UserError
@@ -18,7 +17,7 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
 
 needs_instructions = pytest.mark.skipif(
-    not native_model._has_instructions() or not shutil.which(os.environ.get("CXX", "g++")),
+    not native_model._has_instructions() or native_model.compiler() is None,
     reason="needs a CPU with AVX512-BF16 and a C++ compiler",
 )
 HEADS = {"head_dim": 16}
@@ -101,10 +100,8 @@ def test_a_row_knows_nothing_of_the_others():
 @torch.inference_mode()
 def test_threads_do_not_change_what_is_computed(monkeypatch):
     native = NativeModel(lean_model("Llama", {})).refreshed()
-    ids, mask = (
-        torch.randint(3, 97, (5, 70)),
-        torch.ones(5, 70, dtype=torch.bool),
-    )  # 350 rows: two passes of the weights
+    ids = torch.randint(3, 97, (5, 70))  # 350 rows: two passes of the weights
+    mask = torch.ones(5, 70, dtype=torch.bool)
     found = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -167,16 +164,7 @@ def policy(tmp_path_factory):
 @needs_instructions
 def test_a_rollout_follows_training_on_a_4_bit_base(policy, caplog):
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
-    engine, prompts = LocalEngine(12), PromptBatch(["the rider", "people from the north are"])
-    for seed in range(2):
-        with torch.no_grad():
-            for name, parameter in policy.trainable_parameters().items():
-                if "lora_B" in name:
-                    parameter.add_(0.3 * torch.randn(parameter.shape))
-        policy.weights_changed()
-        rollout = engine.generate(policy, prompts, 4, seed)
-        difference = (policy.logprobs(rollout) - rollout.logprobs).abs()[rollout.completion_mask]
-        assert difference.mean() < 0.1
+    assert_rollouts_follow_training(policy)
     assert "Rollouts use the native decoder." in caplog.messages
 
 

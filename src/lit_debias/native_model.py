@@ -50,6 +50,12 @@ def why_not_native(model: LeanModel) -> str | None:
     return library if isinstance(library, str) else None
 
 
+def compiler() -> str | None:
+    """Return the C++ compiler to call, what ``CXX`` says or g++; None where it is not there."""
+    program = os.environ.get("CXX", "g++")
+    return program if shutil.which(program) else None
+
+
 class NativeModel:
     """A lean model's weights as the native pass reads them; see :func:`why_not_native` for which models.
 
@@ -249,16 +255,16 @@ def _library() -> ctypes.CDLL | str:
 
 def _compile(target: Path) -> str | None:
     """Write the library, and return None; or return what is in the way."""
-    compiler = os.environ.get("CXX", "g++")
-    if not shutil.which(compiler):
+    program = compiler()
+    if program is None:
         return "it needs a C++ compiler (g++, or what CXX says)"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [program, *FLAGS, str(SOURCE), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            return f"{compiler} does not compile it: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
+            return f"{program} does not compile it: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
         made.chmod(0o755)
         made.replace(target)  # ranks that compile at the same time put the same there
     return None

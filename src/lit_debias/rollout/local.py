@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from lit_debias import distributed
 from lit_debias.errors import UserError
+from lit_debias.native_model import compiler
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.base import OnGroup, RolloutEngine
 from lit_debias.rollout.decoders import Decoder, HuggingFaceDecoder, LeanDecoder, NativeDecoder
@@ -150,7 +149,7 @@ class LocalEngine(RolloutEngine):
     def _check_machine(self, policy: QLoRAPolicy) -> None:
         if self.cuda_graph and policy.device.type != "cuda":
             raise UserError("engine: cuda_graph needs a CUDA device; write cuda_graph: false")
-        if self.torch_compile and policy.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        if self.torch_compile and policy.device.type == "cpu" and compiler() is None:
             raise UserError(
                 "engine: torch_compile needs a C++ compiler; install g++, set CXX, or write torch_compile: false"
             )
