@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count, cycle, islice
 
 import torch
 
@@ -24,12 +25,26 @@ QUESTIONS = (
     "Which season do you like, and why?",
     "Describe a lift that is out of order in one sentence.",
 )
+NOTES = (
+    "The market opens early, and the first stalls sell bread, eggs and tea.",
+    "A teacher and her class wait at the corner for the number nine tram.",
+    "Two brothers repair bicycles in the yard behind the old post office.",
+    "The library lends tools as well as books, and the drill is always out.",
+    "At noon the cook of the small hotel buys fish and a bag of lemons.",
+    "A doctor who has just moved here asks the way to the swimming pool.",
+)
+"""What stands before a question whose prompt may be longer."""
 
 
 def prompt_texts(settings: Settings, policy: QLoRAPolicy) -> list[str]:
-    """Return P prompts: questions where a real model ends its own answers, else filler of exactly S tokens."""
+    """Return P prompts: questions of at most S tokens where a real model ends its own answers, else filler of S.
+
+    Raises:
+        UserError: S is too small.
+    """
     if settings.lengths == "natural" and settings.shape is None:
-        return [QUESTIONS[index % len(QUESTIONS)] for index in range(settings.prompts)]
+        questions = islice(cycle(QUESTIONS), settings.prompts)
+        return [question_after_notes(policy, question, settings.prompt_tokens) for question in questions]
     starts = [f"w{index + 2}" for index in range(settings.prompts)]
     return [sized_text(policy, start, settings.prompt_tokens) for start in starts]
 
@@ -39,6 +54,24 @@ def prompt_ids(settings: Settings) -> list[list[int]]:
     policy = QLoRAPolicy(settings.model, quantization="none")
     policy.tokenizer = load_tokenizer(settings.model)
     return [policy.prompt_ids(text) for text in prompt_texts(settings, policy)]
+
+
+def question_after_notes(policy: QLoRAPolicy, question: str, most_tokens: int) -> str:
+    """Return ``question`` after as many of ``NOTES``, from the top again after the last, as fit with the chat template.
+
+    Raises:
+        UserError: the chat template and ``question`` alone are longer.
+    """
+    fitting = None
+    for notes in count():
+        text = " ".join([*islice(cycle(NOTES), notes), question])
+        tokens = len(policy.prompt_ids(text))
+        if tokens > most_tokens:
+            break
+        fitting = text
+    if fitting is None:
+        raise UserError(f"--prompt-tokens {most_tokens}: {question!r} takes {tokens}; write that or more")
+    return fitting
 
 
 def sized_text(policy: QLoRAPolicy, start: str, tokens: int) -> str:

@@ -10,7 +10,7 @@ from benchmarks import overlap, rewards, rollout, roofline, shapes, step, update
 from benchmarks.clock import Clock, Parts
 from benchmarks.provenance import commit
 from benchmarks.settings import Settings
-from benchmarks.workload import ending_ids, sized_text
+from benchmarks.workload import NOTES, ending_ids, prompt_ids, question_after_notes, sized_text
 from support import loaded
 
 from lit_debias import policy
@@ -340,6 +340,31 @@ def test_prompts_have_exactly_the_tokens_asked_for(tokens, tiny_model):
     assert policy.encode_prompts([sized_text(policy, "w2", tokens)])[0].shape[1] == tokens
     with pytest.raises(UserError, match="--prompt-tokens 3: the chat template takes"):
         sized_text(policy, "w2", 3)
+
+
+def test_questions_follow_as_many_notes_as_fit(tiny_model):
+    policy = loaded(tiny_model)
+
+    def tokens(text):
+        return len(policy.prompt_ids(text))
+
+    question = "What is bread made of?"
+    alone, with_note = tokens(question), tokens(f"{NOTES[0]} {question}")
+    assert question_after_notes(policy, question, alone) == question
+    assert question_after_notes(policy, question, with_note - 1) == question
+    assert question_after_notes(policy, question, with_note) == f"{NOTES[0]} {question}"
+    twice = " ".join([*NOTES, *NOTES, question])
+    assert question_after_notes(policy, question, tokens(twice)) == twice
+    with pytest.raises(UserError, match=rf"--prompt-tokens {alone - 1}: '.+' takes {alone}; write that or more"):
+        question_after_notes(policy, question, alone - 1)
+
+
+def test_long_prompts_are_as_long_with_natural_lengths(tiny_model):
+    settings = Settings(model=str(tiny_model), lengths="natural", prompts=10, prompt_tokens=256)
+    lengths = [len(ids) for ids in prompt_ids(settings)]
+    assert len(lengths) == 10
+    assert max(lengths) <= 256
+    assert min(lengths) > 256 - 80
 
 
 @pytest.mark.parametrize(
