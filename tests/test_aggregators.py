@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_debias.errors import UserError
 from lit_debias.rewards.aggregators import GDPO, Aggregator, LinearSchedule, WeightedSum
+from lit_debias.rewards.aggregators.base import batch_means, batch_moments
 from lit_debias.rewards.base import RewardBatch
 from lit_debias.rewards.overlong import SoftOverlong
 from lit_debias.types import Scores
@@ -27,6 +28,21 @@ def scores(**rewards: list[list[float]]) -> Scores:
 def random_scores() -> Scores:
     rows = {name: torch.rand(4, 6).where(torch.rand(4, 6) > 0.1, NAN).tolist() for name in ("a", "b", "c")}
     return scores(**rows)
+
+
+# -------------------------------------------------------------------- means and deviations
+
+
+def test_moments_by_hand() -> None:
+    given = scores(a=[[1.0, NAN], [2.0, 6.0]], once=[[NAN, 5.0], [NAN, NAN]], never=[[NAN] * 2] * 2)
+    found = batch_moments(given, ["a", "once", "never"])
+    assert found == {"a": (3.0, pytest.approx(math.sqrt((4 + 1 + 9) / 2))), "once": (5.0, 0.0)}
+    assert batch_means(given, ["once", "never"]) == {"once": 5.0}
+    assert batch_moments(given, []) == {}
+
+
+def test_equal_scores_have_no_deviation() -> None:
+    assert batch_moments(scores(a=[[0.1] * 7]), ["a"])["a"][1] == pytest.approx(0.0, abs=1e-8)
 
 
 # -------------------------------------------------------------------- schedules

@@ -99,6 +99,21 @@ def test_a_run_from_yaml_and_its_config_is_kept(config, tmp_path, capsys):
     assert (tmp_path / "logs/x/version_1/config.yaml").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+def test_without_a_logger_a_run_replaces_the_config_of_the_one_before_but_no_other_file(config, tmp_path, capsys):
+    folder = tmp_path / "root"
+    config["trainer"] |= {"logger": False, "default_root_dir": str(folder), "enable_checkpointing": False}
+    for steps in (2, 1):
+        assert run("fit", "-c", write(tmp_path, config), "--trainer.max_steps", str(steps)) == 0
+        assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"] == steps
+    own = write(folder, config)
+    before = Path(own).read_text()
+    capsys.readouterr()
+    assert run("fit", "-c", own) == 2
+    assert f"{own} is not a run's" in capsys.readouterr().err
+    assert Path(own).read_text() == before
+
+
 def set_in(config, path, value) -> None:
     *parents, last = path.split(".")
     for name in parents:

@@ -1,26 +1,20 @@
-"""Sources, sampler and data modules: every format, the same order on any number of ranks, exact resumption."""
+"""Data modules: prompts, twins, responses, and exact resumption under Lightning."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from prompt_files import ROWS, ready, write
 
 from lit_debias import distributed
 from lit_debias.data import PromptDataModule, ResponseDataModule
 from lit_debias.data.grammar import stable_hash
-from lit_debias.data.sampler import PromptSampler
 from lit_debias.data.synthesis import synthesize
 from lit_debias.errors import UserError
-from lit_debias.types import PromptBatch
-
-ROWS = [{"prompt": f"prompt {number}", "target": f"reference {number}"} for number in range(10)]
 
 
 @pytest.fixture(scope="module")
@@ -32,196 +26,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def jsonl(tmp_path) -> Path:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n")
-    return file
-
-
-def write(file: Path, rows: list[dict]) -> Path:
-    table = pa.Table.from_pylist(rows)
-    if file.suffix == ".parquet":
-        pq.write_table(table, file)
-    elif file.suffix == ".csv":
-        pyarrow.csv.write_csv(table, file)
-    elif file.suffix == ".json":
-        file.write_text(json.dumps(rows))
-    else:
-        file.write_text("\n".join(json.dumps(row) for row in rows))
-    return file
-
-
-def ready(data, stage="fit"):
-    data.setup(stage)
-    return data
-
-
-# -------------------------------------------------------------------- sampler
-
-
-def singles(count):
-    return [[row] for row in range(count)]
-
-
-def test_order_is_a_function_of_seed_and_epoch():
-    a, b = (PromptSampler(singles(12), 4, seed=7) for _ in range(2))
-    assert list(a) == list(b)
-    assert list(a) == list(b)  # asking again changes nothing
-    first = list(a)
-    a.set_epoch(1)
-    assert list(a) != first
-    a.set_epoch(0)
-    assert list(a) == first
-    assert list(PromptSampler(singles(12), 4, seed=8)) != first
-    assert sorted(row for batch in first for row in batch) == list(range(12))
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_together_see_what_one_rank_sees_in_rank_major_order(world_size):
-    for train, count in ((True, 22), (False, 24)):
-        alone = list(PromptSampler(singles(count), 8, seed=3, train=train))
-        ranks = [list(PromptSampler(singles(count), 8, 3, rank, world_size, train)) for rank in range(world_size)]
-        assert {len(batches) for batches in ranks} == {len(alone)}
-        for number, batch in enumerate(alone):
-            assert [row for batches in ranks for row in batches[number]] == batch
-
-
-def test_training_drops_the_ragged_batch_and_validation_keeps_it():
-    assert [len(batch) for batch in PromptSampler(singles(10), 4)] == [4, 4]
-    assert list(PromptSampler(singles(10), 4, train=False)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert [len(b) for b in PromptSampler(singles(11), 4, rank=1, world_size=2, train=False)] == [2, 2, 1]
-
-
-def test_rows_of_one_prompt_stay_together():
-    sampler = PromptSampler([[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]], 6)
-    for batch in sampler:
-        assert Counter(row // 3 for row in batch) == {batch[0] // 3: 3, batch[3] // 3: 3}
-
-
-def test_a_resumed_epoch_ends_like_the_whole_one_and_the_next_starts_at_its_beginning():
-    whole, resumed = PromptSampler(singles(20), 4, seed=5), PromptSampler(singles(20), 4, seed=5)
-    resumed.set_epoch(2, start=3)
-    whole.set_epoch(2)
-    assert len(resumed) == 5
-    assert list(resumed) == list(whole)[3:]
-    resumed.set_epoch(3)
-    whole.set_epoch(3)
-    assert list(resumed) == list(whole)
-
-
-def test_batch_size_and_ranks_must_fit():
-    with pytest.raises(ValueError, match="batch_size 4 is no multiple of world_size 3"):
-        PromptSampler(singles(12), 4, world_size=3)
-
-
-# -------------------------------------------------------------------- sources
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
-def test_every_format_gives_the_same_prompts(tmp_path, suffix):
-    file = write(tmp_path / f"mine.{suffix}", ROWS)
-    data = ready(PromptDataModule(str(file), columns={"reference": "target"}, batch_size=5))
-    batches = list(data.train_dataloader())
-    assert all(isinstance(batch, PromptBatch) for batch in batches)
-    pairs = {
-        (text, ref) for batch in batches for text, ref in zip(batch.texts, batch.columns["reference"], strict=True)
-    }
-    assert pairs == {(row["prompt"], row["target"]) for row in ROWS}
-    assert data.column_names == ["prompt", "reference", "prompt_id"]
-    assert data.val_dataloader() == []  # a file without splits is all training data
-
-
-def test_a_folder_of_files_named_after_splits(tmp_path):
-    write(tmp_path / "train.csv", ROWS)
-    write(tmp_path / "dev.jsonl", ROWS[:3])
-    data = ready(PromptDataModule(str(tmp_path), val_splits="dev", batch_size=5))
-    assert [batch.texts for batch in data.val_dataloader()] == [["prompt 0", "prompt 1", "prompt 2"]]
-    with pytest.raises(UserError, match="has no split 'validation'; it has: dev, train"):
-        ready(PromptDataModule(str(tmp_path)))
-
-
-def test_one_file_with_a_split_column(tmp_path):
-    rows = [{**row, "split": "validation" if number < 4 else "train"} for number, row in enumerate(ROWS)]
-    data = ready(PromptDataModule(str(write(tmp_path / "all.parquet", rows)), batch_size=3, val_batch_size=4))
-    assert [batch.texts for batch in data.val_dataloader()] == [[f"prompt {number}" for number in range(4)]]
-    assert len(data.train_dataloader()) == 2
-
-
-def test_json_lines_keep_line_separators_in_strings_and_fill_missing_keys(tmp_path):
-    file = tmp_path / "x.jsonl"
-    file.write_text('\ufeff{"prompt": "a\u2028b"}\n\n{"prompt": "c", "note": "n"}\n', encoding="utf-8")
-    batch = next(iter(ready(PromptDataModule(str(file), batch_size=2)).train_dataloader()))
-    assert dict(zip(batch.texts, batch.columns["note"], strict=True)) == {"a\u2028b": None, "c": "n"}
-
-
-def test_a_hub_data_set_is_asked_for_its_table(monkeypatch):
-    import datasets
-
-    calls = []
-
-    def load(name, config, split):
-        calls.append((name, config, split))
-        return datasets.Dataset.from_list(ROWS)
-
-    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["prompts", "responses"])
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    ready(PromptDataModule("someone/debias", val_splits=None))
-    ready(PromptDataModule("someone/debias:other", val_splits=None))
-    assert calls == [("someone/debias", "prompts", "train"), ("someone/debias", "other", "train")]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.jsonl", '{"prompt": "a"}\n{"prompt": \n', r"x\.jsonl', row 2 is no valid JSON"),
-        ("x.jsonl", '{"prompt": "a"}\n["b"]\n', r"row 2: expected an object"),
-        ("x.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', r"malformed"),
-        ("x.jsonl", '{"prompt": "a"}\n{"prompt": ""}\n', r"row 2: 'prompt' is ''; write a text"),
-        ("x.jsonl", '{"prompt": "a"}\n{"other": "b"}\n', r"row 2: 'prompt' is None"),
-        ("x.jsonl", '{"promt": "a"}\n', r"has no column 'prompt'; did you mean 'promt'\?; name it with"),
-        ("x.jsonl", '{"id": "a", "words": "b"}\n', r"has no column 'prompt'; known: id, words; name it with"),
-        ("x.json", '[{"prompt": "a"}', r"x\.json' is no valid JSON"),
-        ("x.csv", "prompt\n", r"has no rows"),
-        ("x.csv", "prompt,note\na,b\nc\n", r"malformed.*Expected 2 columns, got 1"),
-        ("x.parquet", "no parquet", r"malformed"),
-        ("x.txt", "prompt", r"cannot read '\.txt'; write one of \.parquet, \.jsonl, \.json, \.csv"),
-        ("x.jsonl", "", r"has no rows"),
-    ],
-)
-def test_malformed_files_are_one_line_that_says_where(tmp_path, name, content, message):
-    file = tmp_path / name
-    file.write_text(content)
-    with pytest.raises(UserError, match=message) as caught:
-        ready(PromptDataModule(str(file), batch_size=1))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("path", ["missing.jsonl", "./folder/none", "/nowhere/at/all", "no-such-word"])
-def test_missing_paths(path):
-    with pytest.raises(UserError, match="no such file or folder"):
-        ready(PromptDataModule(path))
-
-
-def test_wrong_arguments(jsonl, monkeypatch):
-    for arguments, message in (
-        ({"batch_size": 0}, "train batch size is 0"),
-        ({"val_limit": -1}, "validation limit is -1"),
-    ):
-        with pytest.raises(UserError, match=message):
-            PromptDataModule(str(jsonl), **arguments)
-    for arguments, message in (
-        ({"batch_size": 11}, "10 rows to train on are fewer than batch_size 11"),
-        (
-            {"columns": {"reference": "answer"}},
-            r"has no column 'answer' \(wanted as 'reference'\); it has: prompt, target",
-        ),
-        ({"prompt_kinds": ["open"]}, "has no column 'prompt_kind'"),
-        ({"train_split": "training"}, "has no rows of the split 'training'"),
-    ):
-        with pytest.raises(UserError, match=message):
-            ready(PromptDataModule(str(jsonl), **arguments))
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(UserError, match="train batch size 4 is over all ranks, and there are 3"):
-        ready(PromptDataModule(str(jsonl)))
+    return write(tmp_path / "prompts.jsonl", ROWS)
 
 
 # -------------------------------------------------------------------- prompts

@@ -188,7 +188,8 @@ def test_metrics_are_finite_where_nothing_was_scored(tiny_model):
 
 def test_the_mean_of_a_reward_is_over_the_scores_of_all_ranks(tiny_model, monkeypatch):
     rollout = LocalEngine(3).generate(loaded(tiny_model), PROMPTS, 2, seed=0)
-    other = {"talks": (0.5, 5), "shy": (3.0, 4), "mute": (0.0, 0), "reward": (0.5, 5)}  # sum and count of another rank
+    of_talks = (0.5, 0.05, 5)  # sum, sum of squares and count of another rank
+    other = {"talks": of_talks, "shy": (3.0, 2.5, 4), "mute": (0.0, 0.0, 0), "reward": of_talks}
     values = {"talks": torch.full((3, 2), 0.9), "shy": torch.zeros(3, 2), "mute": torch.zeros(3, 2)}
     valid = {name: torch.full((3, 2), name == "talks") for name in values}
 
@@ -200,7 +201,8 @@ def test_the_mean_of_a_reward_is_over_the_scores_of_all_ranks(tiny_model, monkey
     found = of_rollout(rollout, Scores(values, valid), values["talks"], 1.0)
     assert found["rewards/talks/mean"] == pytest.approx((6 * 0.9 + 0.5) / 11)
     assert found["rewards/shy/mean"] == pytest.approx(0.75)  # this rank has none
-    assert "rewards/mute/mean" not in found
+    assert found["rewards/shy/std"] == pytest.approx(((2.5 - 4 * 0.75**2) / 3) ** 0.5)
+    assert not {"rewards/mute/mean", "rewards/mute/std"} & found.keys()
     assert found["reward"] == pytest.approx((6 * 0.9 + 0.5) / 11)
 
 

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_debias.data import PromptDataModule
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError
+from lit_debias.metrics import OVER_RANKS
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.prompt_lengths import check_prompts
 from lit_debias.types import PromptBatch
@@ -81,7 +82,8 @@ class AdapterModule(LightningModule):
 
     def _log(self, values: Mapping[str, float], bar: Collection[str] = ()) -> None:
         for name, value in values.items():
-            self.log(name, value, on_step=True, on_epoch=False, prog_bar=name in bar, sync_dist=True, batch_size=1)
+            how, shown = OVER_RANKS.get(name, "mean"), name in bar
+            self.log(name, value, shown, on_step=True, on_epoch=False, reduce_fx=how, sync_dist=True, batch_size=1)
 
     # ---------------------------------------------------------------- Lightning's life cycle
 

@@ -9,14 +9,26 @@ from torch import Tensor
 
 from lit_debias.grpo.advantages import zero_std_fraction
 from lit_debias.grpo.loss import UpdateSize
-from lit_debias.rewards.aggregators.base import batch_means
+from lit_debias.rewards.aggregators.base import batch_means, batch_moments
 from lit_debias.types import Experience, Rollout, Scores
+
+OVER_RANKS = {
+    "num_tokens": "sum",
+    "tokens_per_second": "sum",
+    "rollout_time": "max",
+    "step_time": "max",
+    "completions/min_length": "min",
+    "completions/max_length": "max",
+    "sampling/sampling_logp_difference/max": "max",
+}
+"""How logging makes one value of those of all ranks, where that is not their mean."""
 
 
 def of_rollout(rollout: Rollout, scores: Scores, total: Tensor, seconds: float) -> dict[str, float]:
-    """Return the metrics of a scored rollout of this rank; means of scores are those over all ranks (collective).
+    """Return the metrics of a scored rollout of this rank; :data:`OVER_RANKS` says how those of all become one.
 
-    A reward that scored nothing on any rank has no mean.
+    Means and standard deviations of scores are those over all ranks already (collective). A reward that scored nothing
+    on any of them has none.
 
     Args:
         rollout: The rollout.
@@ -64,11 +76,10 @@ def of_update(sums: Mapping[str, float], size: UpdateSize) -> dict[str, float]:
 def _rewards(scores: Scores, total: Tensor) -> dict[str, float]:
     combined = batch_means(Scores({"reward": total}, {"reward": total.isfinite()}), ("reward",))
     values = {"reward": 0.0, **combined}  # always there: checkpoints are chosen by it
-    values |= {f"rewards/{name}/mean": mean for name, mean in batch_means(scores, tuple(scores.values)).items()}
-    for name, of_name in scores.values.items():
-        present = of_name[scores.valid[name]]
-        values[f"rewards/{name}/std"] = float(_std(present))
-        values[f"rewards/{name}/missing_rate"] = 1.0 - present.numel() / of_name.numel()
+    for name, (mean, std) in batch_moments(scores, tuple(scores.values)).items():
+        values |= {f"rewards/{name}/mean": mean, f"rewards/{name}/std": std}
+    for name, valid in scores.valid.items():
+        values[f"rewards/{name}/missing_rate"] = float((~valid).float().mean())
     for name, failed in scores.failed.items():
         values[f"rewards/{name}/error_rate"] = float(failed.float().mean())
     return values

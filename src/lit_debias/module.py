@@ -270,9 +270,8 @@ class GRPO(AdapterModule):
         total = self.aggregator.total(scores, self.rollout_step)
         values = metrics.of_validation(rollout, scores, judged, total)
         for name, value in values.items():
-            self.log(
-                prefix + name, value, on_epoch=True, sync_dist=True, batch_size=len(prompts), prog_bar=name == "reward"
-            )
+            how, shown = metrics.OVER_RANKS.get(name, "mean"), name == "reward"
+            self.log(prefix + name, value, shown, reduce_fx=how, on_epoch=True, sync_dist=True, batch_size=len(prompts))
 
     # ---------------------------------------------------------------- Lightning's life cycle
 

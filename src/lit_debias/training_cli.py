@@ -6,11 +6,12 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported for their short names in YAML.
 from lit_debias import baselines, callbacks, data, module  # noqa: F401
@@ -31,6 +32,21 @@ class TrainingParser(Parser, LightningArgumentParser):
     """Lightning's parser with one-line errors."""
 
 
+class SaveConfig(SaveConfigCallback):
+    """Keeps the configuration in the run's folder, in the place of one that a run before left there."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save the configuration.
+
+        Raises:
+            UserError: what is there was not written by a run.
+        """
+        file = Path(trainer.log_dir or "") / self.config_filename
+        if file.is_file() and not file.read_text().startswith("# lightning.pytorch=="):
+            raise UserError(f"{file} is not a run's, and would be lost; write another --trainer.default_root_dir")
+        super().setup(trainer, pl_module, stage)
+
+
 class TrainingCLI(LightningCLI):
     """``lit-debias fit | validate | test | predict``: any LightningModule and data module, from YAML."""
 
@@ -45,6 +61,8 @@ class TrainingCLI(LightningCLI):
             trainer_defaults={"callbacks": [GracefulStop()]},  # added to those of the configuration
             parser_class=TrainingParser,
             parser_kwargs={"prog": "lit-debias"},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
             args=args,
         )
 

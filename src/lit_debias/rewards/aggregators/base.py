@@ -116,14 +116,26 @@ def influence(scores: Scores, names: Sequence[str], advantages: Tensor) -> dict[
 
 def batch_means(scores: Scores, names: Sequence[str]) -> dict[str, float]:
     """Return the mean score of each reward over all ranks (collective); without those that scored nothing."""
+    return {name: mean for name, (mean, _) in batch_moments(scores, names).items()}
+
+
+def batch_moments(scores: Scores, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return mean and standard deviation (with N - 1; 0 of one score) of each reward over all ranks (collective).
+
+    A reward that scored nothing is left out.
+    """
     if not names:
         return {}
     rows = []
     for name in names:
-        total = scores.values[name].double().where(scores.valid[name], 0).sum()
-        rows.append(torch.stack([total, scores.valid[name].sum().to(total)]))
-    sums = all_sum(torch.stack(rows)).tolist()
-    return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+        values = scores.values[name].double().where(scores.valid[name], 0)
+        rows.append(torch.stack([values.sum(), values.square().sum(), scores.valid[name].sum().to(values)]))
+    moments = {}
+    for name, (total, squares, count) in zip(names, all_sum(torch.stack(rows)).tolist(), strict=True):
+        if count:
+            mean = total / count
+            moments[name] = mean, math.sqrt(max(squares - count * mean * mean, 0.0) / max(count - 1, 1))
+    return moments
 
 
 def require(condition: bool, message: str) -> None:
