@@ -14,14 +14,14 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
-from transformers import BitsAndBytesConfig, TrainerCallback
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
 
 from benchmarks.adapters import adapters, flat_gradient, set_adapters
 from benchmarks.clock import Parts, peak_memory
 from benchmarks.settings import Settings
 from benchmarks.workload import BETA, LEARNING_RATE, ending_ids, even_share, fixed_completions, prompt_ids
-from lit_debias.models import load_causal_lm, load_tokenizer
+from lit_debias.models import load_causal_lm, load_tokenizer, nf4_config
 
 NOBODY = -1  # an id that no token has
 
@@ -106,12 +106,7 @@ def trainer_of(settings: Settings, micro_batch: int, checkpointing: bool, folder
     # accelerate takes a 4-bit model only where its map names the GPU by number
     options: dict[str, Any] = {"device_map": {"": 0 if settings.device == "cuda" else "cpu"}}
     if settings.quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
-        )
+        options["quantization_config"] = nf4_config(getattr(torch, settings.dtype))
     model = load_causal_lm(settings.model, dtype=getattr(torch, settings.dtype), **options)
     trainer = TimedTrainer(
         model,

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from lit_debias.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE_SCHEME = "pkg://"
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -212,6 +212,26 @@ def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrai
             "language model, whose config.json goes with its weights"
         )
     return model
+
+
+def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return what loads 4-bit weights as QLoRA has them: NormalFloat, quantised twice, computing in ``dtype``."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
+    """Switch the recomputation of activations, under the name that this version of transformers has for it."""
+    verb = "enable" if on else "disable"
+    name = f"activation_checkpointing_{verb}"
+    switch = getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{verb}")
+    switch()
 
 
 def load_encoder(source: str, **kwargs: Any) -> PreTrainedModel:

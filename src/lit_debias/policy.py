@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from lit_debias.grpo.packing import PackedGroups, pack, token_budget
 from lit_debias.inference_copy import InferenceCopy
 from lit_debias.lean_model import LeanModel, why_not_lean
 from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
-from lit_debias.models import check_model, load_causal_lm, load_tokenizer, render_chat
+from lit_debias.models import check_model, load_causal_lm, load_tokenizer, nf4_config, render_chat, set_checkpointing
 from lit_debias.native_model import NativeModel, why_not_native
 from lit_debias.precision import Precision, dtype_of
 from lit_debias.tokens import end_of_sequence_ids, pad, tokens_of
@@ -125,7 +125,8 @@ class QLoRAPolicy(nn.Module):
         if self.system_prompt and not self.tokenizer.chat_template:
             raise UserError(f"policy: model '{self.source}' has no chat template, so it takes no system_prompt")
         config = self._adapter_config()
-        base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **self._quantization_arguments())
+        quantization = {"quantization_config": nf4_config(self.dtype)} if self.quantization == "nf4" else {}
+        base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **quantization)
         base.requires_grad_(False)
         # bitsandbytes on CPUs repacks 4-bit weights whenever eval() and train() alternate: always train mode.
         base.train()
@@ -165,19 +166,6 @@ class QLoRAPolicy(nn.Module):
             return self.keep_base
         size = base.num_parameters() * torch.finfo(self.dtype).bits // 8
         return size <= free_memory(base.device) // 4
-
-    def _quantization_arguments(self) -> dict[str, Any]:
-        if self.quantization == "none":
-            return {}
-        from transformers import BitsAndBytesConfig
-
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=self.dtype,
-        )
-        return {"quantization_config": config}
 
     def _adapter_config(self) -> LoraConfig:
         from peft import LoraConfig
@@ -402,11 +390,3 @@ class QLoRAPolicy(nn.Module):
         for copy in (self._inference, self._lean, self._native):
             if copy is not None:
                 copy.stale = True
-
-
-def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
-    """Switch the recomputation of activations, under the name that this version of transformers has for it."""
-    verb = "enable" if on else "disable"
-    name = f"activation_checkpointing_{verb}"
-    switch = getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{verb}")
-    switch()
