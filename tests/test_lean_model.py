@@ -134,6 +134,15 @@ def test_groups_may_shrink_unevenly_and_again():
 
 
 @torch.no_grad()
+def test_no_padding_is_read(monkeypatch):
+    lean = LeanModel(build("Llama", {}), torch.float32).refreshed()
+    decoder, embedding, read = LeanDecoder(lean), lean.embedding, []
+    monkeypatch.setattr(lean, "embedding", lambda ids: read.append(ids.tolist()) or embedding(ids))
+    decoder.start(torch.tensor([[0, 0, 5], [7, 8, 9]]), torch.tensor([[False, False, True], [True] * 3]), 2, 1)
+    assert read == [[5, 7, 8, 9]]
+
+
+@torch.no_grad()
 def test_prompts_of_one_length_need_no_mask_and_give_the_same():
     model = build("Llama", {})
     lean, plain = LeanDecoder(LeanModel(model, torch.float32).refreshed()), HuggingFaceDecoder(model)

@@ -36,7 +36,7 @@ KNOWN_MODELS = {
 FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # others choose frequencies by the length of the text
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Takes the layer's number, queries [..., heads, D], keys and values [..., kv_heads, D]; returns like queries."""
+"""Takes the layer's number, queries [N, heads, D], keys and values [N, kv_heads, D]; returns like queries."""
 Product = Callable[[FusedLinear, Tensor], Tensor]
 """``FusedLinear.merged`` or ``FusedLinear.adapted``."""
 
@@ -93,23 +93,26 @@ class LeanModel:
         return torch.compile(self.__call__)
 
     def rotation(self, positions: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """Return factors [N, L, 1, D] of a head and of the head with its halves swapped, for positions [N, L]."""
-        cos, sin = self.rotary(torch.empty(0, dtype=dtype or self.dtype, device=positions.device), positions)
+        """Return factors [N, 1, D] of a head and of the head with its halves swapped, for positions [N]."""
+        cos, sin = self.rotary(torch.empty(0, dtype=dtype or self.dtype, device=positions.device), positions[None])
         half = sin.shape[-1] // 2
-        return cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), -1)[:, :, None]
+        return cos[0, :, None], torch.cat((-sin[..., :half], sin[..., half:]), -1)[0, :, None]
 
-    def __call__(self, ids: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """Return the logits [N, V] after the last of ids [N, L], with the weights that were merged last.
+    def __call__(
+        self, ids: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Return the logits [N, V] after each of N tokens, with the weights that were merged last.
 
         Args:
-            ids: [N, L] int64.
+            ids: [N] int64, of any sequences.
             rotation: What :meth:`rotation` says of their positions.
-            attend: Attention over a cache.
+            attend: Attention over a cache, which knows the sequences.
+            wanted: Tokens whose logits alone are returned, int64 indices.
         """
         hidden: Tensor = self.embedding(ids)
         for number, layer in enumerate(self.layers):
             hidden = layer(number, hidden, rotation, attend, FusedLinear.merged)
-        return self.head.merged(rms_norm(hidden[:, -1], self.norm))
+        return self.head.merged(rms_norm(hidden if wanted is None else hidden[wanted], self.norm))
 
     def predicting_states(self, packed: PackedGroups, recompute: bool | None = False) -> Tensor:
         """Return the last hidden states [N, H] that predict the completion tokens, differentiable in the LoRA weights.
@@ -119,18 +122,18 @@ class LeanModel:
             recompute: Keep each layer's input only, and compute the rest again in the backward pass. None does so from
                 the second layer on if all of them would keep more than half of the free memory.
         """
-        cos, swapped = (factor[0] for factor in self.rotation(packed.positions[None]))
+        rotation = self.rotation(packed.positions)
 
         def attend(_: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             return self.group_attention(queries, keys, values, packed)
 
         hidden: Tensor = self.embedding(packed.ids)
         for number, layer in enumerate(self.layers):
-            arguments = (number, hidden, (cos, swapped), attend, FusedLinear.adapted)
+            arguments = (number, hidden, rotation, attend, FusedLinear.adapted)
             if recompute:
                 hidden = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             elif recompute is None and torch.is_grad_enabled():
-                kept = KeptBytes(there_anyway=(cos, swapped, *layer.weights()))
+                kept = KeptBytes(there_anyway=(*rotation, *layer.weights()))
                 with kept.counting():
                     hidden = layer(*arguments)
                 recompute = kept.total * len(self.layers) > free_memory(hidden.device) // 2
@@ -162,11 +165,10 @@ class LeanLayer:
     def __call__(
         self, number: int, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, product: Product
     ) -> Tensor:
-        """Return hidden states [..., H] after this layer; see :class:`LeanModel`."""
-        heads = product(self.qkv, rms_norm(hidden, self.input_norm))
-        heads = heads.view(*heads.shape[:-1], -1, self.head_dim)
-        queries, keys = self._positioned(heads[..., : self.heads + self.kv_heads, :], rotation)
-        values = heads[..., self.heads + self.kv_heads :, :]
+        """Return hidden states [N, H] after this layer; see :class:`LeanModel`."""
+        heads = product(self.qkv, rms_norm(hidden, self.input_norm)).view(len(hidden), -1, self.head_dim)
+        queries, keys = self._positioned(heads[:, : self.heads + self.kv_heads], rotation)
+        values = heads[:, self.heads + self.kv_heads :]
         hidden = hidden + product(self.output, attend(number, queries, keys, values).flatten(-2))
         gate, up = product(self.gate_up, rms_norm(hidden, self.output_norm)).chunk(2, -1)
         return hidden + product(self.down, self.activation(gate) * up)
@@ -179,11 +181,11 @@ class LeanLayer:
 
     def _positioned(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if self.query_norm is not None:
-            queries, keys = heads[..., : self.heads, :], heads[..., self.heads :, :]
+            queries, keys = heads[:, : self.heads], heads[:, self.heads :]
             heads = torch.cat((rms_norm(queries, self.query_norm), rms_norm(keys, self.key_norm)), -2)
         same, swapped = rotation
         heads = torch.addcmul(heads * same, heads.roll(self.head_dim // 2, -1), swapped)
-        return heads[..., : self.heads, :], heads[..., self.heads :, :]
+        return heads[:, : self.heads], heads[:, self.heads :]
 
 
 class KeyValueCache:
@@ -222,7 +224,9 @@ class KeyValueCache:
         self._column = torch.tensor([-1], device=device) if even else None
         self._own_bias = torch.full((new_tokens,), -torch.inf, dtype=dtype, device=device) if even else None
         padded = not bool(prompt_mask.all())
+        self._prompts_shape = prompt_mask.shape
         self._prompt_mask = _causal(prompt_mask) if padded else None
+        self._real = prompt_mask.flatten().nonzero()[:, 0] if padded else None  # tokens among P x S
         self._bias = torch.zeros(*heads, 1, longest, dtype=dtype, device=device) if padded else None
         if self._bias is not None:
             self._bias.masked_fill_(~prompt_mask[:, None, None], -torch.inf)
@@ -236,19 +240,27 @@ class KeyValueCache:
         return sum(tensor.nbytes for part in parts for tensor in part)
 
     def attend_prompt(self, number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attend within the prompts, P rows, and keep their keys and values."""
-        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        """Attend within the prompts, of which there are all tokens without padding, and keep their keys and values."""
+        repeats = queries.shape[1] // keys.shape[1]
+        queries, keys, values = (self._by_prompt(heads).transpose(1, 2) for heads in (queries, keys, values))
         self.prompt_keys[number].copy_(keys.transpose(2, 3))
         self.prompt_values[number].copy_(values)
-        repeats = queries.shape[2] // keys.shape[1]
         attended = scaled_dot_product_attention(
-            queries.transpose(1, 2),
+            queries,
             keys.repeat_interleave(repeats, 1),
             values.repeat_interleave(repeats, 1),
             attn_mask=self._prompt_mask,
             is_causal=self._prompt_mask is None,
         )
-        return attended.transpose(1, 2)
+        tokens = attended.transpose(1, 2).flatten(0, 1)
+        return tokens if self._real is None else tokens[self._real]
+
+    def _by_prompt(self, heads: Tensor) -> Tensor:
+        """Return [P, S, heads, D] of the prompts' tokens [N, heads, D], zeros where there is padding."""
+        if self._real is not None:
+            padded = heads.new_zeros(self._prompts_shape.numel(), *heads.shape[1:])
+            heads = padded.index_copy_(0, self._real, heads)
+        return heads.view(*self._prompts_shape, *heads.shape[1:])
 
     def next_column(self) -> None:
         """Go on to the next token."""
@@ -287,7 +299,7 @@ class KeyValueCache:
         return rows if self._rows is None else rows[self._places]
 
     def _by_head(self, heads: Tensor) -> Tensor:
-        """Return [P, kv_heads, G, heads / kv_heads, D] of rows [N, 1, heads, D]; empty places hold any row."""
+        """Return [P, kv_heads, G, heads / kv_heads, D] of rows [N, heads, D]; empty places hold any row."""
         prompts, kv_heads, members, width, _ = self.own_keys[0].shape
         in_places = heads if self._rows is None else heads[self._rows]
         return in_places.view(prompts, members, kv_heads, -1, width).transpose(1, 2)

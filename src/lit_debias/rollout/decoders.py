@@ -91,17 +91,18 @@ class LeanDecoder(Decoder):
 
     def start(self, ids: Tensor, mask: Tensor, group_size: int, new_tokens: int) -> Tensor:
         """See :meth:`Decoder.start`."""
-        positions = positions_of(mask)
         self.cache = KeyValueCache(self.model, mask, group_size, new_tokens, even=self._even)
         self._step = self._new_step()
-        self.position = mask.sum(-1).repeat_interleave(group_size, 0)[:, None]
-        logits = self.model(ids, self.model.rotation(positions), self.cache.attend_prompt)
+        lengths = mask.sum(-1)
+        self.position = lengths.repeat_interleave(group_size, 0)
+        rotation = self.model.rotation(positions_of(mask)[mask])
+        logits = self.model(ids[mask], rotation, self.cache.attend_prompt, wanted=lengths.cumsum(0) - 1)
         return logits.repeat_interleave(group_size, 0)
 
     def step(self, tokens: Tensor) -> Tensor:
         """See :meth:`Decoder.step`."""
         self.cache.next_column()
-        logits = self._step(tokens[:, None], self.position)
+        logits = self._step(tokens, self.position)
         self.position = self.position + 1
         return logits
 
@@ -131,9 +132,9 @@ class NativeDecoder(Decoder):
     def start(self, ids: Tensor, mask: Tensor, group_size: int, new_tokens: int) -> Tensor:
         """See :meth:`Decoder.start`."""
         lengths = mask.sum(-1)
-        positions = torch.arange(int(lengths.max()) + new_tokens)[None]
+        positions = torch.arange(int(lengths.max()) + new_tokens)
         cos, sin = self.model.model.rotation(positions, torch.float32)
-        self.rotation = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
+        self.rotation = cos[:, 0].contiguous(), sin[:, 0].contiguous()
         self.prompts = NativeCache(self.model, len(ids), int(lengths.max()))
         self.owns = NativeCache(self.model, len(ids) * group_size, new_tokens)
         self.prompt = torch.arange(len(ids)).repeat_interleave(group_size)
