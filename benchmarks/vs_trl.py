@@ -42,6 +42,7 @@ from benchmarks import report
 from benchmarks.clock import rate, spread
 from benchmarks.options import add_step, model_at_hand, positive, program, settings_of
 from benchmarks.settings import Settings
+from benchmarks.workload import prompt_ids
 from lit_debias.errors import UserError
 
 OURS, LEAN, COMPILED, GRAPHED, RECOMPUTING = (
@@ -302,6 +303,8 @@ def compare(options: argparse.Namespace) -> int:
     runner.check_trl()
     with model_at_hand(settings, options.shape_folder) as at_hand:
         chosen = list(cells(at_hand, options.lengths, options.grid))
+        for cell in {(cell.lengths, cell.prompt_tokens): cell for cell in chosen}.values():
+            prompt_ids(cell)  # a mistake in the sizes is the user's, and no arm's
         comparison = Comparison(runner, options.arms, options.rounds, options.out, settings.device)
         passed = comparison.run(chosen)
     console = Console()

@@ -145,6 +145,13 @@ def test_a_python_without_trl_is_a_mistake(tmp_path, capsys):
     assert "no Python there that can import trl" in capsys.readouterr().err
 
 
+def test_prompts_that_cannot_be_so_short_are_a_mistake(stubbed, tmp_path, capsys):
+    assert compare(tmp_path, "--prompt-tokens", "1") == (2, {})
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "--prompt-tokens 1: the chat template takes" in line
+    assert not stubbed.exists()
+
+
 def test_a_process_has_its_limit():
     with pytest.raises(vs_trl.ArmError, match=r"not done after 0\.001 minutes"):
         Arms(sys.executable, minutes=0.001)._run([sys.executable, "-c", "import time; time.sleep(60)"])
