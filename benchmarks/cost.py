@@ -269,12 +269,12 @@ def activation_bytes(model: Architecture, settings: Settings) -> float:
     """Return what the backward pass of one group keeps, in bytes.
 
     For each of S + G (T - 1) tokens and each layer, numbers of w bytes: inputs and results of two norms, 4 H; queries
-    and what attention returns, 2 A; gate and up, activation, and their product, 4 I; the adapters between their two
+    and what attention returns, 2 A; gate and up, and what the gate lets through, 3 I; the adapters between their two
     factors, 112. Keys and values of the prompt, and for each completion of the prompt and its own, 2 K. For each head
     and pair of :func:`group_pairs` the weight in fp32, and rounded where w is less.
     """
     own = settings.completion_tokens - 1
-    numbers = 4 * model.hidden + 2 * model.queries + 4 * model.intermediate + 7 * RANK
+    numbers = 4 * model.hidden + 2 * model.queries + 3 * model.intermediate + 7 * RANK
     seen = settings.prompt_tokens + settings.group_size * (settings.prompt_tokens + own)
     rounded = width(settings) if width(settings) < 4 else 0
     weights = (4 + rounded) * model.heads * group_pairs(settings)

@@ -8,6 +8,7 @@ from support import save_tiny_model
 from torch import nn
 
 from lit_debias import fused_linear, lean_model
+from lit_debias.activation_memory import KeptBytes
 from lit_debias.errors import UserError
 from lit_debias.fused_linear import FusedLinear
 from lit_debias.lean_model import LeanModel, why_not_lean
@@ -82,6 +83,33 @@ def test_the_norm_of_many_rows_is_torchs(shape, dtype, monkeypatch):
     for own, torchs in zip(*found, strict=True):
         torch.testing.assert_close(own, torchs, **({"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}))
     assert torch.equal(given.detach(), values)
+
+
+class Plain(nn.SiLU):
+    """The same function, under a name that says nothing."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_gated_product_is_torchs_to_the_bit_and_keeps_its_input_alone(dtype):
+    torch.manual_seed(0)
+    values, grad = torch.randn(5, 12, dtype=dtype) * 3, torch.randn(5, 6, dtype=dtype)
+    found = []
+    for activation, kept in ((nn.SiLU(), 60), (Plain(), 60 + 30)):  # autograd keeps silu(gate) too
+        given = values.clone().requires_grad_()
+        counted = KeptBytes(there_anyway=())
+        with counted.counting():
+            result = lean_model.gated(given, activation)
+        assert counted.total == kept * dtype.itemsize
+        result.backward(grad)
+        found.append((result.detach(), given.grad))
+    for own, torchs in zip(*found, strict=True):
+        assert torch.equal(own, torchs)
+
+
+def test_the_gradient_of_the_gated_product_by_finite_differences():
+    torch.manual_seed(0)
+    values = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: lean_model.gated(values, nn.SiLU()), (values,))
 
 
 def test_the_gradient_of_the_norm_by_finite_differences():

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lit_debias.fused_linear import FusedLinear
-from lit_debias.lean_model import LeanModel
+from lit_debias.lean_model import LeanModel, is_silu
 from lit_debias.models import cache_dir
 
 SOURCE = Path(__file__).with_name("native_model.cpp")
@@ -40,7 +40,7 @@ def why_not_native(model: LeanModel) -> str | None:
         return "it needs a CPU with AVX512-BF16"
     if model.dtype != torch.bfloat16:
         return "it computes in bfloat16"
-    if type(layer.activation).__name__ not in {"SiLU", "SiLUActivation"}:
+    if not is_silu(layer.activation):
         return f"it does not know the activation {type(layer.activation).__name__}"
     if layer.heads // layer.kv_heads > TILE:
         return f"it has at most {TILE} heads of queries for one of keys"
