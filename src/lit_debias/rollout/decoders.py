@@ -93,10 +93,9 @@ class LeanDecoder(Decoder):
         """See :meth:`Decoder.start`."""
         self.cache = KeyValueCache(self.model, mask, group_size, new_tokens, even=self._even)
         self._step = self._new_step()
-        lengths = mask.sum(-1)
-        self.position = lengths.repeat_interleave(group_size, 0)
-        rotation = self.model.rotation(positions_of(mask)[mask])
-        logits = self.model(ids[mask], rotation, self.cache.attend_prompt, wanted=lengths.cumsum(0) - 1)
+        tokens, positions, last = without_padding(ids, mask)
+        self.position = mask.sum(-1).repeat_interleave(group_size, 0)
+        logits = self.model(tokens, self.model.rotation(positions), self.cache.attend_prompt, wanted=last)
         return logits.repeat_interleave(group_size, 0)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -140,9 +139,8 @@ class NativeDecoder(Decoder):
         self.prompt = torch.arange(len(ids)).repeat_interleave(group_size)
         self.own = torch.arange(len(self.prompt))
         self.lengths, self.filled = lengths, 0
-        position, prompt = positions_of(mask)[mask], mask.nonzero()[:, 0]
-        last = lengths.cumsum(0) - 1
-        rows = Rows(ids[mask], position, prompt, position + 1, self.rotation, last)
+        tokens, position, last = without_padding(ids, mask)
+        rows = Rows(tokens, position, mask.nonzero()[:, 0], position + 1, self.rotation, last)
         return self.model(rows, self.prompts, self.owns).repeat_interleave(group_size, 0)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -203,3 +201,8 @@ class HuggingFaceDecoder(Decoder):
 def positions_of(mask: Tensor) -> Tensor:
     """Return [P, S] positions that count real tokens only."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def without_padding(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids [N] and positions [N] of the real tokens of [P, S], and [P] where each prompt's last one is."""
+    return ids[mask], positions_of(mask)[mask], mask.sum(-1).cumsum(0) - 1
