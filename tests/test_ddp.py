@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from lit_debias.adapter_module import AdapterModule
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 RUNS = ("sum", "gdpo", "sft", "dpo")
@@ -54,3 +57,14 @@ def test_two_processes_make_the_step_of_one(found, aggregator):
 def test_baselines_too(found, baseline):
     own = {"sft": (), "dpo": ("rewards/margins", "rewards/accuracies", "logps/chosen")}[baseline]
     assert_same(found[1][baseline], found[2][baseline], ("loss", "entropy", "grad_norm", "num_tokens", *own))
+
+
+def test_extremes_of_several_ranks_are_no_means():
+    how = {}
+    module = SimpleNamespace(log=lambda name, value, shown, *, reduce_fx, **_: how.update({name: reduce_fx}))
+    lengths = [f"completions/{name}_length" for name in ("min", "mean", "max")]
+    times, off = ["rollout_time", "step_time"], "sampling/sampling_logp_difference"
+    AdapterModule._log(module, dict.fromkeys([*lengths, *times, f"{off}/mean", f"{off}/max", "tokens_per_second"], 1.0))
+    assert [how[name] for name in lengths] == ["min", "mean", "max"]
+    assert [how[name] for name in times] == ["max", "max"]
+    assert (how[f"{off}/mean"], how[f"{off}/max"], how["tokens_per_second"]) == ("mean", "max", "sum")
