@@ -76,5 +76,5 @@ def test_flex_attention_itself_over_several_blocks(monkeypatch):
     monkeypatch.setattr(attention, "_flex_attention", lambda: flex_attention.flex_attention)
     groups = packed([90, 150], [[140, 30], [1, 200]])
     tensors = [torch.randn(len(groups.ids), heads, 16) for heads in (4, 2, 2)]
-    assert groups.block_mask.sparsity() > 30  # per cent of the blocks are passed over
+    assert groups.block_mask().sparsity() > 30  # per cent of the blocks are passed over
     torch.testing.assert_close(attention.flex_group_attention(*tensors, groups), group_attention(*tensors, groups))

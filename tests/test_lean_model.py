@@ -7,10 +7,11 @@ import transformers
 from support import save_tiny_model
 from torch import nn
 
-from lit_debias import fused_linear, lean_model
+from lit_debias import fused_linear, lean_functions
 from lit_debias.activation_memory import KeptBytes
 from lit_debias.errors import UserError
 from lit_debias.fused_linear import FusedLinear
+from lit_debias.lean_functions import Norm
 from lit_debias.lean_model import LeanModel, why_not_lean
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rollout.decoders import HuggingFaceDecoder, LeanDecoder
@@ -61,22 +62,17 @@ def build(kind: str, options: dict) -> transformers.PreTrainedModel:
     return model
 
 
-class Norm:
-    def __init__(self, width, dtype):
-        self.weight, self.variance_epsilon = torch.rand(width, dtype=dtype) + 0.5, 1e-5
-
-
 @pytest.mark.parametrize("shape", [(70, 24), (65, 3, 8)])  # hidden states, and heads as Qwen3 has them
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_norm_of_many_rows_is_torchs(shape, dtype, monkeypatch):
     torch.manual_seed(0)
     values, grad = (torch.randn(shape, dtype=dtype) * 3 for _ in range(2))
     values[0] = 0  # where epsilon is all there is
-    norm, found = Norm(shape[-1], dtype), []
+    norm, found = Norm(torch.rand(shape[-1], dtype=dtype) + 0.5, 1e-5), []
     for many in (64, 1000):
-        monkeypatch.setattr(lean_model, "_MANY_ROWS", many)
+        monkeypatch.setattr(lean_functions, "_MANY_ROWS", many)
         given = values.clone().requires_grad_()
-        result = lean_model.rms_norm(given, norm)
+        result = lean_functions.rms_norm(given, norm)
         assert ("_RMSNorm" in type(result.grad_fn).__name__) == (many == 64)
         result.backward(grad)
         found.append((result.detach(), given.grad))
@@ -98,7 +94,7 @@ def test_the_gated_product_is_torchs_to_the_bit_and_keeps_its_input_alone(dtype)
         given = values.clone().requires_grad_()
         counted = KeptBytes(there_anyway=())
         with counted.counting():
-            result = lean_model.gated(given, activation)
+            result = lean_functions.gated(given, activation)
         assert counted.total == kept * dtype.itemsize
         result.backward(grad)
         found.append((result.detach(), given.grad))
@@ -109,14 +105,14 @@ def test_the_gated_product_is_torchs_to_the_bit_and_keeps_its_input_alone(dtype)
 def test_the_gradient_of_the_gated_product_by_finite_differences():
     torch.manual_seed(0)
     values = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda values: lean_model.gated(values, nn.SiLU()), (values,))
+    assert torch.autograd.gradcheck(lambda values: lean_functions.gated(values, nn.SiLU()), (values,))
 
 
 def test_the_gradient_of_the_norm_by_finite_differences():
     torch.manual_seed(0)
-    norm = Norm(3, torch.float64)
+    norm = Norm(torch.rand(3, dtype=torch.float64) + 0.5, 1e-5)
     values = torch.randn(64, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda values: lean_model.rms_norm(values, norm), (values,))
+    assert torch.autograd.gradcheck(lambda values: lean_functions.rms_norm(values, norm), (values,))
 
 
 @pytest.mark.parametrize("graphed", [False, True], ids=["plain", "graphed"])

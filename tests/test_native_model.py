@@ -137,7 +137,7 @@ def test_a_product_is_torchs(count):
 def test_tokens_go_into_the_columns_of_their_sequence():
     native = NativeModel(lean_model("Llama", {"num_key_value_heads": 2})).refreshed()
     prompts, owns = NativeCache(native, 1, 3), NativeCache(native, 2, 20)
-    rotation = tuple(factor[:, 0].contiguous() for factor in native.model.rotation(torch.arange(20), torch.float32))
+    rotation = native.rotation(20)
     one = torch.tensor([0])
     native(Rows(torch.tensor([5]), one, one, one + 1, rotation, one), prompts, owns)
     native(Rows(torch.tensor([5]), one, one, one + 1, rotation, one, own=one + 1, column=17), prompts, owns)

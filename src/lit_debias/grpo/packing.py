@@ -66,58 +66,85 @@ class PackedGroups:
         """int64 places of the completions' tokens among the P x G x (T - 1)."""
         return self.input_mask.flatten().nonzero()[:, 0]
 
-    def prompt_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
-        """Return [1, 1, repeats x S, S]: 0 where a prompt's token may attend to another, minus infinity elsewhere."""
-        longest = self.prompt_mask.shape[1]
-        seen = torch.ones(longest, longest, dtype=torch.bool, device=self.ids.device).tril()
-        return self._cached(("prompt", repeats, dtype), lambda: _bias(seen[None], repeats, dtype))
+    def reached(self, window: int | None) -> int | None:
+        """Return a window of so many tokens, or None where no sequence is longer, so that nothing is out of sight."""
+        longest = self.prompt_mask.shape[1] + self.input_mask.shape[2]
+        return window if window is not None and window < longest else None
 
-    def completion_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
-        """Return [P x G, 1, repeats x (T - 1), S + T - 1], or [1, ...] where all prompts are equally long.
-
-        0 where a completion may attend to its prompt and itself, minus infinity elsewhere.
+    def prompt_bias(self, repeats: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
+        """Return [1, 1, repeats x S, S]: 0 where a prompt's token may attend to another, minus infinity elsewhere.
 
         Args:
             repeats: Queries of each token that stand below each other.
             dtype: Type of the scores.
+            window: Tokens that each one sees, itself included; None for all.
         """
-        return self._cached(("completion", repeats, dtype), lambda: self._completion_bias(repeats, dtype))
+        return self._cached(("prompt", repeats, dtype, window), lambda: self._prompt_bias(repeats, dtype, window))
+
+    def completion_bias(self, repeats: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
+        """Return [P x G, 1, repeats x (T - 1), S + T - 1], or [1, ...] where all prompts are equally long.
+
+        0 where a completion may attend to its prompt and itself, minus infinity elsewhere. Arguments as in
+        :meth:`prompt_bias`.
+        """
+        key = ("completion", repeats, dtype, window)
+        return self._cached(key, lambda: self._completion_bias(repeats, dtype, window))
 
     @cached_property
-    def _biases(self) -> dict[tuple[str, int, torch.dtype], Tensor]:
+    def _biases(self) -> dict[tuple[str, int, torch.dtype, int | None], Tensor]:
         return {}
 
-    def _cached(self, key: tuple[str, int, torch.dtype], make: Callable[[], Tensor]) -> Tensor:
+    def _cached(self, key: tuple[str, int, torch.dtype, int | None], make: Callable[[], Tensor]) -> Tensor:
         if key not in self._biases:
             self._biases[key] = make()
         return self._biases[key]
 
-    def _completion_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
+    def _prompt_bias(self, repeats: int, dtype: torch.dtype, window: int | None) -> Tensor:
+        return _bias(_band(self.prompt_mask.shape[1], window, self.ids.device)[None], repeats, dtype)
+
+    def _completion_bias(self, repeats: int, dtype: torch.dtype, window: int | None) -> Tensor:
         _, members, tokens = self.input_mask.shape
         even = self.prompt_places is None
         prompt = self.prompt_mask[:1] if even else self.prompt_mask
-        own = torch.ones(tokens, tokens, dtype=torch.bool, device=self.ids.device).tril()
-        seen = torch.cat((prompt[:, None].expand(-1, tokens, -1), own.expand(len(prompt), -1, -1)), -1)
-        bias = _bias(seen, repeats, dtype)
+        own = _band(tokens, window, self.ids.device)
+        of_prompt = prompt[:, None].expand(-1, tokens, -1)
+        if window is not None:
+            places = torch.arange(prompt.shape[1] + tokens, device=self.ids.device)
+            queries = prompt.sum(1)[:, None] + places[:tokens]  # [P or 1, T - 1] positions
+            of_prompt = of_prompt & (queries[..., None] - places[: prompt.shape[1]] < window)
+        bias = _bias(torch.cat((of_prompt, own.expand(len(prompt), -1, -1)), -1), repeats, dtype)
         return bias if even else bias.repeat_interleave(members, 0)
 
     @cached_property
-    def block_mask(self) -> BlockMask:
-        """What may be seen among the M tokens, for FlexAttention."""
-        from torch.nn.attention.flex_attention import create_block_mask
+    def _block_masks(self) -> dict[int | None, BlockMask]:
+        return {}
+
+    def block_mask(self, window: int | None = None) -> BlockMask:
+        """Return what may be seen among the M tokens, for FlexAttention; ``window`` as in :meth:`prompt_bias`."""
+        if window not in self._block_masks:
+            self._block_masks[window] = self._block_mask(window)
+        return self._block_masks[window]
+
+    def _block_mask(self, window: int | None) -> BlockMask:
+        from torch.nn.attention.flex_attention import and_masks, create_block_mask
 
         prompts, members, _ = self.input_mask.shape
         rows, member, _ = self.input_mask.nonzero(as_tuple=True)
         of_prompts = self.prompt_mask.nonzero()[:, 0]
         group = torch.cat((of_prompts, rows))
         sequence = torch.cat((of_prompts, prompts + rows * members + member))  # a prompt's number is its group's
+        positions = self.positions
 
         def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             own, prompt = sequence[query] == sequence[key], group[query] == sequence[key]
             return (query >= key) & (own | prompt)
 
+        def near(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return positions[query] - positions[key] < window
+
         tokens = len(self.ids)
-        return create_block_mask(seen, None, None, tokens, tokens, device=self.ids.device)
+        mask = seen if window is None else and_masks(seen, near)
+        return create_block_mask(mask, None, None, tokens, tokens, device=self.ids.device)
 
     def select(self, hidden: Tensor) -> Tensor:
         """Return the [N, H] of [M, H] hidden states that predict the completion tokens."""
@@ -228,6 +255,12 @@ def token_budget(prompt_mask: Tensor, completion_mask: Tensor, tokens: int) -> l
 
 def _followed(completion_mask: Tensor) -> Tensor:
     return completion_mask[:, :, 1:]  # True on the first tokens, so this has one fewer of them
+
+
+def _band(tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """Return [tokens, tokens] bool: each sees itself and those before it, ``window`` of them in all."""
+    square = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    return square if window is None else square.triu(1 - window)
 
 
 def _bias(seen: Tensor, repeats: int, dtype: torch.dtype) -> Tensor:
