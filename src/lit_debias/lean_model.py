@@ -211,7 +211,8 @@ class LeanLayer:
         self.attention_outcome_norm, self.mlp_outcome_norm = (
             None if name is None else _norm(getattr(layer, name), family) for name in outcomes
         )
-        self.query_norm = self.key_norm = None
+        self.query_norm: Norm | None = None
+        self.key_norm: Norm | None = None
         if hasattr(attention, "q_norm"):
             # What attends divides scores by the root of head_dim; where a model has another scale, queries bring it.
             scale = attention.scaling / self.head_dim**-0.5
@@ -241,13 +242,13 @@ class LeanLayer:
 
     def weights(self) -> Iterator[Tensor]:
         """Yield the frozen weights that are kept whether or not there is a backward pass."""
-        norms = (self.input_norm, self.attention_outcome_norm, self.mlp_norm, self.mlp_outcome_norm)
-        norms += (self.query_norm, self.key_norm)
+        of_states = (self.input_norm, self.attention_outcome_norm, self.mlp_norm, self.mlp_outcome_norm)
+        norms = (*of_states, self.query_norm, self.key_norm)
         yield from (norm.weight for norm in norms if norm is not None)
         yield from (fused.base_weight() for fused in self.linears if fused.keeps_base)
 
     def _positioned(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             queries, keys = heads[:, : self.heads], heads[:, self.heads :]
             heads = torch.cat((rms_norm(queries, self.query_norm), rms_norm(keys, self.key_norm)), -2)
         same, swapped = rotation

@@ -126,25 +126,21 @@ class PackedGroups:
         return self._block_masks[window]
 
     def _block_mask(self, window: int | None) -> BlockMask:
-        from torch.nn.attention.flex_attention import and_masks, create_block_mask
+        from torch.nn.attention.flex_attention import create_block_mask
 
         prompts, members, _ = self.input_mask.shape
         rows, member, _ = self.input_mask.nonzero(as_tuple=True)
         of_prompts = self.prompt_mask.nonzero()[:, 0]
         group = torch.cat((of_prompts, rows))
         sequence = torch.cat((of_prompts, prompts + rows * members + member))  # a prompt's number is its group's
-        positions = self.positions
+        positions, tokens = self.positions, len(self.ids)
+        farthest = tokens if window is None else window
 
         def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             own, prompt = sequence[query] == sequence[key], group[query] == sequence[key]
-            return (query >= key) & (own | prompt)
+            return (query >= key) & (own | prompt) & (positions[query] - positions[key] < farthest)
 
-        def near(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return positions[query] - positions[key] < window
-
-        tokens = len(self.ids)
-        mask = seen if window is None else and_masks(seen, near)
-        return create_block_mask(mask, None, None, tokens, tokens, device=self.ids.device)
+        return create_block_mask(seen, None, None, tokens, tokens, device=self.ids.device)
 
     def select(self, hidden: Tensor) -> Tensor:
         """Return the [N, H] of [M, H] hidden states that predict the completion tokens."""

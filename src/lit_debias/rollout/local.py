@@ -30,11 +30,11 @@ class LocalEngine(RolloutEngine):
         top_p: Sample among the fewest tokens that reach this probability; 1 for all. Changes it likewise.
         weights: ``merged`` samples from a copy with base and LoRA in one weight (fast; costs the base once more in
             the policy's dtype), ``live`` from the training weights (slower; no memory).
-        decoder: ``lean`` is a forward pass made for sampling, several times faster on a CPU; it knows Llama, Mistral
-            (without sliding window), Qwen2 and Qwen3. ``native`` is the same in C++, twice as fast again: for CPUs with
-            AVX512-BF16, in bfloat16, compiled in two seconds by g++ or what ``CXX`` says. ``hugging_face`` is the
-            model's own. ``auto`` takes the fastest that knows the model, where weights are merged, and the log says
-            which.
+        decoder: ``lean`` is a forward pass made for sampling, several times faster on a CPU; it knows Llama, Mistral,
+            Qwen2, Qwen3, Gemma and Gemma 3 (text), with their attention windows. ``native`` is the same in C++, twice
+            as fast again: for CPUs with AVX512-BF16, in bfloat16, compiled in two seconds by g++ or what ``CXX`` says.
+            ``hugging_face`` is the model's own. ``auto`` takes the fastest that knows the model, where weights are
+            merged, and the log says which.
         torch_compile: Compile the lean decoder: for long runs. Tokens come a tenth to a fifth sooner on a CPU, but the
             first of them after a minute or so, and again those of other numbers and lengths of prompts until
             ``torch.compile`` knows what varies. Needs a C++ compiler.
