@@ -21,6 +21,7 @@ LAYERS = [
     ["grpo"],
     ["rewards"],
     ["activation_memory", "models", "model_checks", "inference_copy", "language_model", "sentence_encoder"],
+    ["base_weights", "adapter_config", "targets"],
     ["adapters", "tokens"],
     ["precision"],
     ["fused_linear"],

@@ -50,7 +50,7 @@ class InferenceCopy:
     def _plain_linear(self, layer: nn.Module) -> nn.Linear:
         base = layer.base_layer if is_adapted(layer) else layer
         with torch.device("meta"):
-            linear = nn.Linear(base.in_features, base.out_features, bias=False)  # type: ignore[arg-type,union-attr]
+            linear = nn.Linear(layer.in_features, layer.out_features, bias=False)  # type: ignore[arg-type]
         weight = torch.empty(linear.weight.shape, dtype=self.dtype, device=base.weight.device)  # type: ignore[union-attr,arg-type]
         linear.weight = nn.Parameter(weight, requires_grad=False)
         linear.bias = base.bias  # type: ignore[union-attr,assignment]
@@ -64,18 +64,26 @@ def merged_weight(layer: nn.Module) -> Tensor:
         return base_weight(layer).float()
     weight = base_weight(layer.base_layer).float()  # type: ignore[arg-type]
     for name in layer.active_adapters:  # type: ignore[union-attr]
-        weight = weight + layer.get_delta_weight(name).float()  # type: ignore[operator]
+        delta = layer.get_delta_weight(name).float()  # type: ignore[operator]
+        weight = weight + (delta.T if is_transposed(layer.base_layer) else delta)  # type: ignore[arg-type]
     return weight
 
 
 def base_weight(layer: nn.Module) -> Tensor:
-    """Return the weight [out, in] of a plain or 4-bit layer in the type that it computes in."""
+    """Return the weight [out, in] of a plain, transposed or 4-bit layer in the type that it computes in."""
     weight: Any = layer.weight
     if is_quantized(layer):
         import bitsandbytes as bnb
 
         weight = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return weight  # type: ignore[no-any-return]
+    return weight.T if is_transposed(layer) else weight
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Return whether a layer keeps its weight as [in, out], as GPT-2's do."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(layer, Conv1D)
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -12,46 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from lit_debias.adapter_config import WEIGHTS
 from lit_debias.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-WEIGHTS = "adapter_model.safetensors"
 _log = logging.getLogger(__name__)
-
-
-def read_adapter_config(folder: str, dropout: float) -> LoraConfig:
-    """Return the configuration of a plain LoRA adapter, with another dropout.
-
-    Raises:
-        UserError: it cannot be read; the adapter is of another kind, which the inference copy cannot sum; or reading it
-            could run code: its weights are a pickle, or it names a module for PEFT to import (``megatron_core``).
-    """
-    from peft import LoraConfig, PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"adapter '{folder}': its adapter_config.json is not readable ({reason:.200}); write the folder of a PEFT "
-            "adapter"
-        ) from error
-    if not isinstance(config, LoraConfig):
-        kind = type(config).__name__.removesuffix("Config")
-        raise UserError(f"adapter '{folder}' is of the kind {kind}; name a plain LoRA adapter")
-    for option in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "megatron_config"):
-        if getattr(config, option, None):
-            raise UserError(f"adapter '{folder}' uses {option}; name a plain LoRA adapter")
-    if not (Path(folder) / WEIGHTS).is_file():  # PEFT would take a pickle instead
-        raise UserError(
-            f"adapter '{folder}': no {WEIGHTS} there, and other files are not read, as they could run "
-            "code; save it with save_pretrained of a current PEFT, where you trust it"
-        )
-    config.lora_dropout = dropout
-    return config
 
 
 @contextmanager
@@ -117,13 +85,3 @@ def check_head(model: PreTrainedModel, source: str) -> None:
             f"policy: model '{source}' changes its logits after the output layer (a soft cap or a scale), so their "
             "log-probs would be wrong; write a model without, such as Llama, Qwen or SmolLM"
         )
-
-
-def check_adapters(lm: PeftModel) -> None:
-    """Raise :class:`UserError` where an adapter sits on the output layer, or on no linear layer."""
-    from peft.tuners.lora import LoraLayer
-
-    head = lm.get_base_model().get_output_embeddings()
-    for name, layer in lm.named_modules():
-        if isinstance(layer, LoraLayer) and (layer is head or not isinstance(layer.base_layer, nn.Linear)):
-            raise UserError(f"policy: there is an adapter on '{name}'; targets must be linear layers of the decoder")

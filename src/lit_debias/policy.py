@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lit_debias.activation_memory import free_memory
+from lit_debias.adapter_config import read_adapter_config
 from lit_debias.adapters import REFERENCE, TRAINED, continued_adapter, new_adapter
+from lit_debias.base_weights import load_base
 from lit_debias.errors import UserError
 from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack, token_budget
 from lit_debias.inference_copy import InferenceCopy
 from lit_debias.lean_model import LeanModel, why_not_lean
-from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
-from lit_debias.models import check_model, load_causal_lm, load_tokenizer, nf4_config, render_chat, set_checkpointing
+from lit_debias.model_checks import check_head, disable_dropout
+from lit_debias.models import check_model, load_tokenizer, render_chat, set_checkpointing
 from lit_debias.native_model import NativeModel, why_not_native
 from lit_debias.precision import Precision, dtype_of
 from lit_debias.tokens import end_of_sequence_ids, pad, tokens_of
@@ -88,6 +90,8 @@ class QLoRAPolicy(nn.Module):
             # jsonargparse turns null into this text where it is an option inside a class on the command line
             instead = "write null in a file" if adapter == "None" else "write the folder of a PEFT adapter"
             raise UserError(f"adapter '{adapter}': no adapter_config.json there; {instead}, or leave it out")
+        if adapter is not None:
+            read_adapter_config(adapter, dropout)  # refuses what is no plain LoRA before anything is loaded
         if rank < 1 or not 0 <= dropout < 1 or max_prompt_tokens < 1:
             raise UserError(
                 f"policy: rank={rank}, dropout={dropout}, max_prompt_tokens={max_prompt_tokens}; "
@@ -125,8 +129,7 @@ class QLoRAPolicy(nn.Module):
         if self.system_prompt and not self.tokenizer.chat_template:
             raise UserError(f"policy: model '{self.source}' has no chat template, so it takes no system_prompt")
         config = self._adapter_config()
-        quantization = {"quantization_config": nf4_config(self.dtype)} if self.quantization == "nf4" else {}
-        base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **quantization)
+        base = load_base(self.source, self.quantization, self.dtype, device)
         base.requires_grad_(False)
         # bitsandbytes on CPUs repacks 4-bit weights whenever eval() and train() alternate: always train mode.
         base.train()
@@ -143,7 +146,6 @@ class QLoRAPolicy(nn.Module):
                 self.lm = new_adapter(base, self.source, config)
             else:
                 self.lm = continued_adapter(base, self.source, config, self.adapter, copy=not self.reference_is_base)
-        check_adapters(self.lm)
         self.lm.train()  # PEFT calls eval() for a frozen adapter
         self.lean_obstacle = why_not_lean(base)
         if self.flex and self.lean_obstacle:
