@@ -108,8 +108,8 @@ def _compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
     kept = model._keep_in_fp32_modules_strict or ()
     for name, module in model.named_modules():
         if is_quantized(module):
-            module.compute_dtype = dtype  # type: ignore[assignment]
-            module.weight.quant_state.dtype = dtype  # type: ignore[union-attr]
+            module.compute_dtype = dtype
+            module.weight.quant_state.dtype = dtype
         if any(part in kept for part in name.split(".")):
             continue
         for parameter in module.parameters(recurse=False):
@@ -158,7 +158,8 @@ def _check_files(source: str) -> None:
 
 def _weight_files(source: str) -> Iterator[Path]:
     """Yield the model's safetensors, of a folder or of what is cached of a hub id."""
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+    from transformers.utils.hub import cached_file
 
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         found = cached_file(resolve(source), name, local_files_only=True, _raise_exceptions_for_missing_entries=False)

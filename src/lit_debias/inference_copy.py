@@ -76,7 +76,7 @@ def base_weight(layer: nn.Module) -> Tensor:
         import bitsandbytes as bnb
 
         weight = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return weight.T if is_transposed(layer) else weight
+    return weight.T if is_transposed(layer) else weight  # type: ignore[no-any-return]
 
 
 def is_transposed(layer: nn.Module) -> bool:

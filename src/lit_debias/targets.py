@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,8 @@ def called_layers(model: PreTrainedModel) -> set[str]:
     def note(kind: str) -> Callable[..., None]:
         return lambda *_: found.add(kind)
 
-    ids = torch.arange(PASSAGE, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    ids = torch.arange(PASSAGE, device=model.device)[None] % embedding.weight.shape[0]
     with ExitStack() as hooks:
         for name, layer in model.named_modules():
             if is_linear(layer):
@@ -108,7 +109,7 @@ def choose_targets(base: PreTrainedModel, source: str, config: LoraConfig, calle
         )
     config.target_modules = _shortest(chosen, layers)
     kinds = sorted({name.rpartition(".")[2] for name in chosen})
-    _log.info("Adapters of '%s' sit on %d of %d linear layers: %s", source, len(chosen), len(linear), kinds)
+    _log.info("Adapters of '%s' sit on %d of its layers: %s", source, len(chosen), ", ".join(kinds))
 
 
 def _around(layers: dict[str, nn.Module], name: str) -> Iterator[nn.Module]:
