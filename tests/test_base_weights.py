@@ -22,6 +22,7 @@ from transformers import (
 from lit_debias.errors import UserError
 from lit_debias.grpo.packing import pack
 from lit_debias.inference_copy import base_weight, is_quantized
+from lit_debias.language_model import LanguageModel
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.tokens import tokens_of
 from lit_debias.types import PromptBatch
@@ -78,6 +79,7 @@ FOUR_BITS = {
         },
     ),
     "fp4 of fp16": (torch.float16, {"bnb_4bit_quant_type": "fp4", "bnb_4bit_compute_dtype": torch.float16}),
+    "stored as bf16": (torch.bfloat16, {"bnb_4bit_quant_storage": torch.bfloat16}),
     "some layers plain": (torch.bfloat16, {"llm_int8_skip_modules": ["lm_head", "q_proj", "down_proj"]}),
 }
 
@@ -148,6 +150,8 @@ def test_fp8_is_loaded_as_plain_weights(tiny_model, tmp_path):
     policy = loaded(folder)
     rollout = policy.encode(PROMPTS, ANSWERS)
     torch.testing.assert_close(policy.logprobs(rollout), plain_logprobs(plain, rollout), rtol=1e-4, atol=1e-4)
+    small = loaded(folder, dtype="bfloat16")
+    assert {p.dtype for p in small.causal_lm.parameters() if not p.requires_grad} == {torch.bfloat16}
     with pytest.raises(
         UserError, match=r"stored quantised \(fp8\) and cannot be quantised again; write quantization: n"
     ):
@@ -156,8 +160,17 @@ def test_fp8_is_loaded_as_plain_weights(tiny_model, tmp_path):
 
 def test_codes_that_the_configuration_does_not_speak_of(tiny_model, tmp_path):
     store_in_fp8(tiny_model, tmp_path / "model")
-    with pytest.raises(UserError, match=r"'model.layers.0.mlp.down_proj.weight' is stored as F8_E4M3, and its config"):
-        loaded(tmp_path / "model")
+    for load in (loaded, lambda folder: LanguageModel(str(folder), 1).load(torch.device("cpu"))):
+        with pytest.raises(UserError, match=r"'model.layers.0.mlp.down_proj.weight' is stored as F8_E4M3, and its c"):
+            load(tmp_path / "model")
+
+
+@pytest.mark.filterwarnings("ignore:Unknown quantization type")
+def test_a_frozen_reader_refuses_what_transformers_does_not_know(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    changed(folder, "config.json", quantization_config={"quant_method": "of tomorrow"})
+    with pytest.raises(UserError, match=r"\(of tomorrow\), which transformers does not know"):
+        LanguageModel(str(folder), 1).load(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])

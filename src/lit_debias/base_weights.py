@@ -42,10 +42,7 @@ def load_base(source: str, quantization: str, dtype: torch.dtype, device: torch.
     Raises:
         UserError: its weights are stored in a format that the policy cannot read; or it cannot be loaded.
     """
-    with loading(source):
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(resolve(source), **NO_CODE)
+    config = _config(source)
     stored = _stored_quantization(config)
     options: dict[str, Any] = {}
     if stored:
@@ -54,12 +51,36 @@ def load_base(source: str, quantization: str, dtype: torch.dtype, device: torch.
     elif quantization == "nf4":
         options["quantization_config"] = nf4_config(dtype)
     model = load_causal_lm(source, dtype=dtype, device_map={"": device}, **options)
-    if stored and _format(stored) == FOUR_BIT:
+    if stored:
         _compute_in(model, dtype)
-    elif not stored:
+    else:
         _check_files(source)
     _check_weights(model, source)
     return model
+
+
+def check_codes(source: str) -> None:
+    """Raise :class:`UserError` where transformers itself would read codes as numbers, with a warning at most.
+
+    It does so where ``config.json`` names a format that it does not know, or does not speak of one at all.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    stored = _stored_quantization(_config(source))
+    if stored is None:
+        _check_files(source)
+    elif not _format(stored).startswith("bitsandbytes") and _format(stored) not in AUTO_QUANTIZER_MAPPING:
+        raise UserError(
+            f"model '{source}' is stored quantised ({_format(stored)}), which transformers does not know; write the "
+            "model that it was made from"
+        )
+
+
+def _config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    with loading(source):
+        return AutoConfig.from_pretrained(resolve(source), **NO_CODE)
 
 
 def _stored_quantization(config: Any) -> dict[str, Any] | None:
@@ -104,7 +125,7 @@ def _prepare(stored: dict[str, Any], source: str, quantization: str, dtype: torc
 
 
 def _compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Let 4-bit weights, which the loader leaves in the type that they were saved with, compute in ``dtype``."""
+    """Let 4-bit weights compute in ``dtype``, and have the others in it: the loader leaves them as they were saved."""
     kept = model._keep_in_fp32_modules_strict or ()
     for name, module in model.named_modules():
         if is_quantized(module):
@@ -151,7 +172,7 @@ def _check_files(source: str) -> None:
                 kind = weights.get_slice(name).get_dtype()
                 if name.endswith("weight") and kind not in WEIGHT_TYPES:
                     raise UserError(
-                        f"policy: model '{source}': '{name}' is stored as {kind}, and its config.json does not say "
+                        f"model '{source}': '{name}' is stored as {kind}, and its config.json does not say "
                         "what that stands for; write an unquantised model, with quantization: nf4 for 4 bits"
                     )
 

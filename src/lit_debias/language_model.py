@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lit_debias.base_weights import check_codes
 from lit_debias.models import first_token, load_causal_lm, load_tokenizer, render_chat
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ class LanguageModel:
         """Load onto ``device``; does nothing when the model is there.
 
         Raises:
-            UserError: there is no such model, or it cannot be reached.
+            UserError: there is no such model, it cannot be reached, or its weights are codes that would be read as
+                numbers.
         """
         if self._lm is not None:
             return
         dtype = self.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
         self._lm = load_causal_lm(self.source, dtype=dtype, device_map={"": device})
+        check_codes(self.source)
 
     def read(self, prompts: list[str], completions: list[str]) -> tuple[list[list[int]], list[Tensor]]:
         """Return token ids [N] of [T_i] and their log-probabilities [N] of [T_i] float32 on the CPU."""

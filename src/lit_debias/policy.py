@@ -41,15 +41,19 @@ class QLoRAPolicy(nn.Module):
 
     Args:
         model: Base model: a local folder, ``pkg://PACKAGE/FILE.gguf``, or a hub id.
-        quantization: ``nf4`` (4-bit NormalFloat with double quantisation, QLoRA) or ``none``.
+        quantization: ``nf4`` (4-bit NormalFloat with double quantisation, QLoRA) or ``none``. Weights that bitsandbytes
+            has stored in 4 bits stay so with both; FP8 and MXFP4 need ``none``, which loads them as plain weights; other
+            stored formats are refused.
         dtype: Type of the frozen weights, or of the computation where they are 4-bit. LoRA weights are always fp32.
             ``auto`` is bfloat16 where the device has instructions for it, and float32 elsewhere; on such a CPU bfloat16
             takes 7 to 60 times as long.
         rank: LoRA rank.
         alpha: LoRA scale; the update is ``alpha / rank * B @ A``.
         dropout: LoRA dropout. Above 0, sampling and training see different networks. (The base's own is always off.)
-        targets: Names of the linear layers that get an adapter, or ``all-linear``.
-        adapter: Folder of an adapter to continue from.
+        targets: Names of the linear layers that get an adapter, a pattern of whole names, or ``all-linear``: those of
+            the text decoder but the output layer, and in mixtures of experts and hybrids those of attention and of MLPs
+            that all tokens pass, as the log then says.
+        adapter: Folder of an adapter to continue from: plain LoRA, nothing that moves the base or trains it.
         reference: What the frozen reference is where an ``adapter`` is continued: a frozen copy of that adapter, or the
             base without it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more compute. null does

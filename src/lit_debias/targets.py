@@ -90,7 +90,7 @@ def choose_targets(base: PreTrainedModel, source: str, config: LoraConfig, calle
     Raises:
         UserError: no layer is left.
     """
-    if config.target_modules != ALL:
+    if str(config.target_modules).lower() != ALL:
         return
     head = base.get_output_embeddings()
     layers = {name: layer for name, layer in base.named_modules() if layer is not head}
