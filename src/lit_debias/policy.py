@@ -41,9 +41,9 @@ class QLoRAPolicy(nn.Module):
 
     Args:
         model: Base model: a local folder, ``pkg://PACKAGE/FILE.gguf``, or a hub id.
-        quantization: ``nf4`` (4-bit NormalFloat with double quantisation, QLoRA) or ``none``. Weights that bitsandbytes
-            has stored in 4 bits stay so with both; FP8 and MXFP4 need ``none``, which loads them as plain weights; other
-            stored formats are refused.
+        quantization: ``nf4`` (4-bit NormalFloat with double quantisation, QLoRA) or ``none``. Weights that are
+            stored in 4 bits of bitsandbytes stay so with both; FP8 and MXFP4 need ``none``, which loads them as plain
+            weights; other stored formats are refused.
         dtype: Type of the frozen weights, or of the computation where they are 4-bit. LoRA weights are always fp32.
             ``auto`` is bfloat16 where the device has instructions for it, and float32 elsewhere; on such a CPU bfloat16
             takes 7 to 60 times as long.
