@@ -206,7 +206,9 @@ class GRPO(AdapterModule):
         """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
         if not for_loss and not suite.needs_reference_logprobs:
             return rollout, None
-        sampled, plain = self.policy.logprobs_at(rollout, (self.engine.temperature, 1.0), reference=True)
+        supports = (rollout.support, None)  # rewards ask about the whole vocabulary
+        at = (self.engine.temperature, 1.0)
+        sampled, plain = self.policy.logprobs_at(rollout, at, reference=True, supports=supports)
         return replace(rollout, reference_logprobs=plain), sampled if for_loss else None
 
     def _settle(self, suite: RewardSuite, scores: Scores) -> None:
@@ -226,7 +228,8 @@ class GRPO(AdapterModule):
         """Return this micro-batch's share of the loss, its log-probs [B, G, T] without gradient, and metric sums."""
         rollout, mask = experience.rollout, experience.loss_mask[groups]
         packed = pack(rollout.prompt_ids[groups], rollout.prompt_mask[groups], rollout.completion_ids[groups], mask)
-        tokens = self.policy(packed, self.engine.temperature, entropy_grad=self.loss.entropy_bonus > 0)
+        support = rollout.support and rollout.support[groups][mask]
+        tokens = self.policy(packed, self.engine.temperature, self.loss.entropy_bonus > 0, support)
         logprobs = packed.unpack(tokens.logprobs)
         old, reference = experience.old_logprobs, experience.reference_logprobs
         loss, measured = self.loss(

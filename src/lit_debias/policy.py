@@ -23,7 +23,7 @@ from lit_debias.models import check_model, load_causal_lm, load_tokenizer, nf4_c
 from lit_debias.native_model import NativeModel, why_not_native
 from lit_debias.precision import Precision, dtype_of
 from lit_debias.tokens import end_of_sequence_ids, pad, tokens_of
-from lit_debias.types import PromptBatch, Rollout
+from lit_debias.types import PromptBatch, Rollout, Support
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -253,9 +253,13 @@ class QLoRAPolicy(nn.Module):
     def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[list[str]]:
         """Return texts [P][G] of ids [P, G, T] without special tokens."""
         return [
-            [str(self.tokenizer.decode(ids[mask], skip_special_tokens=True)) for ids, mask in zip(*group, strict=True)]
+            [self.text_of(ids[mask]) for ids, mask in zip(*group, strict=True)]
             for group in zip(completion_ids.cpu(), completion_mask.cpu(), strict=True)
         ]
+
+    def text_of(self, ids: Tensor) -> str:
+        """Return the text of token ids [L] without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     @property
     def _pad_id(self) -> int:
@@ -277,8 +281,10 @@ class QLoRAPolicy(nn.Module):
 
     # ---------------------------------------------------------------- log-probs
 
-    def forward(self, packed: PackedGroups, temperature: float = 1.0, entropy_grad: bool = False) -> TokenLogprobs:
-        """Return fp32 log-probs [N] of the N packed completion tokens, and the entropy [N] in nats."""
+    def forward(
+        self, packed: PackedGroups, temperature: float = 1.0, entropy_grad: bool = False, support: Support | None = None
+    ) -> TokenLogprobs:
+        """Return fp32 log-probs [N] of the N packed completion tokens, and the entropy [N] in nats, within a support."""
         head = self.causal_lm.get_output_embeddings()
         return selected_logprobs(
             self._predicting_states(packed),
@@ -288,6 +294,7 @@ class QLoRAPolicy(nn.Module):
             bias=head.bias,
             entropy=True,
             entropy_grad=entropy_grad,
+            support=support,
         )
 
     def _predicting_states(self, packed: PackedGroups) -> Tensor:
@@ -322,15 +329,22 @@ class QLoRAPolicy(nn.Module):
         return self.logprobs_at(rollout, (temperature,), reference)[0]
 
     @torch.no_grad()
-    def logprobs_at(self, rollout: Rollout, temperatures: tuple[float, ...], reference: bool = False) -> Tensor:
-        """Return :meth:`logprobs` at K temperatures, [K, P, G, T], from one forward pass."""
+    def logprobs_at(
+        self,
+        rollout: Rollout,
+        temperatures: tuple[float, ...],
+        reference: bool = False,
+        supports: tuple[Support | None, ...] | None = None,
+    ) -> Tensor:
+        """Return :meth:`logprobs` at K temperatures, each within a support if given, from one pass: [K, P, G, T]."""
         head = self.causal_lm.get_output_embeddings()
         tokens, parts = tokens_of(rollout), []
         with self.as_reference() if reference else contextlib.nullcontext():
             for groups in token_budget(rollout.prompt_mask, rollout.completion_mask, FORWARD_TOKENS):
                 packed = pack(*(tensor[groups] for tensor in tokens))
                 states = self._predicting_states(packed)
-                values = logprobs_at(states, head.weight, packed.targets, temperatures, bias=head.bias)
+                within = [support and support[groups][packed.completion_mask] for support in supports or ()] or None
+                values = logprobs_at(states, head.weight, packed.targets, temperatures, head.bias, supports=within)
                 parts.append(torch.stack([packed.unpack(row) for row in values]))
         return torch.cat(parts, dim=1)
 

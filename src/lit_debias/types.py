@@ -35,6 +35,34 @@ class PromptBatch:
 
 
 @dataclass(frozen=True)
+class Support:
+    """The tokens that could be sampled in each place; every other one had probability 0 there.
+
+    Each is an id of 4 bytes, whatever the vocabulary: top-k 50 takes 200 bytes for a sampled token, 3 MiB for 16,384
+    of them. (A bit for each of 262,144 entries would take 32 KiB, and 512 MiB.)
+    """
+
+    ids: Tensor
+    """[M] int32, token ids of all places."""
+    starts: Tensor
+    """[...] int64, where in ``ids`` those of a place begin."""
+    counts: Tensor
+    """[...] int64, how many they are; 0 where nothing was sampled."""
+
+    def __getitem__(self, which: slice | Tensor) -> Support:
+        """Return some of the places; the ids are shared."""
+        return Support(self.ids, self.starts[which], self.counts[which])
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Return places [K] and token ids [K], both int64, of all the K pairs; places count in row-major order."""
+        counts = self.counts.flatten()
+        places = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        before = counts.cumsum(0) - counts
+        within = torch.arange(len(places), device=counts.device) - before[places]
+        return places, self.ids[self.starts.flatten()[places] + within].long()
+
+
+@dataclass(frozen=True)
 class Rollout:
     """G sampled completions for each of P prompts. Tensors of one rollout share a device."""
 
@@ -47,15 +75,18 @@ class Rollout:
     completion_ids: Tensor
     """[P, G, T] int64, right-padded."""
     completion_mask: Tensor
-    """[P, G, T] bool, True up to and including the first end-of-sequence token."""
+    """[P, G, T] bool, True up to and including the token that ended the completion."""
     logprobs: Tensor
     """[P, G, T] float32, log-probabilities under the distribution that was sampled from; 0 where masked."""
     truncated: Tensor
     """[P, G] bool, True where the length limit ended the completion."""
     texts: list[list[str]]
-    """[P][G] decoded completions without special tokens."""
+    """[P][G] decoded completions without special tokens, cut before a stop string."""
     reference_logprobs: Tensor | None = None
     """[P, G, T] float32, log-probabilities under the frozen reference at temperature 1, where a reward needs them."""
+    support: Support | None = None
+    """[P, G, T], what top-k, top-p and min-p left to sample from; None where the whole vocabulary was. The update and
+    the reference of its loss renormalise over it, as ``logprobs`` are."""
 
     @property
     def group_size(self) -> int:
@@ -113,7 +144,8 @@ class Experience:
         Columns of the data stay out: the rewards have read them, and they may hold anything.
         """
         state = _shallow(self)
-        state["rollout"] = _shallow(self.rollout) | {"prompts": self.rollout.prompts.texts}
+        support = self.rollout.support and _shallow(self.rollout.support)
+        state["rollout"] = _shallow(self.rollout) | {"prompts": self.rollout.prompts.texts, "support": support}
         state["scores"] = _shallow(replace(self.scores, columns={}))
         return state
 
@@ -122,7 +154,8 @@ class Experience:
         """Rebuild from :meth:`state_dict`, with tensors on ``device``."""
         state = _to(state, device)
         rollout = dict(state["rollout"])
-        prompts = PromptBatch(rollout.pop("prompts"))
+        prompts, support = PromptBatch(rollout.pop("prompts")), rollout.pop("support", None)
+        rollout["support"] = support and Support(**support)
         return cls(**{**state, "rollout": Rollout(prompts, **rollout), "scores": Scores(**state["scores"])})
 
 
