@@ -346,6 +346,13 @@ def test_sampling_is_seeded_and_temperature_0_is_greedy(tiny_model, data, tmp_pa
     assert completions(tmp_path / "one") == completions(tmp_path / "again")
     assert completions(tmp_path / "one") != completions(tmp_path / "other")
     assert completions(tmp_path / "cold") == completions(tmp_path / "greedy") != completions(tmp_path / "one")
+    options = {"temperature": 5.0, "top_k": 3, "stop": ["e", "o"]}  # into a folder that has another answer
+    run(tiny_model, data, tmp_path / "one", system_prompt=None, **options)
+    stopped = completions(tmp_path / "one")
+    assert stopped != completions(tmp_path / "again")
+    assert not any(letter in (text or "") for text in stopped for letter in "eo")
+    with pytest.raises(UserError, match=r"engine: top_k=0, top_p=2\.0"):
+        run(tiny_model, data, tmp_path / "odd", top_p=2.0)
     with pytest.raises(UserError, match="temperature=-1; write 0 for the most probable token"):
         run(tiny_model, data, tmp_path / "odd", temperature=-1)
 

@@ -100,7 +100,13 @@ def test_tokens_as_probable_as_the_last_one_stay():
 
 @pytest.mark.parametrize(
     "options",
-    [{"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.1}, {"top_k": 5, "top_p": 0.7, "min_p": 0.3}, {"top_k": 9, "top_p": 0.9}],
+    [
+        {"top_k": 7},
+        {"top_p": 0.6},
+        {"min_p": 0.1},
+        {"top_k": 5, "top_p": 0.7, "min_p": 0.3},
+        {"top_k": 9, "top_p": 0.9},
+    ],
 )
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_filters_are_those_of_hugging_face(options, temperature):

@@ -284,7 +284,7 @@ class QLoRAPolicy(nn.Module):
     def forward(
         self, packed: PackedGroups, temperature: float = 1.0, entropy_grad: bool = False, support: Support | None = None
     ) -> TokenLogprobs:
-        """Return fp32 log-probs [N] of the N packed completion tokens, and the entropy [N] in nats, within a support."""
+        """Return fp32 log-probs [N] of the N packed completion tokens and entropies [N] in nats, within a support."""
         head = self.causal_lm.get_output_embeddings()
         return selected_logprobs(
             self._predicting_states(packed),

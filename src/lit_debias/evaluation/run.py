@@ -53,6 +53,10 @@ def evaluate(
     limit: int | None = None,
     max_new_tokens: int = 48,
     temperature: float = 0.7,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: list[str] | None = None,
     batch_size: int = 8,
     quantization: Literal["nf4", "none"] = "nf4",
     dtype: Precision = "auto",
@@ -93,6 +97,10 @@ def evaluate(
         limit: At most this many prompts, each with its twin, in turn from every category and prompt kind.
         max_new_tokens: Longest completion, in tokens.
         temperature: Of sampling; write that of the training. 0 takes the most probable token.
+        top_k: As LocalEngine has it; write that of the training, and so for top_p, min_p and stop.
+        top_p: As LocalEngine has it.
+        min_p: As LocalEngine has it.
+        stop: Strings that end a completion; its text is cut before them.
         batch_size: Prompts in one forward pass; changes memory and speed.
         quantization: How the base is loaded: nf4 (4-bit) or none.
         dtype: Type of the computation; auto is bfloat16 where the device has instructions for it, float32 elsewhere.
@@ -138,7 +146,8 @@ def evaluate(
     files = prompt_files(data, splits)
     all_rows = read_prompts(files)
     rows = draw(all_rows, limit, seed)
-    engine = LocalEngine(max_new_tokens, temperature or 1.0)
+    sampling: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "stop": stop}
+    engine = LocalEngine(max_new_tokens, temperature or 1.0, **sampling)
     examiner = Examiner(
         RewardSuite(judges),
         RewardSuite(rewards),
@@ -162,6 +171,7 @@ def evaluate(
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
+        **sampling,
         "batch_size": batch_size if temperature else None,  # decides which random numbers a prompt gets
         "judges": describe(judges),
         "rewards": describe(rewards),

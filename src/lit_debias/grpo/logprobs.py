@@ -245,7 +245,7 @@ first slices of a row NaN, where nothing of its support has come yet."""
 
 
 def _entries(support: Support | None, rows: slice) -> Entries | None:
-    return support and support[rows].entries()
+    return None if support is None else support[rows].entries()
 
 
 def _restricted(part: Slice, within: Entries | None) -> Slice:

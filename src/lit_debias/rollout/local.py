@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 
-LEFT_OUT = {
+LEFT_OUT: dict[str, int | None] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p"), 1),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
-    **dict.fromkeys(("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens"), []),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), None),
-    "stop_strings": [],
+    **dict.fromkeys(("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "stop_strings")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty")),
 }
 """What ``generation_config.json`` may ask of sampling that an engine has no option for or does not copy, and the value
 that asks nothing."""
@@ -179,7 +178,7 @@ class LocalEngine(RolloutEngine):
 
     def _say_what_is_left_out(self, config: GenerationConfig | None) -> None:
         asked = {name: getattr(config, name, None) for name in LEFT_OUT}
-        found = [f"{name}={value!r:.60}" for name, value in asked.items() if value not in (None, LEFT_OUT[name])]
+        found = [f"{name}={value!r:.60}" for name, value in asked.items() if value not in (None, [], LEFT_OUT[name])]
         if found:
             rank_zero_info(
                 f"The model's generation_config.json asks for {', '.join(found)}. Rollouts leave that out: they follow "
@@ -311,7 +310,7 @@ class Decoding:
         if bool(wrong.any()):
             number = int(wrong.nonzero()[0, 0]) // group_size + 1
             raise UserError(
-                f"engine: the model gives logits that are not finite (NaN or infinity) for prompt {number} of the batch; "
+                f"engine: the model gives logits that are not finite (NaN, infinity) for prompt {number} of the batch; "
                 "its weights, its dtype or the adapter is broken: try dtype: float32, or an earlier checkpoint"
             )
 
