@@ -112,10 +112,21 @@ def test_the_end_is_the_first_token_after_which_the_whole_text_has_a_string(kind
     assert first_end(stops, ids) == expected
 
 
-def test_a_string_is_found_far_behind_special_tokens():
-    stops = StopStrings(["ab"], table("a", None, "b"))
+@pytest.mark.parametrize("last", ["b", "b, and much more than the string is long"])
+def test_a_string_is_found_far_behind_special_tokens(last):
+    stops = StopStrings(["ab"], table("a", None, last))
     assert stops.complete(torch.tensor([0, *[1] * 300, 2]))
     assert not stops.complete(torch.tensor([1, *[1] * 300, 2]))
+
+
+def test_a_string_within_a_long_run_of_bytes_is_found_where_the_text_has_it():
+    text_of, _ = TOKENIZERS["byte fallback"]
+    said, odd = ([11 + byte for byte in text.encode()] for text in ("你你你你你你你你你你好", "é"))
+    stops = StopStrings(["你好"], text_of)
+    assert stops.complete(torch.tensor([3] * 30 + said))  # any ten of these bytes alone are no text
+    spoilt = torch.tensor([odd[0], *said * 4])  # the decoder makes nothing of a run with a byte too many
+    assert "你" not in text_of(spoilt)
+    assert not StopStrings(["你"], text_of).complete(spoilt)
 
 
 def test_a_step_reads_the_end_of_the_completion_alone():
