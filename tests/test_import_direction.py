@@ -17,10 +17,22 @@ PLUGINS = sorted((ROOT / "plugins").glob("*/src/*"))
 
 # Bottom to top. A module may import what stands in a line above its own, or in its own.
 LAYERS = [
-    ["errors", "types", "distributed", "text", "files", "endpoint", "redaction", "score_file", "devices"],
+    [
+        "errors",
+        "conversations",
+        "types",
+        "distributed",
+        "text",
+        "files",
+        "endpoint",
+        "redaction",
+        "score_file",
+        "devices",
+    ],
     ["grpo"],
     ["rewards"],
-    ["activation_memory", "models", "model_checks", "inference_copy", "language_model", "sentence_encoder"],
+    ["activation_memory", "models", "gguf_file", "model_checks", "inference_copy", "sentence_encoder"],
+    ["chat", "positions", "prompt_encoder", "language_model"],
     ["adapters", "tokens"],
     ["precision"],
     ["fused_linear"],

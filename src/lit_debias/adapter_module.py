@@ -40,6 +40,8 @@ class AdapterModule(LightningModule):
 
     remedy: ClassVar[str] = "lower the learning rate"
     """What to do where a gradient is not finite."""
+    new_tokens: int = 1
+    """Tokens of the longest completion that is sampled."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class AdapterModule(LightningModule):
         """Load the policy onto this rank's device, and check the prompts; called for every stage, loads once."""
         self.policy.load(self.trainer.strategy.root_device)
         for prompts in self._tables():
-            check_prompts(self.policy, prompts.texts, prompts.columns[ORIGIN])
+            check_prompts(self.policy, prompts.asked, prompts.columns[ORIGIN], self.new_tokens)
 
     def _tables(self) -> list[PromptBatch]:
         """Return every split of the data that this stage reads, with file and row of each prompt in ``ORIGIN``."""

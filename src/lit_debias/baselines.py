@@ -16,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 
 from lit_debias import distributed
 from lit_debias.adapter_module import AdapterModule
+from lit_debias.conversations import answer_of
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError
 from lit_debias.grpo.loss import UpdateSize
@@ -134,7 +135,8 @@ class Baseline(AdapterModule):
         super().configure_model()
         for prompts in self._tables():
             for name in self.columns:
-                check_responses(self.policy, prompts.texts, prompts.columns[name], prompts.columns[ORIGIN], name)
+                texts = [answer_of(value) for value in prompts.columns[name]]
+                check_responses(self.policy, prompts.asked, texts, prompts.columns[ORIGIN], name)
 
 
 def responses(prompts: PromptBatch, columns: tuple[str, ...]) -> list[list[str]]:
@@ -151,13 +153,16 @@ def responses(prompts: PromptBatch, columns: tuple[str, ...]) -> list[list[str]]
                 "data.init_args.columns"
             )
         origins = prompts.columns.get(ORIGIN, ["data"] * len(prompts))
-        for origin, prompt, text in zip(origins, prompts.texts, prompts.columns[name], strict=True):
+        for origin, prompt, value in zip(origins, prompts.texts, prompts.columns[name], strict=True):
+            text = answer_of(value)
             if not isinstance(text, str) or not text.strip():
                 raise UserError(
-                    f"{origin}: '{name}' is {text!r:.40}, and prompt {prompt!r:.60} needs a response there; leave such "
-                    "prompts out, for example with data.init_args.prompt_kinds: [open, leading]"
+                    f"{origin}: '{name}' is {text!r:.40}, and prompt {prompt!r:.60} needs a response there, a text or "
+                    "one message of the assistant; leave such prompts out, for example with "
+                    "data.init_args.prompt_kinds: [open, leading]"
                 )
-    return [list(group) for group in zip(*(prompts.columns[name] for name in columns), strict=True)]
+    groups = zip(*(prompts.columns[name] for name in columns), strict=True)
+    return [[answer_of(value) for value in group] for group in groups]
 
 
 class SFT(Baseline):

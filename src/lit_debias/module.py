@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -99,6 +100,7 @@ class GRPO(AdapterModule):
         self.rewards = RewardSuite(rewards, guard, guards)
         self.aggregator = aggregator or WeightedSum(dict.fromkeys(rewards, 1.0))
         self.engine = engine or LocalEngine()
+        self.new_tokens = self.engine.max_new_tokens
         self.loss = loss or DAPOLoss()
         self.judges = RewardSuite(judges or {}, guard, guards)
         self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
@@ -289,10 +291,23 @@ class GRPO(AdapterModule):
         if self.policy.lm is not None:
             return
         super().configure_model()
+        self._check_ends()
         device = self.reward_device or self.policy.device
         self.rewards.setup(device)
         self.judges.setup(device)
         self._scored = get_plugin_manager().hook.lit_debias_scored
+
+    def _check_ends(self) -> None:
+        if self.policy.eos_token_ids:
+            return
+        if self.mask_truncated:
+            raise UserError(
+                f"policy: model '{self.policy.source}' has no end-of-sequence token, so every completion is truncated, "
+                "and mask_truncated would leave nothing to train on; write mask_truncated: false"
+            )
+        rank_zero_warn(
+            f"model '{self.policy.source}' has no end-of-sequence token: every completion has max_new_tokens tokens"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, the step, and a rollout that still has inner epochs to go; leave the base out."""

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lit_debias.activation_memory import free_memory
 from lit_debias.adapters import REFERENCE, TRAINED, continued_adapter, new_adapter
+from lit_debias.chat import check_reserved
+from lit_debias.conversations import Prompt
 from lit_debias.errors import UserError
 from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack, token_budget
 from lit_debias.inference_copy import InferenceCopy
 from lit_debias.lean_model import LeanModel, why_not_lean
 from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
-from lit_debias.models import check_model, load_causal_lm, load_tokenizer, nf4_config, render_chat, set_checkpointing
+from lit_debias.models import check_model, load_causal_lm, load_tokenizer, nf4_config, set_checkpointing
 from lit_debias.native_model import NativeModel, why_not_native
+from lit_debias.positions import check_fits, positions_held
 from lit_debias.precision import Precision, dtype_of
+from lit_debias.prompt_encoder import PromptEncoder, embeddings_of
 from lit_debias.tokens import end_of_sequence_ids, pad, tokens_of
 from lit_debias.types import PromptBatch, Rollout
 
@@ -58,8 +62,10 @@ class QLoRAPolicy(nn.Module):
             decide it yourself where a run must resume bitwise on another machine.
         attention: How training attends over packed groups. ``sdpa`` is PyTorch's fused attention; ``flex`` is
             FlexAttention, compiled, which copies no prompt: for GPUs, and models that have a lean form.
-        system_prompt: System message put before every prompt; needs a chat template.
+        system_prompt: System message put before every prompt that has none of its own; needs a chat template.
         max_prompt_tokens: Longest prompt, in tokens after the chat template.
+        chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` for Qwen3, or
+            ``{chat_template: NAME}`` where a tokenizer has several.
 
     Raises:
         UserError: an argument names nothing or makes no sense.
@@ -81,6 +87,7 @@ class QLoRAPolicy(nn.Module):
         attention: Literal["sdpa", "flex"] = "sdpa",
         system_prompt: str | None = None,
         max_prompt_tokens: int = 1024,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_model(model)
@@ -95,6 +102,7 @@ class QLoRAPolicy(nn.Module):
             )
         if attention == "flex" and dropout:
             raise UserError("policy: attention 'flex' knows no LoRA dropout; write attention: sdpa or dropout: 0")
+        check_reserved(chat_template_kwargs)
         self.source = model
         self.quantization = quantization
         self.precision = dtype
@@ -106,6 +114,10 @@ class QLoRAPolicy(nn.Module):
         self.flex = attention == "flex"
         self.system_prompt = system_prompt
         self.max_prompt_tokens = max_prompt_tokens
+        self.chat_template_kwargs: Mapping[str, Any] = chat_template_kwargs or {}
+        self.positions: int | None = None
+        """The most tokens of a text, where the model has a table of positions."""
+        self._encoder: PromptEncoder | None = None
         self.lm: PeftModel | None = None
         self._inference: InferenceCopy | None = None
         self._lean: LeanModel | None = None
@@ -122,8 +134,7 @@ class QLoRAPolicy(nn.Module):
         self._check_attention(torch.device(device))
         self.dtype = dtype_of(self.precision, device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
-        if self.system_prompt and not self.tokenizer.chat_template:
-            raise UserError(f"policy: model '{self.source}' has no chat template, so it takes no system_prompt")
+        self.encoder.check(self.system_prompt)
         config = self._adapter_config()
         quantization = {"quantization_config": nf4_config(self.dtype)} if self.quantization == "nf4" else {}
         base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **quantization)
@@ -136,6 +147,7 @@ class QLoRAPolicy(nn.Module):
             set_checkpointing(base, True)
             base.enable_input_require_grads()
         self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
+        self.positions, self._encoder = positions_held(base), None  # which asks for the embedding once more
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours
@@ -198,20 +210,28 @@ class QLoRAPolicy(nn.Module):
 
     # ---------------------------------------------------------------- tokens
 
-    def encode_prompts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+    @property
+    def encoder(self) -> PromptEncoder:
+        """What makes token ids of prompts and texts."""
+        if self._encoder is None or self._encoder.tokenizer is not self.tokenizer:
+            embeddings = None if self.lm is None else embeddings_of(self.causal_lm)
+            self._encoder = PromptEncoder(self.tokenizer, self.source, self.chat_template_kwargs, embeddings)
+        return self._encoder
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Return ids [P, S] int64, left-padded, and mask [P, S] bool; the chat template is applied if there is one.
 
         Raises:
             UserError: a prompt has no tokens, or more than ``max_prompt_tokens``.
         """
-        rows = [self.prompt_ids(text) for text in texts]
-        for text, row in zip(texts, rows, strict=True):
+        rows = [self.prompt_ids(prompt) for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
             if not 0 < len(row) <= self.max_prompt_tokens:
                 raise UserError(
-                    f"prompt {text!r:.60} has {len(row)} tokens; prompts need 1 to {self.max_prompt_tokens} "
+                    f"prompt {prompt!r:.60} has {len(row)} tokens; prompts need 1 to {self.max_prompt_tokens} "
                     "(policy.max_prompt_tokens)"
                 )
-        return pad(rows, self._pad_id, left=True, device=self.device)
+        return pad(rows, self.encoder.pad_id, left=True, device=self.device)
 
     def encode(self, prompts: PromptBatch, completions: list[list[str]], *, end: bool = False) -> Rollout:
         """Return given completions [P][G] as a rollout without behaviour log-probs (all 0).
@@ -223,8 +243,8 @@ class QLoRAPolicy(nn.Module):
         """
         flat = [text for group in completions for text in group]
         ending = [self._end_id] if end else []
-        rows = [self.tokenizer.encode(text, add_special_tokens=False) + ending for text in flat]
-        return self.rollout_of(prompts, self.encode_prompts(prompts.texts), rows, completions)
+        rows = [self.encoder.text(text) + ending for text in flat]
+        return self.rollout_of(prompts, self.encode_prompts(prompts.asked), rows, completions)
 
     def rollout_of(
         self, prompts: PromptBatch, encoded: tuple[Tensor, Tensor], rows: list[list[int]], texts: list[list[str]]
@@ -237,8 +257,10 @@ class QLoRAPolicy(nn.Module):
             rows: [P x G] token ids of the completions, group by group.
             texts: [P][G] what they say.
         """
-        ids, mask = pad(rows, self._pad_id, left=False, device=self.device)
+        ids, mask = pad(rows, self.encoder.pad_id, left=False, device=self.device)
         shape = (len(prompts), len(texts[0]), ids.shape[1])
+        longest = encoded[1].sum(-1, keepdim=True) + mask.view(shape).sum(-1)
+        self.check_fits(int(longest.max()), "shorten the text, or leave it out")
         return Rollout(
             prompts=prompts,
             prompt_ids=encoded[0],
@@ -257,23 +279,25 @@ class QLoRAPolicy(nn.Module):
             for group in zip(completion_ids.cpu(), completion_mask.cpu(), strict=True)
         ]
 
-    @property
-    def _pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id or 0)  # masked everywhere, so any id will do
+    def check_fits(self, tokens: int, remedy: str) -> None:
+        """Raise :class:`UserError` where a prompt and completion of so many tokens need positions that are not there.
+
+        Args:
+            tokens: Of both together; the last one predicts nothing, so it needs no position.
+            remedy: What to write instead.
+        """
+        check_fits(tokens - 1, self.positions, self.source, remedy)
 
     @property
     def _end_id(self) -> int:
         if not self.eos_token_ids:
             raise UserError(f"policy: model '{self.source}' has no end-of-sequence token to train")
         own = self.tokenizer.eos_token_id
-        return self.eos_token_ids[0] if own is None else int(own)
+        return self.encoder.known([self.eos_token_ids[0] if own is None else int(own)], "an end of sequence")[0]
 
-    def prompt_ids(self, text: str) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt, in the chat template if there is one."""
-        if not self.tokenizer.chat_template:
-            return list(self.tokenizer.encode(text))
-        rendered = render_chat(self.tokenizer, self.source, text, self.system_prompt)
-        return list(self.tokenizer.encode(rendered, add_special_tokens=False))
+        return self.encoder.prompt(prompt, self.system_prompt)
 
     # ---------------------------------------------------------------- log-probs
 

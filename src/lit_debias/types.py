@@ -5,12 +5,14 @@ Shapes: P prompts x G completions each x T completion tokens; S prompt tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lit_debias.conversations import Message, Prompt
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,24 @@ class PromptBatch:
     """P prompts as they come from the data, before the chat template and the tokenizer."""
 
     texts: list[str]
-    """[P] the user's words."""
+    """[P] the user's words; of a conversation of several turns, a line for each. What rewards and tables show."""
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
     """Further columns of the data by name (``reference``, ``group``, ...), each [P]."""
+    messages: list[list[Message]] | None = None
+    """[P] the conversations, where the data has them instead of texts."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, which: slice) -> PromptBatch:
         """Return some of the prompts."""
-        return PromptBatch(self.texts[which], {name: rows[which] for name, rows in self.columns.items()})
+        columns = {name: rows[which] for name, rows in self.columns.items()}
+        return PromptBatch(self.texts[which], columns, None if self.messages is None else self.messages[which])
+
+    @property
+    def asked(self) -> Sequence[Prompt]:
+        """[P] what is put to the model: conversations where there are some, texts elsewhere."""
+        return self.texts if self.messages is None else self.messages
 
     def to(self, device: torch.device, **_: Any) -> PromptBatch:
         """Return itself, text has no device; Lightning asks every batch."""

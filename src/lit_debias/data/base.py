@@ -12,6 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from lightning import LightningDataModule
 
 from lit_debias import distributed
+from lit_debias.conversations import read_prompt
 from lit_debias.data.sampler import PromptSampler, TableLoader
 from lit_debias.data.sources import ORIGIN, load_split
 from lit_debias.errors import UserError, did_you_mean
@@ -177,14 +178,26 @@ class TableDataModule(LightningDataModule, ABC):
 
 def check_text(path: str, rows: Dataset, column: str, option: str) -> None:
     """Raise :class:`UserError` where a column of texts is missing or a row of it is empty."""
+    require_column(path, rows, column, option)
+    for origin, text in zip(rows[ORIGIN], rows[column], strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{origin}: '{column}' is {text!r:.40}; write a text")
+
+
+def require_column(path: str, rows: Dataset, column: str, option: str) -> None:
+    """Raise :class:`UserError` where a column is missing."""
     if column not in rows.column_names:
         raise UserError(
             f"data '{path}' has no column '{column}'{did_you_mean(column, _without_origin(rows))}; "
             f"name it with {option}"
         )
-    for origin, text in zip(rows[ORIGIN], rows[column], strict=True):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{origin}: '{column}' is {text!r:.40}; write a text")
+
+
+def check_prompts_of(path: str, rows: Dataset, column: str, option: str) -> None:
+    """Raise :class:`UserError` where a column of prompts is missing, or a row is no text and no conversation."""
+    require_column(path, rows, column, option)
+    for origin, prompt in zip(rows[ORIGIN], rows[column], strict=True):
+        read_prompt(prompt, f"{origin}: '{column}'")
 
 
 def check_ids(rows: Dataset, column: str, unique: bool) -> None:

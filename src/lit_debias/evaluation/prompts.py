@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_debias.conversations import answer_of, is_conversation, read_prompt, words_of
 from lit_debias.data.sources import ORIGIN, read_file
 from lit_debias.errors import UserError, did_you_mean
 
@@ -30,6 +31,8 @@ DEFAULTS: Row = {
     "answer": -1,
     "biased_choice": -1,
     "ambiguous": False,
+    "messages": None,
+    "counterfactual_messages": None,
 }
 """What a prompt has where the data does not say."""
 
@@ -70,7 +73,8 @@ def read_prompts(files: dict[str, Path]) -> list[Row]:
         for number, row in enumerate(table.to_list()):
             origin = row.pop(ORIGIN)
             given = {name: value for name, value in row.items() if value is not None}
-            rows.append({**DEFAULTS, "prompt_id": f"{split}-{number}", **given, "split": split, "origin": origin})
+            row = {**DEFAULTS, "prompt_id": f"{split}-{number}", **given, "split": split, "origin": origin}
+            rows.append(with_messages(row))
     seen: dict[Any, str] = {}
     for row in rows:
         check_row(row)
@@ -80,6 +84,19 @@ def read_prompts(files: dict[str, Path]) -> list[Row]:
         seen[name] = origin
         row["twin_id"] = row.get("twin_id") or row["prompt_id"]
     return rows + _missing_twins(rows)
+
+
+def with_messages(row: Row) -> Row:
+    """Return a row whose prompts are texts, and the conversations that they stand for beside them.
+
+    Raises:
+        UserError: a conversation is malformed.
+    """
+    for name, beside in {"prompt": "messages", "counterfactual_prompt": "counterfactual_messages"}.items():
+        if is_conversation(row.get(name)):
+            messages = read_prompt(row[name], f"{row['origin']}: '{name}'")
+            row = {**row, name: words_of(messages), beside: messages}
+    return {**row, **{name: answer_of(row[name]) for name in ("reference", "biased")}}
 
 
 def check_row(row: Row) -> None:
@@ -106,8 +123,10 @@ def _missing_twins(rows: Sequence[Row]) -> list[Row]:
             **row,
             "prompt_id": f"{row['prompt_id']}-twin",
             "prompt": row["counterfactual_prompt"],
+            "messages": row["counterfactual_messages"],
             "group": row["counterfactual_group"],
             "counterfactual_prompt": row["prompt"],
+            "counterfactual_messages": row["messages"],
             "counterfactual_group": row["group"],
             "biased": "",  # says something about the other group: no preference is measured here
         }

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lit_debias.errors import UserError
-from lit_debias.evaluation.arms import Arm, Examiner, device
+from lit_debias.evaluation.arms import Arm, Examiner, asked_of, device
 from lit_debias.evaluation.benchmarked import PublicBenchmarks, add_figures
 from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, identify_model, sha256_of
 from lit_debias.evaluation.measures import Estimates
@@ -57,6 +57,7 @@ def evaluate(
     quantization: Literal["nf4", "none"] = "nf4",
     dtype: Precision = "auto",
     system_prompt: str | None = FAIR_PROMPT,
+    chat_template_kwargs: dict[str, Any] | None = None,
     perplexity_model: str | None = None,
     similarity_model: str | None = None,
     prose: str | None = None,
@@ -97,6 +98,8 @@ def evaluate(
         quantization: How the base is loaded: nf4 (4-bit) or none.
         dtype: Type of the computation; auto is bfloat16 where the device has instructions for it, float32 elsewhere.
         system_prompt: What asks for fairness in the prompt-only arm; null leaves that arm out.
+        chat_template_kwargs: Variables of the chat templates of the model and of the perplexity model, such as
+            {enable_thinking: false} for Qwen3; write those of the training.
         perplexity_model: Another frozen language model, which reads every completion: a local folder,
             pkg://PACKAGE/FILE.gguf, or a hub id.
         similarity_model: Sentence encoder that compares completions with the neutral responses of the data, such as
@@ -131,7 +134,7 @@ def evaluate(
     public = PublicBenchmarks.of(benchmarks, benchmark_data, benchmark_limit, seed, bootstrap)
     public.read()
     computed_in = dtype_of(dtype, device())
-    make_policy = PolicyMaker(model, quantization, dtype)
+    make_policy = PolicyMaker(model, quantization, dtype, chat_template_kwargs)
     arms = make_arms(system_prompt, adapter, adapters or {})
     for arm in chain.from_iterable(arms.values()):
         make_policy(arm)  # checks its folder before anything is loaded
@@ -146,7 +149,9 @@ def evaluate(
         batch_size,
         temperature == 0,
         seed,
-        LanguageModel(perplexity_model, READ_TOGETHER, computed_in, separator="\n") if perplexity_model else None,
+        LanguageModel(perplexity_model, READ_TOGETHER, computed_in, "\n", chat_template_kwargs)
+        if perplexity_model
+        else None,
         SentenceEncoder(similarity_model) if similarity_model else None,
     )
     for suite in (examiner.judges, examiner.rewards):
@@ -162,6 +167,7 @@ def evaluate(
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
+        "chat_template_kwargs": chat_template_kwargs or {},
         "batch_size": batch_size if temperature else None,  # decides which random numbers a prompt gets
         "judges": describe(judges),
         "rewards": describe(rewards),
@@ -250,12 +256,20 @@ def make_replicas(name: str, folders: str | list[str], option: str) -> list[Arm]
 class PolicyMaker:
     """Builds the policy of an arm, not yet loaded."""
 
-    def __init__(self, model: str, quantization: Literal["nf4", "none"], dtype: Precision) -> None:
+    def __init__(
+        self,
+        model: str,
+        quantization: Literal["nf4", "none"],
+        dtype: Precision,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         self.model, self.quantization, self.dtype = model, quantization, dtype
+        self.chat_template_kwargs = chat_template_kwargs
 
     def __call__(self, arm: Arm) -> QLoRAPolicy:
         """Return the arm's policy; checks that model and adapter exist."""
-        return QLoRAPolicy(self.model, self.quantization, self.dtype, adapter=arm.adapter)
+        options = {"adapter": arm.adapter, "chat_template_kwargs": self.chat_template_kwargs}
+        return QLoRAPolicy(self.model, self.quantization, self.dtype, **options)
 
 
 class Runner:
@@ -310,8 +324,8 @@ class Runner:
             self.console.print(f"{arm.name}: reused from {path}, nothing that it depends on has changed", markup=False)
         else:
             policy = self._load(arm)
-            if arm.system_prompt and not policy.tokenizer.chat_template:
-                self.notes.append("the model has no chat template, so nobody could ask it for fairness: no such arm")
+            if arm.system_prompt and (obstacle := why_no_system(policy, arm.system_prompt)):
+                self.notes.append(f"{obstacle}, so nobody could ask it for fairness: no such arm")
                 return None
             records = self._examine(arm, policy)
             save_arm(path, key, settings, records)
@@ -322,7 +336,7 @@ class Runner:
         """Return the arm's figures of public benchmarks."""
         if not public.names:
             return {}
-        names = ("quantization", "dtype", "judges")
+        names = ("quantization", "dtype", "judges", "chat_template_kwargs")
         settings = {**{name: self.settings[name] for name in names}, **self._origin()}
         settings |= {"system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
 
@@ -350,8 +364,7 @@ class Runner:
 
     def _examine(self, arm: Arm, policy: QLoRAPolicy) -> list[Record]:
         policy.system_prompt = arm.system_prompt
-        asked = [row for row in self.rows if row["prompt_kind"] != PROSE]
-        check_prompts(policy, [row["prompt"] for row in asked], [row["origin"] for row in asked])
+        check_all(policy, self.rows, self.examiner)
         with self._progress() as progress:
             task = progress.add_task(arm.name, total=len(self.rows))
             return self.examiner.examine(policy, self.rows, lambda done: progress.advance(task, done))
@@ -359,6 +372,39 @@ class Runner:
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         return Progress(*columns, console=self.console)
+
+
+def why_no_system(policy: QLoRAPolicy, system_prompt: str) -> str | None:
+    """Return what keeps a model from being asked with a system prompt, or None."""
+    if not policy.encoder.has_template:
+        return "the model has no chat template"
+    try:
+        policy.encoder.check(system_prompt)
+    except UserError:
+        return "the model's chat template takes no system message"
+    return None
+
+
+def check_all(policy: QLoRAPolicy, rows: Sequence[Row], examiner: Examiner) -> None:
+    """Check that the policy and the other language model can read all that they will be asked.
+
+    Raises:
+        UserError: a prompt, with its completion or with a given response, is too long for one of them, or holds a token
+            without an embedding; or nothing stands before a text's first token.
+    """
+    policy.encoder.first()
+    for passage in [row["prompt"] for row in rows if row["prompt_kind"] == PROSE]:
+        policy.check_fits(1 + len(policy.encoder.text(passage)), "write shorter passages with --prose")
+    rows = [row for row in rows if row["prompt_kind"] != PROSE]
+    prompts, new_tokens = asked_of(rows).asked, examiner.engine.max_new_tokens
+    check_prompts(policy, prompts, [row["origin"] for row in rows], new_tokens)
+    if examiner.other is not None:
+        examiner.other.check_fits(prompts, new_tokens)
+    for prompt, row in zip(prompts, rows, strict=True):
+        answers = [text for text in (row["reference"], row["biased"], *row["choices"]) if text]
+        if policy.positions is not None and answers:
+            longest = max(len(policy.encoder.text(text)) for text in answers)
+            policy.check_fits(len(policy.prompt_ids(prompt)) + longest, f"shorten the responses of {row['origin']}")
 
 
 def check_numbers(**numbers: int | None) -> None:

@@ -87,7 +87,9 @@ class LocalEngine(RolloutEngine):
         on_group: OnGroup | None = None,
     ) -> Rollout:
         """Return ``group_size`` completions for each prompt; see :meth:`RolloutEngine.generate`."""
-        prompt_ids, prompt_mask = policy.encode_prompts(prompts.texts)
+        prompt_ids, prompt_mask = policy.encode_prompts(prompts.asked)
+        longest = int(prompt_mask.sum(-1).max()) + self.max_new_tokens
+        policy.check_fits(longest, "shorten the prompt, or write a smaller max_new_tokens")
         uniforms = self._uniforms(len(prompts) * group_size, seed).to(policy.device)
         sampler = Sampler(1.0 if greedy else self.temperature, self.top_k, self.top_p, greedy)
         decoding = Decoding(uniforms, policy.eos_token_ids, sampler)
