@@ -39,6 +39,7 @@ LAYERS = [
     ["lean_model"],
     ["native_model"],
     ["plugins"],
+    ["policy_tokens"],
     ["policy", "prompt_lengths"],
     ["rollout"],
     ["builtins"],

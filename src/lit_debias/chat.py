@@ -37,6 +37,7 @@ class ChatTemplate:
         self, tokenizer: PreTrainedTokenizerBase, source: str, options: Mapping[str, Any] | None = None
     ) -> None:
         self.tokenizer, self.source, self.options = tokenizer, source, dict(options or {})
+        self.added = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if not t.content.isspace())
         self._takes_parts: dict[tuple[str, tuple[str, ...]], bool] = {}
 
     @property
@@ -51,7 +52,7 @@ class ChatTemplate:
             return self._among(known, name)
         if name is not None and "{" not in name:
             raise UserError(f"model '{self.source}' has no chat templates with names; leave chat_template '{name}' out")
-        return name or known
+        return name or (None if known is None else str(known))
 
     def _among(self, known: Mapping[str, str], name: str | None) -> str:
         if name is not None and "{" in name:
@@ -96,9 +97,13 @@ class ChatTemplate:
             UserError: the template is malformed, refuses the messages, or loses one of them.
         """
         shaped = self._shaped(messages, self._reads_parts(roles_of(messages)))
-        if any(holds_added_token(self.tokenizer, message["content"]) for message in messages):
+        if any(self.holds_added_token(message["content"]) for message in messages):
             return self._sanitized(shaped)
         return list(self.tokenizer.encode(self._render(shaped), add_special_tokens=False))
+
+    def holds_added_token(self, text: str) -> bool:
+        """Return whether a text holds the words of a control token, or of another token added to the vocabulary."""
+        return any(words in text for words in self.added)
 
     def check(self, roles: Sequence[str]) -> None:
         """Raise :class:`UserError` where a conversation of these roles would not be rendered as written."""
@@ -165,13 +170,6 @@ def check_reserved(options: Mapping[str, Any] | None) -> None:
     taken = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"} - set(INPUTS)
     for name in sorted(taken & set(options or {})):
         raise UserError(f"chat_template_kwargs: '{name}' is no variable of a template; leave it out")
-
-
-def holds_added_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Return whether a text holds the words of a control token, or of another token that a tokenizer adds."""
-    return any(
-        token.content in text for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()
-    )
 
 
 def sample(number: int) -> str:

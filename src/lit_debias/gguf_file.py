@@ -57,8 +57,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """Metadata after the architecture's name -> what transformers may call it."""
 SAID_ELSEWHERE = {
-    "rope.freq_base", "rope.freq_base_swa", "rope.dimension_count", "tensor_data_layout", "attention.causal", "expert_gating_func",
-    "use_parallel_residual", "shortconv.l_cache",
+    "rope.freq_base", "rope.freq_base_swa", "rope.dimension_count", "tensor_data_layout", "attention.causal",
+    "expert_gating_func", "use_parallel_residual", "shortconv.l_cache",
 }  # fmt: skip
 """Metadata that need no look: read below, or the same for every model of the architecture."""
 
@@ -122,9 +122,10 @@ def complete(config: PretrainedConfig, reader: GGUFReader, source: str) -> None:
 
 def _read_by_transformers(architecture: str) -> set[str]:
     """Return the names that transformers' reader puts into the configuration by itself."""
-    from transformers.integrations import GGUF_CONFIG_MAPPING
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    mapping = GGUF_CONFIG_MAPPING.get(SPELLED.get(architecture, architecture), {})
+    mappings: Any = GGUF_CONFIG_MAPPING
+    mapping = mappings.get(SPELLED.get(architecture, architecture), {})
     places = {name for name, place in mapping.items() if place is not None}
     return places - {"context_length"}  # for GPT-2 it goes where nothing reads it
 

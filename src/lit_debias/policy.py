@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from lit_debias.activation_memory import free_memory
 from lit_debias.adapters import REFERENCE, TRAINED, continued_adapter, new_adapter
-from lit_debias.chat import check_reserved
-from lit_debias.conversations import Prompt
 from lit_debias.errors import UserError
 from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack, token_budget
@@ -23,20 +21,19 @@ from lit_debias.lean_model import LeanModel, why_not_lean
 from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
 from lit_debias.models import check_model, load_causal_lm, load_tokenizer, nf4_config, set_checkpointing
 from lit_debias.native_model import NativeModel, why_not_native
-from lit_debias.positions import check_fits, positions_held
+from lit_debias.policy_tokens import PolicyTokens
 from lit_debias.precision import Precision, dtype_of
-from lit_debias.prompt_encoder import PromptEncoder, embeddings_of
-from lit_debias.tokens import end_of_sequence_ids, pad, tokens_of
-from lit_debias.types import PromptBatch, Rollout
+from lit_debias.tokens import tokens_of
+from lit_debias.types import Rollout
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 FORWARD_TOKENS = 8192  # packed tokens of a pass without gradient, which keeps next to nothing
 
 
-class QLoRAPolicy(nn.Module):
+class QLoRAPolicy(PolicyTokens):
     """A causal language model that trains only its LoRA adapters.
 
     The base is loaded by :meth:`load`, not by the constructor, so that a wrong configuration fails at once.
@@ -89,7 +86,7 @@ class QLoRAPolicy(nn.Module):
         max_prompt_tokens: int = 1024,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model, system_prompt, max_prompt_tokens, chat_template_kwargs)
         check_model(model)
         if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
             # jsonargparse turns null into this text where it is an option inside a class on the command line
@@ -102,8 +99,6 @@ class QLoRAPolicy(nn.Module):
             )
         if attention == "flex" and dropout:
             raise UserError("policy: attention 'flex' knows no LoRA dropout; write attention: sdpa or dropout: 0")
-        check_reserved(chat_template_kwargs)
-        self.source = model
         self.quantization = quantization
         self.precision = dtype
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
@@ -112,12 +107,6 @@ class QLoRAPolicy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.keep_base = keep_base
         self.flex = attention == "flex"
-        self.system_prompt = system_prompt
-        self.max_prompt_tokens = max_prompt_tokens
-        self.chat_template_kwargs: Mapping[str, Any] = chat_template_kwargs or {}
-        self.positions: int | None = None
-        """The most tokens of a text, where the model has a table of positions."""
-        self._encoder: PromptEncoder | None = None
         self.lm: PeftModel | None = None
         self._inference: InferenceCopy | None = None
         self._lean: LeanModel | None = None
@@ -133,8 +122,7 @@ class QLoRAPolicy(nn.Module):
             return
         self._check_attention(torch.device(device))
         self.dtype = dtype_of(self.precision, device)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
-        self.encoder.check(self.system_prompt)
+        self.read_tokenizer(load_tokenizer(self.source))
         config = self._adapter_config()
         quantization = {"quantization_config": nf4_config(self.dtype)} if self.quantization == "nf4" else {}
         base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **quantization)
@@ -146,8 +134,7 @@ class QLoRAPolicy(nn.Module):
         if self.gradient_checkpointing:
             set_checkpointing(base, True)
             base.enable_input_require_grads()
-        self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
-        self.positions, self._encoder = positions_held(base), None  # which asks for the embedding once more
+        self.read_sizes(base)
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours
@@ -199,105 +186,9 @@ class QLoRAPolicy(nn.Module):
         model: PreTrainedModel = self.lm.get_base_model()
         return model
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the trained adapter by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-    # ---------------------------------------------------------------- tokens
-
-    @property
-    def encoder(self) -> PromptEncoder:
-        """What makes token ids of prompts and texts."""
-        if self._encoder is None or self._encoder.tokenizer is not self.tokenizer:
-            embeddings = None if self.lm is None else embeddings_of(self.causal_lm)
-            self._encoder = PromptEncoder(self.tokenizer, self.source, self.chat_template_kwargs, embeddings)
-        return self._encoder
-
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Return ids [P, S] int64, left-padded, and mask [P, S] bool; the chat template is applied if there is one.
-
-        Raises:
-            UserError: a prompt has no tokens, or more than ``max_prompt_tokens``.
-        """
-        rows = [self.prompt_ids(prompt) for prompt in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            if not 0 < len(row) <= self.max_prompt_tokens:
-                raise UserError(
-                    f"prompt {prompt!r:.60} has {len(row)} tokens; prompts need 1 to {self.max_prompt_tokens} "
-                    "(policy.max_prompt_tokens)"
-                )
-        return pad(rows, self.encoder.pad_id, left=True, device=self.device)
-
-    def encode(self, prompts: PromptBatch, completions: list[list[str]], *, end: bool = False) -> Rollout:
-        """Return given completions [P][G] as a rollout without behaviour log-probs (all 0).
-
-        Args:
-            prompts: P prompts.
-            completions: Their texts.
-            end: Append the end-of-sequence token, which a policy must learn and a score of a text leaves out.
-        """
-        flat = [text for group in completions for text in group]
-        ending = [self._end_id] if end else []
-        rows = [self.encoder.text(text) + ending for text in flat]
-        return self.rollout_of(prompts, self.encode_prompts(prompts.asked), rows, completions)
-
-    def rollout_of(
-        self, prompts: PromptBatch, encoded: tuple[Tensor, Tensor], rows: list[list[int]], texts: list[list[str]]
-    ) -> Rollout:
-        """Return given tokens as a rollout without behaviour log-probs (all 0).
-
-        Args:
-            prompts: P prompts.
-            encoded: Their ids and mask [P, S], left-padded.
-            rows: [P x G] token ids of the completions, group by group.
-            texts: [P][G] what they say.
-        """
-        ids, mask = pad(rows, self.encoder.pad_id, left=False, device=self.device)
-        shape = (len(prompts), len(texts[0]), ids.shape[1])
-        longest = encoded[1].sum(-1, keepdim=True) + mask.view(shape).sum(-1)
-        self.check_fits(int(longest.max()), "shorten the text, or leave it out")
-        return Rollout(
-            prompts=prompts,
-            prompt_ids=encoded[0],
-            prompt_mask=encoded[1],
-            completion_ids=ids.view(shape),
-            completion_mask=mask.view(shape),
-            logprobs=torch.zeros(shape, device=self.device),
-            truncated=torch.zeros(shape[:2], dtype=torch.bool, device=self.device),
-            texts=texts,
-        )
-
-    def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[list[str]]:
-        """Return texts [P][G] of ids [P, G, T] without special tokens."""
-        return [
-            [str(self.tokenizer.decode(ids[mask], skip_special_tokens=True)) for ids, mask in zip(*group, strict=True)]
-            for group in zip(completion_ids.cpu(), completion_mask.cpu(), strict=True)
-        ]
-
-    def check_fits(self, tokens: int, remedy: str) -> None:
-        """Raise :class:`UserError` where a prompt and completion of so many tokens need positions that are not there.
-
-        Args:
-            tokens: Of both together; the last one predicts nothing, so it needs no position.
-            remedy: What to write instead.
-        """
-        check_fits(tokens - 1, self.positions, self.source, remedy)
-
-    @property
-    def _end_id(self) -> int:
-        if not self.eos_token_ids:
-            raise UserError(f"policy: model '{self.source}' has no end-of-sequence token to train")
-        own = self.tokenizer.eos_token_id
-        return self.encoder.known([self.eos_token_ids[0] if own is None else int(own)], "an end of sequence")[0]
-
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Return the ids of a prompt, in the chat template if there is one."""
-        return self.encoder.prompt(prompt, self.system_prompt)
 
     # ---------------------------------------------------------------- log-probs
 

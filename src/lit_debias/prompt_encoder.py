@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lit_debias.chat import ChatTemplate, holds_added_token
+from lit_debias.chat import ChatTemplate
 from lit_debias.conversations import Prompt, is_conversation, roles_of, with_system
 from lit_debias.errors import UserError
 
@@ -115,7 +115,7 @@ class PromptEncoder:
         return ids
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        if not holds_added_token(self.tokenizer, text):
+        if not self.chat.holds_added_token(text):
             return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
         own = set(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
         for number, token in self.tokenizer.added_tokens_decoder.items():

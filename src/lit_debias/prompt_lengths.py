@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lit_debias.chat import holds_added_token
 from lit_debias.conversations import Prompt
 from lit_debias.errors import UserError
 from lit_debias.policy import QLoRAPolicy
@@ -57,7 +56,7 @@ def _prompt_lengths(
     texts = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
     for origin, prompt, tokens in zip(origins, prompts, _tokens(policy, texts, origins), strict=True):
         whole = tokens + template
-        if not isinstance(prompt, str) or abs(whole - near) <= SLACK or holds_added_token(policy.tokenizer, prompt):
+        if not isinstance(prompt, str) or abs(whole - near) <= SLACK or policy.encoder.chat.holds_added_token(prompt):
             with _at(origin):
                 whole = len(policy.prompt_ids(prompt))
         yield whole if tokens or not isinstance(prompt, str) else 0
@@ -99,7 +98,7 @@ def _tokens(policy: QLoRAPolicy, texts: Sequence[str], origins: Sequence[str]) -
         encoded = policy.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
         for origin, text, ids in zip(origins[start:], part, encoded, strict=False):
             with _at(origin):
-                own = policy.encoder.text(text) if holds_added_token(policy.tokenizer, text) else ids
+                own = policy.encoder.text(text) if policy.encoder.chat.holds_added_token(text) else ids
                 yield len(policy.encoder.known(own, text))
 
 

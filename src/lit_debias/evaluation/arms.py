@@ -139,8 +139,8 @@ class Examiner:
 def asked_of(rows: Sequence[Row]) -> PromptBatch:
     """Return the prompts of rows, conversations where one of them is one."""
     texts = [row["prompt"] for row in rows]
-    messages = [row["messages"] or with_system(row["prompt"], None) for row in rows]
-    return PromptBatch(texts, messages=messages if any(row["messages"] for row in rows) else None)
+    messages = [row.get("messages") or with_system(row["prompt"], None) for row in rows]
+    return PromptBatch(texts, messages=messages if any(row.get("messages") for row in rows) else None)
 
 
 @contextlib.contextmanager

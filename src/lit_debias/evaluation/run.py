@@ -14,20 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lit_debias.errors import UserError
-from lit_debias.evaluation.arms import Arm, Examiner, asked_of, device
+from lit_debias.evaluation.arms import Arm, Examiner, device
 from lit_debias.evaluation.benchmarked import PublicBenchmarks, add_figures
 from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, identify_model, sha256_of
 from lit_debias.evaluation.measures import Estimates
-from lit_debias.evaluation.prompts import PROSE, Row, draw, prompt_files, read_prompts
+from lit_debias.evaluation.prompts import Row, draw, prompt_files, read_prompts
 from lit_debias.evaluation.prose import prose_rows, read_prose
+from lit_debias.evaluation.readable import check_all, check_readers, why_no_system
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.table import TITLES, against, as_tables
 from lit_debias.language_model import LanguageModel
-from lit_debias.models import locate
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.precision import Precision, dtype_of
-from lit_debias.prompt_lengths import check_prompts
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -268,8 +267,8 @@ class PolicyMaker:
 
     def __call__(self, arm: Arm) -> QLoRAPolicy:
         """Return the arm's policy; checks that model and adapter exist."""
-        options = {"adapter": arm.adapter, "chat_template_kwargs": self.chat_template_kwargs}
-        return QLoRAPolicy(self.model, self.quantization, self.dtype, **options)
+        kwargs = self.chat_template_kwargs
+        return QLoRAPolicy(self.model, self.quantization, self.dtype, adapter=arm.adapter, chat_template_kwargs=kwargs)
 
 
 class Runner:
@@ -374,59 +373,11 @@ class Runner:
         return Progress(*columns, console=self.console)
 
 
-def why_no_system(policy: QLoRAPolicy, system_prompt: str) -> str | None:
-    """Return what keeps a model from being asked with a system prompt, or None."""
-    if not policy.encoder.has_template:
-        return "the model has no chat template"
-    try:
-        policy.encoder.check(system_prompt)
-    except UserError:
-        return "the model's chat template takes no system message"
-    return None
-
-
-def check_all(policy: QLoRAPolicy, rows: Sequence[Row], examiner: Examiner) -> None:
-    """Check that the policy and the other language model can read all that they will be asked.
-
-    Raises:
-        UserError: a prompt, with its completion or with a given response, is too long for one of them, or holds a token
-            without an embedding; or nothing stands before a text's first token.
-    """
-    policy.encoder.first()
-    for passage in [row["prompt"] for row in rows if row["prompt_kind"] == PROSE]:
-        policy.check_fits(1 + len(policy.encoder.text(passage)), "write shorter passages with --prose")
-    rows = [row for row in rows if row["prompt_kind"] != PROSE]
-    prompts, new_tokens = asked_of(rows).asked, examiner.engine.max_new_tokens
-    check_prompts(policy, prompts, [row["origin"] for row in rows], new_tokens)
-    if examiner.other is not None:
-        examiner.other.check_fits(prompts, new_tokens)
-    for prompt, row in zip(prompts, rows, strict=True):
-        answers = [text for text in (row["reference"], row["biased"], *row["choices"]) if text]
-        if policy.positions is not None and answers:
-            longest = max(len(policy.encoder.text(text)) for text in answers)
-            policy.check_fits(len(policy.prompt_ids(prompt)) + longest, f"shorten the responses of {row['origin']}")
-
-
 def check_numbers(**numbers: int | None) -> None:
     """Raise :class:`UserError` where a number is below 1."""
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise UserError(f"{name}={value}; write 1 or more")
-
-
-def check_readers(model: str, perplexity_model: str | None, similarity_model: str | None) -> None:
-    """Raise :class:`UserError` where a model that reads completions is not there, or is the one that writes them."""
-    for option, source in {"perplexity_model": perplexity_model, "similarity_model": similarity_model}.items():
-        if source is None:
-            continue
-        try:
-            folder = Path(locate(source))
-        except UserError as error:
-            raise UserError(f"{option}: {error}") from error
-        if folder.is_dir() and not (folder / "config.json").is_file():
-            raise UserError(f"{option} '{source}': no config.json there; write the folder of a model, or a hub id")
-        if locate(source) == locate(model):
-            raise UserError(f"{option} '{source}' is the model that is evaluated; write another one")
 
 
 def notes(judges: Mapping[str, Reward], rows: Sequence[Row], all_rows: Sequence[Row]) -> list[str]:
