@@ -42,7 +42,7 @@ def read_prompt(value: Any, where: str) -> Prompt:
 
 
 def _read_message(message: Any, where: str) -> Message:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+    if not isinstance(message, Mapping) or message.get("role") is None or "content" not in message:
         raise UserError(f"{where} is {message!r:.60}; write an object with role and content")
     role, content = message["role"], _text_of(message["content"])
     if role not in ROLES:
