@@ -31,6 +31,8 @@ LAYERS = [
     ["rollout"],
     ["builtins"],
     ["data", "metrics"],
+    ["averaging", "rehearsal", "trainer_checks"],
+    ["resumption"],
     ["adapter_module", "checkpoint_io"],
     ["module", "baselines"],
     ["callbacks"],

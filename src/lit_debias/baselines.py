@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from lit_debias import distributed
 from lit_debias.adapter_module import AdapterModule
@@ -43,7 +43,7 @@ class Baseline(AdapterModule):
         self,
         policy: QLoRAPolicy,
         micro_batch_tokens: int = 2048,
-        optimizer: OptimizerCallable = AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         seed: int = 0,
@@ -166,7 +166,7 @@ class SFT(Baseline):
     Args:
         policy: The model that is trained.
         micro_batch_tokens: Prompts share a forward and backward pass up to so many tokens; changes memory only.
-        optimizer: Builds the optimiser from the adapter's parameters.
+        optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
         seed: Seeds LoRA dropout.
@@ -191,7 +191,7 @@ class DPO(Baseline):
         policy: The model that is trained.
         beta: Strength of the tie to the reference, positive.
         micro_batch_tokens: Pairs share a forward and backward pass up to so many packed tokens; changes memory only.
-        optimizer: Builds the optimiser from the adapter's parameters.
+        optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
         seed: Seeds LoRA dropout.
@@ -208,7 +208,7 @@ class DPO(Baseline):
         policy: QLoRAPolicy,
         beta: float = 0.1,
         micro_batch_tokens: int = 2048,
-        optimizer: OptimizerCallable = AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         seed: int = 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from lit_debias import distributed, metrics
 from lit_debias.adapter_module import AdapterModule
@@ -22,6 +23,8 @@ from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
 from lit_debias.grpo.packing import pack, token_budget
 from lit_debias.plugins import get_plugin_manager
 from lit_debias.policy import QLoRAPolicy
+from lit_debias.rehearsal import class_path
+from lit_debias.resumption import START_ANEW, check_same
 from lit_debias.rewards.aggregators import Aggregator, WeightedSum
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.guard import Guard, UnreliableRewardError
@@ -50,7 +53,7 @@ class GRPO(AdapterModule):
             changes memory, never the result.
         mask_truncated: Leave completions that the length limit cut out of the loss.
         judges: Rewards that are only measured in validation, never trained on.
-        optimizer: Builds the optimiser from the adapter's parameters.
+        optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
         reward_device: Where rewards and judges compute, as PyTorch names devices: ``cpu``, ``cuda:1``. Null is the
@@ -83,7 +86,7 @@ class GRPO(AdapterModule):
         micro_batch_tokens: int = 2048,
         mask_truncated: bool = False,
         judges: dict[str, Reward] | None = None,
-        optimizer: OptimizerCallable = AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         reward_device: str | None = None,
@@ -304,7 +307,34 @@ class GRPO(AdapterModule):
             "experience": distributed.gather_objects(experience),
             "ahead": distributed.gather_objects(ahead),
             "aggregator": self.aggregator.state_dict(),
+            "aggregator_class": class_path(self.aggregator),
+            "inner_epochs": self.inner_epochs,
         }
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse the checkpoint of another run, as every module, and of another aggregator or group.
+
+        Raises:
+            UserError: says what is another one.
+        """
+        super().check_checkpoint(checkpoint)
+        state, mine = checkpoint.get("grpo"), class_path(self.aggregator)
+        if state is None:
+            raise UserError(f"the checkpoint is not of a run of GRPO; {START_ANEW}")
+        check_same("aggregator", state.get("aggregator_class", mine), mine)
+        pending = next((experience for experience in state["experience"] if experience), None)
+        if pending is None:
+            return
+        was = {
+            "group_size": pending["advantages"].shape[1],
+            "inner_epochs": state.get("inner_epochs", self.inner_epochs),
+        }
+        for name, value in was.items():
+            if value != getattr(self, name):
+                raise UserError(
+                    f"the checkpoint holds a rollout that is not trained on yet, with {name}={value}, and the "
+                    f"configuration says {getattr(self, name)}; write {value}, or resume from the end of a step"
+                )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what :meth:`on_save_checkpoint` kept.
@@ -313,9 +343,12 @@ class GRPO(AdapterModule):
             UserError: the checkpoint is of another adapter, or another number of processes in the middle of a step.
         """
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["grpo"]
+        state = checkpoint.get("grpo")
+        if state is None:  # of a baseline, whose adapter is validated or predicts
+            return
         self.rollout_step = state["rollout_step"]
-        self.aggregator.load_state_dict(state["aggregator"])
+        if state.get("aggregator_class", mine := class_path(self.aggregator)) == mine:
+            self.aggregator.load_state_dict(state["aggregator"])
         self.experience, self.ahead = (self._own_experience(state.get(name, [])) for name in ("experience", "ahead"))
 
     def _own_experience(self, experiences: list[dict[str, Any] | None]) -> Experience | None:

@@ -110,6 +110,7 @@ class QLoRAPolicy(nn.Module):
         self._inference: InferenceCopy | None = None
         self._lean: LeanModel | None = None
         self._native: NativeModel | None = None
+        self._sampled: list[int] = []  # of which weights, see _notice_changes
         self.lean_obstacle: str | None = "the policy is not loaded"
         """What keeps this model from the lean forward pass, or None."""
 
@@ -352,6 +353,7 @@ class QLoRAPolicy(nn.Module):
 
     def inference_model(self) -> PreTrainedModel:
         """Return the copy to sample from, base and adapter in one weight, up to date with the adapter."""
+        self._notice_changes()
         if self._inference is None:
             self._inference = InferenceCopy(self.causal_lm, self.dtype)
         return self._inference.refreshed()
@@ -359,6 +361,7 @@ class QLoRAPolicy(nn.Module):
     def lean_model(self) -> LeanModel:
         """Return the lean form, merged for sampling; where there is no :attr:`lean_obstacle`."""
         assert self._lean is not None, self.lean_obstacle
+        self._notice_changes()
         return self._lean.refreshed()
 
     @property
@@ -369,6 +372,7 @@ class QLoRAPolicy(nn.Module):
     def native_model(self) -> NativeModel:
         """Return the native form, merged for sampling; where there is no :attr:`native_obstacle`."""
         assert self._lean is not None, self.lean_obstacle
+        self._notice_changes()
         if self._native is None:
             self._native = NativeModel(self._lean)
         return self._native.refreshed()
@@ -384,6 +388,15 @@ class QLoRAPolicy(nn.Module):
             yield self.causal_lm
         finally:
             set_checkpointing(self.causal_lm, True)
+
+    def _notice_changes(self) -> None:
+        """Look whether the adapter has changed, whoever did it: averages of weights swap them in place, unseen."""
+        # Sums of bit patterns: one number a parameter, exact, and no memory for another copy.
+        bits = [p.detach().view(torch.int32).sum(dtype=torch.int64) for p in self.trainable_parameters().values()]
+        weights = torch.stack(bits).tolist()
+        if weights != self._sampled:
+            self.weights_changed()
+            self._sampled = weights
 
     def weights_changed(self) -> None:
         """Say that the adapter changed; what is sampled from next is refreshed."""

@@ -9,21 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported for their short names in YAML.
 from lit_debias import baselines, callbacks, data, module  # noqa: F401
 from lit_debias.callbacks import GracefulStop
 from lit_debias.checkpoint_io import SafeCheckpointIO, resolve_last
-from lit_debias.cli import Parser, config_files
+from lit_debias.cli import Parser, config_files, user_error
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.files import read_yaml
+from lit_debias.parse_errors import one_line
 from lit_debias.plugins import components, get_plugin_manager
 
 # Lightning calls jsonargparse by names that are to go; nobody who runs lit-debias can mend that.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+# Lightning's Timer has a default that is both a text and an enum, which YAML's writer does not know.
+yaml.SafeDumper.add_multi_representer(str, lambda dumper, value: dumper.represent_str(str(value)))
 
 REWARD_HELP = re.compile(r"--model\.(?:init_args\.)?(rewards|judges)\.(?P<name>[\w-]+)\.help(?:=(?P<cls>[\w.]+))?")
 
@@ -72,9 +78,24 @@ class TrainingCLI(LightningCLI):
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
 
+    def instantiate_classes(self) -> None:
+        """Build module, data and trainer; raise :class:`UserError` with the reason where a class refuses its options.
+
+        A missing library is such a reason: Lightning's loggers ask for theirs when they are built.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+            if user_error(error) is None:
+                raise UserError(one_line(str(error))) from error
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; its checkpoints are written safely unless its ``plugins`` name another way."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
@@ -108,7 +129,23 @@ def run_trainer(args: list[str]) -> None:
             following = args[index + 1] if index + 1 < len(args) and not args[index + 1].startswith("-") else None
             print(reward_help(match["name"], match["cls"] or following, args))
             return
-    TrainingCLI(args)
+    try:
+        TrainingCLI(args)
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise UserError(reason) from error
+
+
+def _reason(error: Exception) -> str | None:
+    """Return what Lightning says of options that do not suit, None where it is something else."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MisconfigurationException):
+        return f"trainer: {text}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{text}; install it, or take out what asks for it"
+    return f"trainer.callbacks: {text}" if text.startswith("Early stopping conditioned on metric") else None
 
 
 def reward_help(name: str, class_name: str | None, args: Sequence[str]) -> str:

@@ -137,6 +137,7 @@ class TableDataModule(LightningDataModule, ABC):
         """Return the training batches, from where a resumed run stands."""
         loader = self._loader("train")
         if self.trainer is not None:
+            loader.dealer.shuffle = not self.trainer.overfit_batches  # type: ignore[attr-defined]
             limit = self.trainer.limit_train_batches
             loader.per_epoch = max(1, min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader)))
             step = getattr(self.trainer.lightning_module, "rollout_step", None)

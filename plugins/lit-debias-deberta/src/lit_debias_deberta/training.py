@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class RewardModel(LightningModule):
         ranking_weight: Weight of the ranking term; 0 leaves it out.
         margin: Two labels must differ by more to be ranked, in [0, 1).
         dropout: In the heads, in [0, 1).
-        optimizer: Builds the optimiser from the parameters that train.
+        optimizer: Builds the optimiser from the parameters that train; by default AdamW with the learning rate 2e-5.
         warmup: Share of the optimiser steps in which the learning rate rises; it falls to 0 in the rest.
         bucket_size: Pairs in one forward pass, alike in length so that little is padded, which suits a CPU; null
             reads a whole batch at once, which suits a GPU. The loss is the same.
@@ -87,7 +88,7 @@ class RewardModel(LightningModule):
         ranking_weight: float = 0.5,
         margin: float = 0.1,
         dropout: float = 0.1,
-        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=2e-5),
+        optimizer: OptimizerCallable | None = None,
         warmup: float = 0.1,
         bucket_size: int | None = None,
         human_text: str | None = None,
@@ -112,7 +113,7 @@ class RewardModel(LightningModule):
         self.dimensions, self.max_length, self.dropout = list(dimensions), max_length, dropout
         self.trainable_layers = trainable_layers
         self.regression, self.ranking_weight, self.margin = regression, ranking_weight, margin
-        self.make_optimizer, self.warmup = optimizer, warmup
+        self.make_optimizer, self.warmup = optimizer or partial(AdamW, lr=2e-5), warmup
         self.bucket_size, self.human_text, self.precision = bucket_size, human_text, precision
         self.network, self.is_trained = None, False
         self.graded = GradedResponses()
