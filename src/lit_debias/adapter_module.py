@@ -145,7 +145,7 @@ class AdapterModule(LightningModule):
         with plugin.forward_context():
             mixed = autocast_dtype(device) is not None
         if mixed:  # the policy has an autocast of its own; rewards, judges and sampling are to have none
-            plugin.forward_context = nullcontext  # type: ignore[method-assign, assignment]
+            plugin.forward_context = nullcontext  # type: ignore[method-assign]
         if stage == "fit":
             self.recipe = rehearse(self.make_optimizer, self.make_scheduler, self.trainer)
             if self.trainer.ckpt_path:

@@ -54,7 +54,7 @@ def rehearse(make_optimizer: OptimizerCallable, make_scheduler: LRSchedulerCalla
     recipe = Recipe(
         optimizer=class_path(optimizer),
         options=options,
-        schedule=schedule and class_path(schedule),
+        schedule=None if schedule is None else class_path(schedule),
         schedule_options=_plain(schedule.state_dict()) if schedule else {},
     )
     _check_optimizer(optimizer, trainer)

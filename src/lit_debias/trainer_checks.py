@@ -41,17 +41,32 @@ def check_options(trainer: Trainer) -> None:
     Raises:
         UserError: says the option, and what to write instead.
     """
+    check_strategy(trainer)
     for problem in _problems(trainer):
         raise UserError(problem)
 
 
-def _problems(trainer: Trainer) -> Iterator[str]:
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that shard the model, or start processes from this one; before any process starts.
+
+    Raises:
+        UserError: says which to write.
+    """
     strategy = trainer.strategy
+    name = getattr(strategy, "strategy_name", None) or type(strategy).__name__
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-        yield (
-            f"trainer.strategy: {type(strategy).__name__} splits the model over devices, and only the adapter trains "
-            "here; write auto or ddp"
+        raise UserError(
+            f"trainer.strategy: {name} splits the model over devices, and only the adapter trains here; write auto or "
+            "ddp"
         )
+    if getattr(strategy, "_start_method", "popen") not in (None, "popen"):  # spawn, fork
+        raise UserError(
+            "trainer.strategy: processes that are started from a running one would hand whole models back to it; write "
+            "ddp, which runs the command once for each device"
+        )
+
+
+def _problems(trainer: Trainer) -> Iterator[str]:
     if trainer.state.fn != "fit":
         return
     if trainer.gradient_clip_val:

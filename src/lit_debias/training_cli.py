@@ -13,10 +13,11 @@ import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 # Imported for their short names in YAML.
 from lit_debias import baselines, callbacks, data, module  # noqa: F401
+from lit_debias.adapter_module import AdapterModule
 from lit_debias.callbacks import GracefulStop
 from lit_debias.checkpoint_io import SafeCheckpointIO, resolve_last
 from lit_debias.cli import Parser, config_files, user_error
@@ -24,6 +25,7 @@ from lit_debias.errors import UserError, did_you_mean
 from lit_debias.files import read_yaml
 from lit_debias.parse_errors import one_line
 from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.trainer_checks import check_strategy
 
 # Lightning calls jsonargparse by names that are to go; nobody who runs lit-debias can mend that.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -110,7 +112,9 @@ class TrainingCLI(LightningCLI):
             SafeCheckpointIO().load_checkpoint(path)
 
     def before_fit(self) -> None:
-        """Find what ``--ckpt_path last`` stands for, before a model is loaded."""
+        """Find what ``--ckpt_path last`` stands for, before a model is loaded or a process started."""
+        if isinstance(self.model, AdapterModule):
+            check_strategy(self.trainer)
         given = self.config_init[self.subcommand]
         if given.get("ckpt_path") != "last":
             return

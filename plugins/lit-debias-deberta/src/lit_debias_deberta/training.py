@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
@@ -127,11 +128,25 @@ class RewardModel(LightningModule):
         """
         if stage == "test" and self.trainer.world_size > 1:
             raise UserError("test looks at all responses together; write --trainer.devices 1")
+        self._check_trainer()
         self.is_trained = stage != "fit"
         if self.is_trained and self.network is None:
             dimensions = read_manifest(find(str(self.out))).dimensions
             if dimensions != self.dimensions:
                 raise UserError(f"reward model '{self.out}' has the heads {dimensions}; write them as model.dimensions")
+
+    def _check_trainer(self) -> None:
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":
+            raise UserError(
+                f"trainer.precision: '{precision}' converts weights, which are float32 here; write 32-true, and "
+                "model.init_args.precision: bfloat16"
+            )
+        if any(isinstance(c, StochasticWeightAveraging) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "trainer.callbacks: StochasticWeightAveraging copies the module before its network is there, and would "
+                "average nothing; write EMAWeightAveraging or WeightAveraging"
+            )
 
     def configure_model(self) -> None:
         """Load the encoder to train, or the trained model in any other stage; once."""
