@@ -65,6 +65,8 @@ class AdapterModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.recipe: Recipe | None = None
         """How it is optimised, known after :meth:`setup` of a fit."""
+        self.resumes_from: str | None = None
+        """A checkpoint to look at before a model loads; Lightning says which one it is only afterwards."""
         self._norm = math.nan
 
     # ---------------------------------------------------------------- parts of a step
@@ -148,8 +150,8 @@ class AdapterModule(LightningModule):
             plugin.forward_context = nullcontext  # type: ignore[method-assign]
         if stage == "fit":
             self.recipe = rehearse(self.make_optimizer, self.make_scheduler, self.trainer)
-            if self.trainer.ckpt_path:
-                self.check_checkpoint(self.trainer.strategy.load_checkpoint(self.trainer.ckpt_path))
+            if self.resumes_from is not None:
+                self.check_checkpoint(self.trainer.strategy.load_checkpoint(self.resumes_from))
 
     def teardown(self, stage: str) -> None:
         """Give the trainer its autocast back."""

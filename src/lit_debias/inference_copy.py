@@ -8,6 +8,7 @@ optimiser step: base and update are summed in fp32 and rounded once.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,6 +57,17 @@ class InferenceCopy:
         linear.bias = base.bias  # type: ignore[union-attr,assignment]
         self._merged.append((layer, linear))
         return linear
+
+
+def fingerprint(parameters: Iterable[nn.Parameter]) -> list[int]:
+    """Return one number for each fp32 parameter, which any change of its content changes.
+
+    The sum of its bit patterns: exact, without memory for a copy, and unlike a version counter it sees what is written
+    through ``.data`` too.
+    """
+    sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in parameters]
+    numbers: list[int] = torch.stack(sums).tolist()
+    return numbers
 
 
 def merged_weight(layer: nn.Module) -> Tensor:

@@ -16,7 +16,7 @@ from lit_debias.adapters import REFERENCE, TRAINED, continued_adapter, new_adapt
 from lit_debias.errors import UserError
 from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack, token_budget
-from lit_debias.inference_copy import InferenceCopy
+from lit_debias.inference_copy import InferenceCopy, fingerprint
 from lit_debias.lean_model import LeanModel, why_not_lean
 from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
 from lit_debias.models import check_model, load_causal_lm, load_tokenizer, nf4_config, render_chat, set_checkpointing
@@ -390,13 +390,10 @@ class QLoRAPolicy(nn.Module):
             set_checkpointing(self.causal_lm, True)
 
     def _notice_changes(self) -> None:
-        """Look whether the adapter has changed, whoever did it: averages of weights swap them in place, unseen."""
-        # Sums of bit patterns: one number a parameter, exact, and no memory for another copy.
-        bits = [p.detach().view(torch.int32).sum(dtype=torch.int64) for p in self.trainable_parameters().values()]
-        weights = torch.stack(bits).tolist()
-        if weights != self._sampled:
+        """Look whether the adapter has changed: averages of weights, for one, swap it in place and tell nobody."""
+        before, self._sampled = self._sampled, fingerprint(self.trainable_parameters().values())
+        if before != self._sampled:
             self.weights_changed()
-            self._sampled = weights
 
     def weights_changed(self) -> None:
         """Say that the adapter changed; what is sampled from next is refreshed."""

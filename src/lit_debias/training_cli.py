@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported for their short names in YAML.
 from lit_debias import baselines, callbacks, data, module  # noqa: F401
@@ -116,12 +116,13 @@ class TrainingCLI(LightningCLI):
         if isinstance(self.model, AdapterModule):
             check_strategy(self.trainer)
         given = self.config_init[self.subcommand]
-        if given.get("ckpt_path") != "last":
-            return
-        found = resolve_last(self.trainer)
-        if found is None and self.subcommand != "fit":
-            raise UserError("--ckpt_path last: nothing has been saved yet; write the path of a checkpoint")
-        given["ckpt_path"] = found and str(found)
+        if given.get("ckpt_path") == "last":
+            found = resolve_last(self.trainer)
+            if found is None and self.subcommand != "fit":
+                raise UserError("--ckpt_path last: nothing has been saved yet; write the path of a checkpoint")
+            given["ckpt_path"] = found and str(found)
+        if isinstance(self.model, AdapterModule) and str(given.get("ckpt_path")).endswith(".ckpt"):
+            self.model.resumes_from = str(given["ckpt_path"])
 
     before_validate = before_test = before_predict = before_fit
 
