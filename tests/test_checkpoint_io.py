@@ -199,7 +199,7 @@ def test_last_on_the_command_line(config, tmp_path, capsys):  # noqa: F811
 def test_a_checkpoint_does_not_change_the_configuration(config, tmp_path, capsys):  # noqa: F811
     path = save(tmp_path / "a.ckpt", {"hyper_parameters": {"_class_path": "os.system"}, **OTHER})
     assert run("fit", "-c", write(tmp_path, config), "--ckpt_path", path) == 2
-    assert "the checkpoint is not of a run of GRPO" in capsys.readouterr().err
+    assert "the checkpoint holds weights alone" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- told to stop, and through
