@@ -31,7 +31,7 @@ from guard_worker import SCENARIOS, play
 from lit_debias import metrics
 from lit_debias.errors import UserError
 from lit_debias.rewards.base import Reward
-from lit_debias.rewards.calls import own_copy, resident_gib
+from lit_debias.rewards.calls import resident_gib
 from lit_debias.rewards.guard import Guard, UnreliableRewardError
 from lit_debias.rewards.suite import RewardError, RewardSuite, flatten
 
@@ -126,7 +126,7 @@ def test_what_a_reward_does_to_its_batch_is_its_own_affair():
     assert scores.valid["r"].all()
     assert scores.valid["steady"].all()
     batch = flatten(rollout(0))
-    assert own_copy(batch) == batch
+    assert batch.copy() == batch
 
 
 # ---------------------------------------------------------------- calls that hang

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from lit_debias.devices import known_device
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
 from lit_debias.grpo.packing import pack, token_budget
-from lit_debias.plugins import get_plugin_manager
+from lit_debias.plugins import get_plugin_manager, show_scored
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.aggregators import Aggregator, WeightedSum
 from lit_debias.rewards.base import Reward
@@ -29,7 +30,7 @@ from lit_debias.rewards.overlap import OverlappedScoring
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.base import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
-from lit_debias.types import Experience, PromptBatch, Rollout, Scores
+from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
 
 
 class GRPO(AdapterModule):
@@ -157,11 +158,11 @@ class GRPO(AdapterModule):
             rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
             scores = (overlapped or self.rewards).score(rollout)
         self._settle(self.rewards, scores)
-        advantages = self.aggregator(scores, self.rollout_step)
+        advantages = self.aggregator(own_copy(scores), self.rollout_step)
         self._scored(rollout=rollout, scores=scores)
-        total = self.aggregator.total(scores, self.rollout_step)
+        total = self.aggregator.total(own_copy(scores), self.rollout_step)
         self._log(metrics.of_rollout(rollout, scores, total, seconds), bar=("reward", "tokens_per_second"))
-        self._log(self.aggregator.metrics(scores, advantages, self.rollout_step))
+        self._log(self.aggregator.metrics(own_copy(scores), own_copy(advantages), self.rollout_step))
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
         behaviour = rollout.logprobs if self.one_step_off_policy else None
         return Experience(rollout, scores, advantages, counted, reference, old_logprobs=behaviour)
@@ -267,7 +268,7 @@ class GRPO(AdapterModule):
             scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
         self._settle(self.rewards, scores)
         self._settle(self.judges, judged)
-        total = self.aggregator.total(scores, self.rollout_step)
+        total = self.aggregator.total(own_copy(scores), self.rollout_step)
         values = metrics.of_validation(rollout, scores, judged, total)
         for name, value in values.items():
             how, shown = metrics.OVER_RANKS.get(name, "mean"), name == "reward"
@@ -292,7 +293,7 @@ class GRPO(AdapterModule):
         device = self.reward_device or self.policy.device
         self.rewards.setup(device)
         self.judges.setup(device)
-        self._scored = get_plugin_manager().hook.lit_debias_scored
+        self._scored = partial(show_scored, get_plugin_manager())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, the step, and a rollout that still has inner epochs to go; leave the base out."""

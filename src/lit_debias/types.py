@@ -6,11 +6,15 @@ Shapes: P prompts x G completions each x T completion tokens; S prompt tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,27 @@ class Experience:
         rollout = dict(state["rollout"])
         prompts = PromptBatch(rollout.pop("prompts"))
         return cls(**{**state, "rollout": Rollout(prompts, **rollout), "scores": Scores(**state["scores"])})
+
+
+def own_copy(value: T) -> T:
+    """Return a copy that shares nothing which can be changed in place; what cannot be copied is shared.
+
+    Tensors are cloned without their graph. For code of others: a plugin that edits what it is handed edits its own copy.
+    """
+    copied: Any = value
+    if isinstance(value, Tensor):
+        copied = value.detach().clone()
+    elif isinstance(value, (PromptBatch, Rollout, Scores)):
+        copied = replace(value, **own_copy(_shallow(value)))
+    elif type(value) is list:
+        copied = [own_copy(item) for item in value]
+    elif type(value) is dict:
+        copied = {key: own_copy(item) for key, item in value.items()}
+    elif not isinstance(value, (str, int, float, type(None))):
+        with suppress(Exception):  # a cell of the data may be anything
+            copied = deepcopy(value)
+    result: T = copied
+    return result
 
 
 def _shallow(record: Any) -> dict[str, Any]:

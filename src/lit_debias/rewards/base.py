@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_debias.errors import UserError
+from lit_debias.types import own_copy
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,22 @@ class RewardBatch:
     def __len__(self) -> int:
         return len(self.completions)
 
+    def copy(self) -> RewardBatch:
+        """Return a batch of the same rows that shares nothing with this one which can be changed in place.
+
+        Every reward gets one of its own. A reward that hands its batch to another one hands over a copy.
+        """
+        ids = self.completion_ids
+        return replace(
+            self,
+            prompts=list(self.prompts),
+            completions=list(self.completions),
+            group_ids=list(self.group_ids),
+            columns={name: own_copy(list(rows)) for name, rows in self.columns.items()},
+            completion_ids=None if ids is None else [list(row) for row in ids],
+            reference_logprobs=own_copy(self.reference_logprobs),
+        )
+
 
 class Reward(ABC):
     """Scores completions. The ``__init__`` signature is the reward's YAML schema.
@@ -44,10 +61,11 @@ class Reward(ABC):
 
     columns: tuple[str, ...] = ()
     """Data columns that must be there, for example ``("reference",)``."""
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    bounds: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest score that there can be; nothing is clipped to it, ``lit-debias rewards check`` tests it."""
-    depends_on_batch: ClassVar[bool] = False
-    """Whether a score depends on the other completions of the batch, so that it compares within one batch only."""
+    depends_on_batch: bool = False
+    """Whether a score depends on the other completions of the batch, so that it compares within one batch only, and
+    needs the whole of it at once. A reward around another one takes over what that one says."""
     needs_reference_logprobs: bool = False
     """Ask for :attr:`RewardBatch.reference_logprobs`; they cost one forward pass where the KL coefficient is 0."""
 
