@@ -133,7 +133,7 @@ class Experience:
 def own_copy(value: T) -> T:
     """Return a copy that shares nothing which can be changed in place; what cannot be copied is shared.
 
-    Tensors are cloned without their graph. For code of others: a plugin that edits what it is handed edits its own copy.
+    Tensors are cloned without their graph. For code of others: what a plugin edits is its own copy.
     """
     copied: Any = value
     if isinstance(value, Tensor):
