@@ -17,7 +17,7 @@ PLUGINS = sorted((ROOT / "plugins").glob("*/src/*"))
 
 # Bottom to top. A module may import what stands in a line above its own, or in its own.
 LAYERS = [
-    ["errors", "types", "distributed", "text", "files", "endpoint", "redaction", "score_file", "devices"],
+    ["errors", "types", "distributed", "text", "files", "endpoint", "redaction", "score_file", "devices", "identity"],
     ["grpo"],
     ["rewards"],
     ["activation_memory", "models", "model_checks", "inference_copy", "language_model", "sentence_encoder"],
@@ -46,6 +46,7 @@ PUBLIC_MODULES = (
     "endpoint",
     "errors",
     "files",
+    "identity",
     "language_model",
     "models",
     "precision",

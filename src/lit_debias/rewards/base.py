@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_debias.errors import UserError
+from lit_debias.identity import identity_of, recorded
 from lit_debias.types import own_copy
+
+R = TypeVar("R", bound="Reward")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Reward(ABC):
     ``torch.nn.Module`` of the trainer: its weights are never trained, moved or stored with the policy.
     """
 
+    _arguments: Any = ((), {})
+
     columns: tuple[str, ...] = ()
     """Data columns that must be there, for example ``("reference",)``."""
     bounds: tuple[float, float] = (0.0, 1.0)
@@ -68,6 +73,32 @@ class Reward(ABC):
     needs the whole of it at once. A reward around another one takes over what that one says."""
     needs_reference_logprobs: bool = False
     """Ask for :attr:`RewardBatch.reference_logprobs`; they cost one forward pass where the KL coefficient is 0."""
+
+    speed_options: tuple[str, ...] = ()
+    """Arguments of ``__init__`` that change scores by rounding at most; they are no part of :meth:`identity`."""
+
+    def __new__(cls: type[R], *args: Any, **kwargs: Any) -> R:
+        """Record the arguments, for :meth:`identity`."""
+        reward = super().__new__(cls)
+        object.__setattr__(reward, "_arguments", recorded((args, kwargs)))  # also where the class is a frozen one
+        return reward
+
+    def __init__(self) -> None:  # noqa: B027  (object's would take anything, now that __new__ does)
+        """Take no options."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the scores depend on, as JSON, the same before ``setup`` and after it.
+
+        Evaluations keep an arm while the identities of judges and rewards stay what they were, and refuse a judge with
+        the identity of a reward; caches of scores are keyed by it. By default it is the class, the version of its
+        plugin, a digest of its source, and the arguments of ``__init__`` but for :attr:`speed_options`: numbers, texts,
+        files and folders by their content, other rewards by their identity. A class whose scores depend on more, or
+        that takes something else, such as a function, says so itself.
+
+        Raises:
+            UnknownIdentityError: it cannot be told, so that nothing is kept.
+        """
+        return identity_of(self, self._arguments, self.speed_options)
 
     def setup(self, device: torch.device) -> None:  # noqa: B027  (most rewards have nothing to load)
         """Load what scoring needs onto ``device``; called once before the first :meth:`score`."""

@@ -44,6 +44,7 @@ class Fluency(Reward):
     """
 
     needs_reference_logprobs = True
+    speed_options = ("batch_size",)
 
     def __init__(
         self,
