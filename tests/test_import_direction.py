@@ -36,7 +36,7 @@ LAYERS = [
     ["callbacks"],
     ["evaluation"],
     ["report"],
-    ["inspection", "parse_errors", "scaffold", "contract"],
+    ["inspection", "parse_errors", "scaffold", "contract", "contract_texts"],
     ["cli", "training_cli", "reward_commands"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -42,9 +42,9 @@ def recorded(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {key: recorded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = [recorded(item) for item in value]
-        return set(items) if isinstance(value, (set, frozenset)) else items
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return kind(recorded(item) for item in value)
     known = value is None or isinstance(value, (bool, int, float, str, Path, Enum, torch.dtype, torch.device))
     return value if known or _is_record(value) or _names_itself(value) else Opaque(type(value).__qualname__)
 
@@ -77,6 +77,27 @@ def identity_of(instance: Any, arguments: Arguments, without: Sequence[str] = ()
         "source": sha256_of(_sources(cls)),
         "arguments": {name: _argument(name, value) for name, value in counted.items()},
     }
+
+
+def variants(reward: Any) -> Iterator[tuple[str, Any]]:
+    """Yield rewards built anew: with equal arguments, and with another number in the place of each that has one.
+
+    Each comes with what is changed, which is nothing at first: ``words=40 and words=41``. Arguments in
+    ``speed_options`` are left out, and so is everything where an argument cannot be given again.
+    """
+    cls, (args, kwargs) = type(reward), reward._arguments
+    if "Opaque(" in repr((args, kwargs)):
+        return
+    yield "", cls(*args, **kwargs)
+    bound = inspect.signature(cls.__init__).bind(reward, *args, **kwargs)
+    bound.apply_defaults()
+    for name, value in list(bound.arguments.items())[1:]:
+        if name not in reward.speed_options and isinstance(value, (bool, int, float)):
+            other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 0.75
+            bound.arguments[name] = other
+            with suppress(Exception):  # out of range; most are not
+                yield f"{name}={value} and {name}={other}", cls(*bound.args[1:], **bound.kwargs)
+            bound.arguments[name] = value
 
 
 def _argument(name: str, value: Any) -> Any:
