@@ -124,8 +124,8 @@ def scores_of(name: str, reward: Reward, rows: Sequence[Row]) -> tuple[Tensor, T
             except RewardError as error:
                 failures.append((row, error))
         if failures and len(failures) < len(rows):
-            row, error = failures[0]
-            raise RewardError(f"{row.origin}: {error}") from error
+            culprit, cause = failures[0]
+            raise RewardError(f"{culprit.origin}: {cause}") from cause
         raise
 
 

@@ -6,7 +6,6 @@ Shapes: P prompts x G completions each x T completion tokens; S prompt tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
@@ -135,20 +134,25 @@ def own_copy(value: T) -> T:
 
     Tensors are cloned without their graph. For code of others: what a plugin edits is its own copy.
     """
-    copied: Any = value
+    copied: T = _copy(value)
+    return copied
+
+
+def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
-        copied = value.detach().clone()
-    elif isinstance(value, (PromptBatch, Rollout, Scores)):
-        copied = replace(value, **own_copy(_shallow(value)))
-    elif type(value) is list:
-        copied = [own_copy(item) for item in value]
-    elif type(value) is dict:
-        copied = {key: own_copy(item) for key, item in value.items()}
-    elif not isinstance(value, (str, int, float, type(None))):
-        with suppress(Exception):  # a cell of the data may be anything
-            copied = deepcopy(value)
-    result: T = copied
-    return result
+        return value.detach().clone()
+    if isinstance(value, (PromptBatch, Rollout, Scores)):
+        return replace(value, **_copy(_shallow(value)))
+    if type(value) is list:
+        return [_copy(item) for item in value]
+    if type(value) is dict:
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, (str, int, float, type(None))):
+        return value
+    try:
+        return deepcopy(value)
+    except Exception:  # a cell of the data may be anything
+        return value
 
 
 def _shallow(record: Any) -> dict[str, Any]:
