@@ -164,10 +164,15 @@ def _installed() -> dict[str, list[Distribution]]:
     found = defaultdict(list)
     for distribution in distributions():
         with suppress(Exception):  # metadata that are missing or broken, of whatever is installed beside us
-            name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
-            _ = distribution.entry_points, distribution.version
-            found[name].append(distribution)
+            found[_name(distribution)].append(distribution)
     return found
+
+
+def _name(distribution: Distribution) -> str:
+    """Return a distribution's name in one spelling; ``metadata`` would parse the whole of each file."""
+    texts = (distribution.read_text(file) for file in ("METADATA", "PKG-INFO", ""))
+    [name] = re.findall(r"^Name:\s*(\S+)", next(filter(None, texts)), re.MULTILINE)[:1]
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def show_scored(manager: PluginManager, rollout: Rollout, scores: Scores) -> None:
