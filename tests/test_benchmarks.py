@@ -1,5 +1,6 @@
 """The benchmarks of single phases and of a step: complete reports on tiny models, gates that can fail, options."""
 
+import functools
 import importlib.metadata
 import json
 import sys
@@ -30,6 +31,15 @@ pytestmark = [pytest.mark.filterwarnings(line) for line in NOISE]
 
 
 TINY = ("--shape", "tiny", "--quantization", "none", "--dtype", "float32", "--prompt-tokens", "8", "--quick")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _machine_measured_once():
+    """The rates of this machine are measured for real, and once: they are seconds of large products."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("bytes_per_second", "flops_per_second"):
+            patch.setattr(roofline, name, functools.cache(getattr(roofline, name)))
+        yield
 
 
 def run(program, folder, *arguments) -> tuple[int, dict]:
