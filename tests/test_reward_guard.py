@@ -330,7 +330,6 @@ def two(tmp_path_factory) -> list[dict]:
     return [json.loads(out.read_text()) for out in outs]
 
 
-@pytest.mark.xdist_group("guards of two processes")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_two_processes(two, scenario):
     first, second = (told[scenario] for told in two)
@@ -341,7 +340,6 @@ def test_two_processes(two, scenario):
     assert_scored(second)
 
 
-@pytest.mark.xdist_group("guards of two processes")
 def test_two_processes_stop_at_the_same_step(two):
     (step, here), (other_step, there) = (told["stops"]["stopped"] for told in two)
     assert step == other_step == 4
