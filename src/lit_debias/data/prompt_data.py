@@ -71,6 +71,11 @@ class PromptDataModule(TableDataModule):
         for role in self.batch_sizes:
             self._check_even(role)
 
+    @property
+    def texts(self) -> set[str]:
+        """Columns of the data that are texts in a CSV file too, the prompts among them."""
+        return super().texts | {self.columns.get(self.prompt_column, self.prompt_column)}
+
     def prepare(self, rows: Dataset, role: Role) -> Dataset:
         """Check the prompts, keep the wanted kinds, and number the prompts where they have no ids."""
         check_text(self.path, rows, self.prompt_column, "data.init_args.prompt_column")
