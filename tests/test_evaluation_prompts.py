@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_debias.errors import UserError
-from lit_debias.evaluation.prompts import draw, prompt_files, read_prompts
+from lit_debias.evaluation.prompts import choose_splits, draw, read_prompts
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_missing_twins_are_added_and_present_ones_are_not(data):
             {"prompt": "c", "counterfactual_prompt": "d", "group": "A", "counterfactual_group": "B", **common},
         ],
     )
-    rows = read_prompts(prompt_files(folder, ["test"]))
+    rows = read_prompts(folder, ["test"])
     assert [row["prompt"] for row in rows] == ["a", "b", "c", "d"]
     added = rows[-1]
     assert (added["group"], added["counterfactual_prompt"], added["biased"]) == ("B", "c", "")
@@ -36,7 +36,7 @@ def test_missing_twins_are_added_and_present_ones_are_not(data):
 
 
 def test_prompts_alone_are_enough(data):
-    rows = read_prompts(prompt_files(data("test", [{"prompt": "a", "group": None}]), ["test"]))
+    rows = read_prompts(data("test", [{"prompt": "a", "group": None}]), ["test"])
     assert rows[0]["twin_id"] == "test-0"
     assert rows[0]["group"] == "all"
 
@@ -60,12 +60,12 @@ def test_draw_takes_from_every_stratum_in_turn_and_keeps_twins(data):
 
 def test_errors_say_what_to_write(data, tmp_path):
     with pytest.raises(UserError, match="lit-debias synthesize"):
-        prompt_files(str(tmp_path / "nowhere"), ["test"])
+        choose_splits(str(tmp_path / "nowhere"), ["test"])
     folder = data("test_group", [{"prompt": "a"}])
     with pytest.raises(UserError, match="did you mean 'test_group'"):
-        prompt_files(folder, ["test_groups"])
+        choose_splits(folder, ["test_groups"])
     with pytest.raises(UserError, match="write some of: test_group"):
-        prompt_files(folder, [])
+        choose_splits(folder, [])
     data("bad", [{"text": "a"}])
-    with pytest.raises(UserError, match="no column 'prompt', only: text"):
-        read_prompts(prompt_files(folder, ["bad"]))
+    with pytest.raises(UserError, match="no column 'prompt'; known: text; name it with --columns"):
+        read_prompts(folder, ["bad"])

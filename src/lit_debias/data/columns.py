@@ -97,7 +97,7 @@ def _known_type(kind: pa.DataType) -> pa.DataType:
 def aligned(parts: Mapping[str, Dataset], path: str) -> list[Dataset]:
     """Return the parts of a table with one type for each column.
 
-    Whole numbers and numbers are numbers; numbers and texts are texts, since a CSV file's column is read as numbers only
+    Whole numbers and numbers are numbers; numbers and texts are texts, since a column of a CSV file is numbers only
     where all of it says so; a column of which a part knows nothing has the type that another part knows.
 
     Args:
@@ -205,9 +205,7 @@ def renamed(rows: Dataset, columns: Mapping[str, str], path: str, there: Sequenc
     """
     for name, source in columns.items():
         if source not in rows.column_names:
-            raise UserError(
-                f"data '{path}' has no column '{source}' (wanted as '{name}'); it has: {', '.join(there)}"
-            )
+            raise UserError(f"data '{path}' has no column '{source}' (wanted as '{name}'); it has: {', '.join(there)}")
         others = [other for other, its in columns.items() if its == source and other != name]
         if others:
             raise UserError(f"data '{path}': column '{source}' is wanted as '{name}' and '{others[0]}'; map it once")

@@ -34,9 +34,10 @@ def load_split(path: str, table: Table, split: str, texts: Collection[str] = ())
     """Return the rows of one split.
 
     Args:
-        path: A folder with ``SPLIT.parquet`` (or .jsonl, .json, .csv), or its parts ``SPLIT-00000-of-00002.parquet``, or
-            with a folder ``table`` or ``data`` that has them, as ``lit-debias synthesize`` and the hub do; a folder of
-            ``save_to_disk``; one such file; or a hub id, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``.
+        path: A folder with ``SPLIT.parquet`` (or .jsonl, .json, .csv), or with its parts
+            ``SPLIT-00000-of-00002.parquet``, or with a folder ``table`` or ``data`` that has them, as
+            ``lit-debias synthesize`` and the hub do; a folder of ``save_to_disk``; one such file; or a hub id,
+            ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``.
         table: Which of the two tables.
         split: Name of the split. A file without a column ``split`` is all ``train``.
         texts: Columns that a CSV file has as texts, whatever they look like.

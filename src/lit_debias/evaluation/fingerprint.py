@@ -29,6 +29,14 @@ def sha256_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the SHA-256 over rows of data that lie in no file here."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """Return the SHA-256 of JSON-like settings, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

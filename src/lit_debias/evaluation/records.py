@@ -50,13 +50,20 @@ class Record:
     """The same of the biased response."""
     choice_logprobs: list[float] = field(default_factory=list)
     """The same of each choice, for forced choice."""
+    cluster: str = ""
+    """What else belongs together with it, so that the bootstrap draws them together; empty: only its twin."""
 
     @classmethod
     def of(cls, row: Row) -> Record:
         """Return the record of a prompt that the model has not seen yet."""
         names = ("prompt_id", "twin_id", "split", "category", "group", "prompt_kind", "prompt", "counterfactual_prompt")
         values: dict[str, Any] = {name: str(row[name]) for name in names}
-        return cls(**values, **{name: row[name] for name in ("ambiguous", "answer", "biased_choice")})
+        return cls(**values, **{name: row[name] for name in ("ambiguous", "answer", "biased_choice", "cluster")})
+
+    @property
+    def drawn_with(self) -> str:
+        """What the bootstrap draws it with."""
+        return f"cluster {self.cluster}" if self.cluster else f"twins {self.twin_id}"
 
     @property
     def shows_bias(self) -> bool:

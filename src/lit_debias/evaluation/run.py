@@ -13,16 +13,25 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lit_debias.data.sources import files_of
 from lit_debias.errors import UserError
 from lit_debias.evaluation.arms import Arm, Examiner, device
 from lit_debias.evaluation.benchmarked import PublicBenchmarks, add_figures
-from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, identify_model, sha256_of
+from lit_debias.evaluation.fingerprint import (
+    check_judges,
+    describe,
+    fingerprint,
+    identify_model,
+    sha256_of,
+    sha256_of_rows,
+)
 from lit_debias.evaluation.measures import Estimates
-from lit_debias.evaluation.prompts import PROSE, Row, draw, prompt_files, read_prompts
+from lit_debias.evaluation.needs import Asked, not_measured, notes
+from lit_debias.evaluation.prompts import PROSE, Row, available, choose_splits, draw, read_prompts
 from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
-from lit_debias.evaluation.table import TITLES, against, as_tables
+from lit_debias.evaluation.table import TITLES, show
 from lit_debias.language_model import LanguageModel
 from lit_debias.models import locate
 from lit_debias.policy import QLoRAPolicy
@@ -49,7 +58,8 @@ def evaluate(
     adapters: dict[str, str | list[str]] | None = None,
     judges: dict[str, Reward] | None = None,
     rewards: dict[str, Reward] | None = None,
-    splits: tuple[str, ...] = ("test_template", "test_group"),
+    splits: tuple[str, ...] | str | None = None,
+    columns: dict[str, str] | None = None,
     limit: int | None = None,
     max_new_tokens: int = 48,
     temperature: float = 0.7,
@@ -81,7 +91,9 @@ def evaluate(
 
     Args:
         model: Base model: a local folder, pkg://PACKAGE/FILE.gguf, or a hub id.
-        data: Folder made by `lit-debias synthesize`.
+        data: Folder of `lit-debias synthesize`; a .parquet, .jsonl, .json or .csv file; a folder of such files, named
+            after their splits; or a data set on the hub, OWNER/NAME or OWNER/NAME:CONFIG. Only the prompt is needed;
+            what is measured besides depends on the other columns, and the results say what is not, and why.
         out: Folder for results.json and arms/.
         adapter: Folder of the trained PEFT adapter, the arm "after", or a list of folders, one per training seed;
             without it only the base is measured.
@@ -89,7 +101,10 @@ def evaluate(
             with two training seeds, {sft: [runs/sft/1/adapter, runs/sft/2/adapter]}.
         judges: Rewards in [0, 1] (1 is fair) that nothing was trained on; bias intensity is 1 - score.
         rewards: Rewards of the training, reported next to the judges.
-        splits: Splits of the data whose prompts are used.
+        splits: Splits of the data whose prompts are used; by default test_template and test_group, where there are
+            none test, and else the only one.
+        columns: Name of a column of `lit-debias synthesize` (prompt, group, category, twin_id, reference, biased,
+            choices, ...), of a judge or of a reward -> its name in the data, such as {prompt: question}.
         limit: At most this many prompts, each with its twin, in turn from every category and prompt kind.
         max_new_tokens: Longest completion, in tokens.
         temperature: Of sampling; write that of the training. 0 takes the most probable token.
@@ -135,9 +150,10 @@ def evaluate(
     arms = make_arms(system_prompt, adapter, adapters or {})
     for arm in chain.from_iterable(arms.values()):
         make_policy(arm)  # checks its folder before anything is loaded
-    files = prompt_files(data, splits)
-    all_rows = read_prompts(files)
+    chosen = choose_splits(data, splits)
+    all_rows = read_prompts(data, chosen, columns)
     rows = draw(all_rows, limit, seed)
+    files = files_of(data, "prompts", chosen)
     engine = LocalEngine(max_new_tokens, temperature or 1.0)
     examiner = Examiner(
         RewardSuite(judges),
@@ -150,14 +166,15 @@ def evaluate(
         SentenceEncoder(similarity_model) if similarity_model else None,
     )
     for suite in (examiner.judges, examiner.rewards):
-        suite.check_columns(list(rows[0]))
+        suite.check_columns(available(all_rows))
     settings = {
         "model": model,
         "quantization": quantization,
         "dtype": str(computed_in).removeprefix("torch."),
         "data": data,
-        "data_sha256": sha256_of(files.values()),
-        "splits": list(splits),
+        "data_sha256": sha256_of(files) if files else sha256_of_rows(all_rows),
+        "splits": list(chosen),
+        **({"columns": columns} if columns else {}),
         "limit": limit,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
@@ -174,8 +191,17 @@ def evaluate(
     folder = Path(out)
     runner = Runner(make_policy, examiner, rows + prose_rows(passages), settings, folder / "arms", console)
     measured, figures = runner.run_all(arms, public)
+    readers = {
+        "judges": judges,
+        "rewards": rewards,
+        "perplexity_model": perplexity_model,
+        "similarity_model": similarity_model,
+    }
+    asked = Asked(rows, [option for option, given in readers.items() if given])
+    summary = summarize(measured, bootstrap, seed)
     results = {
-        **summarize(measured, bootstrap, seed),
+        **summary,
+        "not_measured": not_measured(asked, summary["measures"]),
         "settings": {
             **settings,
             "adapter": adapter,
@@ -185,7 +211,7 @@ def evaluate(
             "bootstrap": bootstrap,
         },
         "fingerprints": runner.fingerprints,
-        "notes": runner.notes + notes(judges, rows, all_rows) + public.notes,
+        "notes": runner.notes + notes(asked, all_rows) + public.notes,
         **provenance(),
     }
     for measure, source in {"perplexity_other": perplexity_model, "similarity": similarity_model}.items():
@@ -196,17 +222,6 @@ def evaluate(
     show(results, console)
     console.print(f"written: {folder / 'results.json'}", markup=False)
     return results
-
-
-def show(results: dict[str, Any], console: Console) -> None:
-    """Print the tables, what arms differ in, the notes and the verdict."""
-    for table in as_tables(results, console.width):
-        console.print(table)
-    for line in against(results):
-        console.print(line, markup=False)
-    for note in results["notes"]:
-        console.print(f"note: {note}", style="dim", markup=False)
-    console.print(results["verdict"]["sentence"], style="bold", markup=False)
 
 
 def make_arms(
@@ -381,17 +396,3 @@ def check_readers(model: str, perplexity_model: str | None, similarity_model: st
             raise UserError(f"{option} '{source}': no config.json there; write the folder of a model, or a hub id")
         if locate(source) == locate(model):
             raise UserError(f"{option} '{source}' is the model that is evaluated; write another one")
-
-
-def notes(judges: Mapping[str, Reward], rows: Sequence[Row], all_rows: Sequence[Row]) -> list[str]:
-    """Return what a reader of the figures should know about them."""
-    found = []
-    twins, available = (len({row["twin_id"] for row in some}) for some in (rows, all_rows))
-    if twins < available:
-        found.append(
-            f"a part of the data: {twins} of {available} prompts, each with its twin, taken in turn from every "
-            "category and prompt kind, so the mixture is not that of the data"
-        )
-    if not judges:
-        found.append("no judge: bias of generations was not measured, only preference between given responses")
-    return found
