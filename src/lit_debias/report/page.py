@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_debias.errors import UserError
+from lit_debias.evaluation.needs import by_reason
 from lit_debias.evaluation.table import against
 from lit_debias.files import write_text
 from lit_debias.redaction import redact, redact_config
@@ -92,6 +93,7 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
         "changes": any(row.change for row in rows),
         "targets": any(TARGET.match(about["better"]) for about in first.results["measures"].values()),
         "against": against(first.results),
+        "not_measured": by_reason(first.results.get("not_measured", {})),
         "figures": [*([tradeoff] if tradeoff else []), *breakdown_charts(first)],
         "twins": side_by_side(records, EXAMPLES) if comparable else [],
         "examples": [
