@@ -64,7 +64,7 @@ def place(value: Any, known: Sequence[str]) -> int:
         number = int(value) if not isinstance(value, bool) and float(value) == int(value) else None
     except (ValueError, TypeError, OverflowError):
         number = None
-    if number is None or not -1 <= number < max(len(known), 1):
+    if number is None or not -1 <= number < len(known):
         raise WrongCellError("; write a place among 'choices', from 0, or -1")
     return number
 
@@ -93,7 +93,7 @@ CELLS: dict[str, Callable[[Any], Any]] = {
 }
 """Column -> what is made of a value."""
 PLACES = ("answer", "biased_choice")
-"""Columns that hold a place among the choices."""
+"""Columns that hold a place among the choices; what they hold where there are none is something else."""
 
 
 def read_cells(given: Row, origin: str) -> Row:
@@ -110,11 +110,8 @@ def read_cells(given: Row, origin: str) -> Row:
         name: read_cell(name, given[name], CELLS[name], origin) for name in CELLS if not is_missing(given.get(name))
     }
     known = cells.get("choices", ())
-    return cells | {
-        name: read_cell(name, given[name], lambda value: place(value, known), origin)
-        for name in PLACES
-        if not is_missing(given.get(name))
-    }
+    places = [name for name in PLACES if known and not is_missing(given.get(name))]
+    return cells | {name: read_cell(name, given[name], lambda value: place(value, known), origin) for name in places}
 
 
 def read_cell(column: str, value: Any, make: Callable[[Any], Any], origin: str) -> Any:

@@ -80,7 +80,7 @@ def _choices(place: str, ambiguous: bool) -> Need:
             return "no prompt has 'choices'"
         if any(row[place] >= 0 and row["ambiguous"] == ambiguous for row in choosing):
             return None
-        return f"no prompt with 'choices' that is {'' if ambiguous else 'not '}'ambiguous' has a '{place}'"
+        return f"no prompt with 'choices' that is {'' if ambiguous else 'not '}'ambiguous' says '{place}'"
 
     return missing
 
