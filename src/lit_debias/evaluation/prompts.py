@@ -15,7 +15,7 @@ from lit_debias.data.columns import renamed
 from lit_debias.data.sources import ORIGIN, load_split, split_names
 from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean
-from lit_debias.evaluation.cells import Row, read_cells
+from lit_debias.evaluation.cells import CELLS, PLACES, Row, read_cells
 
 BIAS_KINDS = ("open", "leading")
 GENERATED_KINDS = (*BIAS_KINDS, "control")
@@ -107,7 +107,8 @@ def _read_split(data: str, split: str, columns: Mapping[str, str]) -> Dataset:
 def _to_row(given: Row, names: Iterable[str], about: Row) -> Row:
     """Return a row of the data with all columns: what is empty has its default, or None where there is no default."""
     cells = read_cells(given, about["origin"])
-    row = {**DEFAULTS, **dict.fromkeys(names), **given, **DEFAULTS, **about, **cells}
+    unread = {name: DEFAULTS[name] for name in (*CELLS, *PLACES) if name in DEFAULTS}
+    row = {**DEFAULTS, **dict.fromkeys(names), **given, **unread, **about, **cells}
     if "ambiguous" not in cells:  # nothing decides where no choice is right
         row["ambiguous"] = row["biased_choice"] >= 0 > row["answer"]
     return row
