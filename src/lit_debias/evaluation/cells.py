@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lit_debias.errors import UserError, did_you_mean
 
-Row = dict[str, Any]
 KINDS = ("open", "leading", "control", "forced_choice")
 FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SINGLE = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
@@ -96,7 +95,7 @@ PLACES = ("answer", "biased_choice")
 """Columns that hold a place among the choices; what they hold where there are none is something else."""
 
 
-def read_cells(given: Row, origin: str) -> Row:
+def read_cells(given: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Return what is made of the values of a row, of those columns that are known here and not empty.
 
     Args:

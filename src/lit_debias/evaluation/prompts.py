@@ -15,8 +15,9 @@ from lit_debias.data.columns import renamed
 from lit_debias.data.sources import ORIGIN, load_split, split_names
 from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean
-from lit_debias.evaluation.cells import CELLS, PLACES, Row, read_cells
+from lit_debias.evaluation.cells import CELLS, PLACES, read_cells
 
+Row = dict[str, Any]
 BIAS_KINDS = ("open", "leading")
 GENERATED_KINDS = (*BIAS_KINDS, "control")
 HELD_OUT = ("test_template", "test_group")
