@@ -1,0 +1,308 @@
+"""One tiny model through the policy's public interface, against plain Hugging Face and PEFT, one sequence at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from benchmarks.tiny_architectures import VOCABULARY, Architecture, save
+from lit_debias.callbacks.adapter_export import export_adapter
+from lit_debias.errors import UserError
+from lit_debias.grpo.packing import pack
+from lit_debias.policy import QLoRAPolicy
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.tokens import tokens_of
+from lit_debias.types import PromptBatch, Rollout
+
+NATS, RELATIVE = 1e-3, 1e-3
+"""How far log-probs and gradients in float32 may be from the plain ones."""
+FAST = ("lean", "packed")
+"""The ways that compute a prompt once for its group; others are slower."""
+PROMPTS = ["The rider was late because the lift was.", "Why", "People from the north", "A nurse i"]  # a byte, a token
+TEXTS = [["all cook in other ways.", "late."], ["? I", "do they differ so much?"]]
+GROUP_SIZE, NEW_TOKENS = 3, 24
+
+
+@dataclass
+class Finding:
+    """What became of one architecture."""
+
+    name: str
+    model_type: str
+    verdict: str
+    """``right``, ``slower but right``, ``refused``, ``not built``, ``WRONG`` or ``TRACEBACK``."""
+    way: str = ""
+    """How the policy computes it."""
+    reason: str = ""
+    """Why it is slower, refused, not built or wrong, or where the traceback came from."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Largest differences: log-probs in nats, gradients relative to the plain ones."""
+    idle: list[str] = field(default_factory=list)
+    """Adapted layers that get no gradient."""
+    causal: bool = True
+    """Whether later tokens leave the plain model's logits of earlier ones alone."""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the promise is kept: right, or refused."""
+        return self.verdict not in {"WRONG", "TRACEBACK"}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a dict."""
+        return asdict(self)
+
+
+def check(architecture: Architecture, folder: Path | None = None) -> Finding:
+    """Return what becomes of an architecture; raises nothing that a model or the policy raises."""
+    began = time.perf_counter()
+    finding = Finding(architecture.name, architecture.model_type, "not built")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = folder or Path(temporary)
+        try:
+            finding.causal = built(architecture, work / "model")
+        except Exception as error:
+            finding.reason = in_one_line(error)
+        else:
+            examine(work, finding)
+    finding.seconds = round(time.perf_counter() - began, 2)
+    return finding
+
+
+def built(architecture: Architecture, folder: Path) -> bool:
+    """Write the model, load and call it; return whether it is causal.
+
+    Raises:
+        ValueError: its logits are not finite.
+        Exception: whatever transformers raises.
+    """
+    save(architecture, folder)
+    model = plain_model(folder)
+    ids = torch.randint(1, VOCABULARY, (1, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, part = (model(input_ids=ids[:, :tokens], use_cache=False).logits for tokens in (64, 48))
+    if not whole.isfinite().all():
+        raise ValueError("the logits of the plain model are not finite")
+    return bool((whole[:, :48] - part).abs().max() < NATS)
+
+
+def plain_model(folder: Path) -> PreTrainedModel:
+    """Return the model as transformers loads it, in evaluation mode."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model
+
+
+# ---------------------------------------------------------------- verdict
+
+
+def examine(work: Path, finding: Finding) -> None:
+    """Fill in verdict, way, reason and figures."""
+    with log_lines() as lines:
+        try:
+            compare(work, finding)
+        except UserError as error:
+            finding.verdict, finding.reason = "refused", str(error)
+            if "\n" in str(error):
+                finding.verdict, finding.reason = "WRONG", f"a refusal of several lines: {in_one_line(error)}"
+            return
+        except Exception as error:
+            finding.verdict, finding.reason = "TRACEBACK", f"{in_one_line(error)}; {place(error)}"
+            return
+    wrong = [f"{name} {value:.2g}" for name, value in finding.figures.items() if not value <= tolerance(name)]
+    if finding.idle:
+        wrong.append(f"{len(finding.idle)} adapted layers get no gradient, such as {finding.idle[0]}")
+    if wrong:
+        finding.verdict, finding.reason = "WRONG", ", ".join(wrong)
+    else:
+        finding.verdict = "right" if finding.way in FAST else "slower but right"
+        finding.reason = " ".join(lines)
+
+
+def tolerance(figure: str) -> float:
+    """Return the largest value of a figure that is right."""
+    if "twice" in figure:
+        return 0.0
+    return RELATIVE if "gradient" in figure else NATS
+
+
+def in_one_line(error: Exception) -> str:
+    """Return the kind of an exception and the start of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+
+
+def place(error: Exception) -> str:
+    """Return the last line of this project that an exception came through, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "lit_debias" in frame.filename] or frames
+    return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in (own[-1], frames[-1]))
+
+
+@contextlib.contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """Within the context, collect what lit-debias logs, but for which decoder samples."""
+    lines: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if not text.startswith("Rollouts use") and text not in lines:
+                lines.append(text)
+
+    loggers = [logging.getLogger(name) for name in ("lit_debias", "lightning.pytorch")]
+    collector, levels = Collector(), [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(collector)
+        logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(collector)
+            logger.setLevel(level)
+
+
+# ---------------------------------------------------------------- comparison
+
+
+def compare(work: Path, finding: Finding) -> None:
+    """Sample, compute and differentiate by the policy and plainly; note all differences.
+
+    Raises:
+        UserError: the policy refuses the model.
+    """
+    torch.manual_seed(3)
+    policy = QLoRAPolicy(str(work / "model"), quantization="none", dtype="float32", rank=4)
+    policy.load("cpu")
+    finding.way = getattr(policy, "way", "packed" if policy.lean_obstacle else "lean")
+    perturb(policy)
+    export_adapter(SimpleNamespace(policy=policy), work / "adapter")
+    engine = LocalEngine(NEW_TOKENS)
+    sampled, again = (engine.generate(policy, PromptBatch(PROMPTS), GROUP_SIZE, seed=11) for _ in range(2))
+    given = policy.encode(PromptBatch(PROMPTS[:2]), TEXTS, end=True)
+    base = plain_model(work / "model")
+    references = [one_by_one(base, rollout) for rollout in (sampled, given)]
+    tuned = PeftModel.from_pretrained(base, work / "adapter", is_trainable=True).eval()
+    finding.figures["sampled twice"] = unequal(sampled, again)
+    acting: set[str] = set()
+    for name, rollout, reference in zip(("", "given texts, "), (sampled, given), references, strict=True):
+        found, acts = differences(policy, tuned, rollout, reference)
+        finding.figures |= {f"{name}{key}": value for key, value in found.items()}
+        acting |= acts
+    finding.figures.pop("given texts, sampling")
+    adapted = {name for name in policy.trainable_parameters() if ".lora_B" in name}
+    finding.idle = sorted(short(name) for name in adapted if plain_name(name) not in acting)
+
+
+def perturb(policy: QLoRAPolicy) -> None:
+    """Move a fresh adapter away from zero."""
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in policy.trainable_parameters().items():
+            if "lora_B" in name:
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    policy.weights_changed()
+
+
+def unequal(one: Rollout, other: Rollout) -> float:
+    """Return how many tokens of two rollouts differ, and infinity where their shapes do."""
+    if one.completion_ids.shape != other.completion_ids.shape:
+        return float("inf")
+    return float((one.completion_ids != other.completion_ids).sum())
+
+
+def differences(
+    policy: QLoRAPolicy, tuned: PeftModel, rollout: Rollout, reference: Tensor
+) -> tuple[dict[str, float], set[str]]:
+    """Return the largest differences to the plain model, and the names of the parameters that get a gradient there."""
+    mask = rollout.completion_mask
+
+    def largest(values: Tensor, expected: Tensor) -> float:
+        return float((values - expected).abs()[mask].max())
+
+    weights = torch.randn(mask.shape, generator=torch.Generator().manual_seed(9)) * mask
+    tuned.zero_grad()
+    plain = one_by_one(tuned, rollout, weights)
+    expected = {name: gradient(p) for name, p in tuned.named_parameters() if p.requires_grad}
+    updates = [policy.logprobs(rollout) for _ in range(2)]
+    of_reference = policy.logprobs(rollout, reference=True)
+    trained, found = training_pass(policy, rollout, weights)
+    trained_again, _ = training_pass(policy, rollout, weights)
+    figures = {
+        "sampling": largest(rollout.logprobs, plain),
+        "update": largest(updates[0], plain),
+        "reference": largest(of_reference, reference),
+        "training": largest(trained, plain),
+        "gradient": relative(found, expected),
+        "update twice": largest(*updates),
+        "training twice": largest(trained, trained_again),
+    }
+    return figures, {name for name, value in expected.items() if value.any()}
+
+
+def one_by_one(model: Any, rollout: Rollout, weights: Tensor | None = None) -> Tensor:
+    """Return log-probs [P, G, T] of a rollout, each sequence alone: no padding, no cache, no packing.
+
+    With ``weights`` [P, G, T], the gradient of the weighted sum is added to that of the parameters.
+    """
+    result = torch.zeros(rollout.completion_mask.shape)
+    for prompt, member in torch.cartesian_prod(*map(torch.arange, result.shape[:2])).tolist():
+        before = rollout.prompt_ids[prompt][rollout.prompt_mask[prompt]]
+        completion = rollout.completion_ids[prompt, member][rollout.completion_mask[prompt, member]]
+        ids = torch.cat((before, completion))[None]
+        with torch.set_grad_enabled(weights is not None):
+            logits = model(input_ids=ids, use_cache=False).logits[0, len(before) - 1 : -1].float()
+            values = logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
+        result[prompt, member, : len(values)] = values.detach()
+        if weights is not None:
+            (values * weights[prompt, member, : len(values)]).sum().backward()
+    return result
+
+
+def training_pass(policy: QLoRAPolicy, rollout: Rollout, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return log-probs [P, G, T] as the update computes them, and the gradient of their weighted sum by plain name."""
+    policy.zero_grad()
+    packed = pack(*tokens_of(rollout))
+    values = packed.unpack(policy(packed).logprobs)
+    (values * weights).sum().backward()
+    return values.detach(), {plain_name(name): gradient(p) for name, p in policy.trainable_parameters().items()}
+
+
+def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Return the largest distance of a parameter's gradient to the expected one, by the norm of the latter.
+
+    Norms below a hundredth of that of all parameters together count as that much. Infinity where names differ.
+    """
+    if found.keys() != expected.keys():
+        return float("inf")
+    floor = 0.01 * float(torch.stack([value.norm() for value in expected.values()]).norm())
+    return max(
+        float((found[name] - value).norm()) / max(float(value.norm()), floor, 1e-12) for name, value in expected.items()
+    )
+
+
+def gradient(parameter: Tensor) -> Tensor:
+    """Return a copy of a parameter's gradient, zeros where there is none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+
+
+def plain_name(name: str) -> str:
+    """Return PEFT's name of one of the policy's parameters."""
+    return name.removeprefix("lm.")
+
+
+def short(name: str) -> str:
+    """Return the base model's name of an adapted layer."""
+    return plain_name(name).removeprefix("base_model.model.").partition(".lora_B")[0]
