@@ -1,8 +1,8 @@
 """Every causal architecture of the installed transformers, as a tiny random model: right, refused, or wrong?
 
-Each goes through the policy's public interface and is compared with plain Hugging Face and PEFT, one sequence at a time:
-log-probs while sampling, of the update, the reference and given texts, gradients, and the exported adapter. Exit status 1
-where one is wrong or ends in a traceback.
+Each goes through the policy's public interface and is compared with plain Hugging Face and PEFT, one sequence at a
+time: log-probs while sampling, of the update, the reference and given texts, gradients, and the exported adapter. Exit
+status 1 where one is wrong or ends in a traceback.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A tiny random model of every causal architecture in the installed transformers, with the peculiarities that it has.
 
 A configuration is shrunk field by field: widths, depths and numbers of experts become small; attention windows, chunks
-and original lengths shorter than the prompts of :mod:`benchmarks.architecture_checks`; the longest text a little longer
-than those. Everything else stays as the architecture has it by default: caps, scales, dropout, kinds of layers, tied heads.
+and original lengths become shorter than the prompts of :mod:`benchmarks.architecture_checks`, and the longest text a
+little longer than those. The rest stays as the architecture has it by default: scales, dropout, kinds of layers, tied
+heads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from benchmarks.shapes import word_tokenizer
-from benchmarks.tiny_fields import OVERRIDES, TINY, VARIANTS
+from benchmarks.tiny_fields import DROP, OVERRIDES, TINY, VARIANTS
 
 VOCABULARY = 320
 ENDINGS = range(0, VOCABULARY, 20)
@@ -87,9 +88,6 @@ def tiny_config(kind: type[PretrainedConfig], options: Mapping[str, Any] | None 
     return kind(**{name: value for name, value in fields.items() if value is not DROP})
 
 
-DROP = object()
-
-
 def _default(kind: type[PretrainedConfig], overrides: Mapping[str, Any]) -> PretrainedConfig:
     try:
         return kind()
@@ -110,7 +108,7 @@ def shrunk(default: PretrainedConfig) -> dict[str, Any]:
         elif isinstance(value, PretrainedConfig):
             fields[name] = _tiny_part(value)
         elif name in lists:
-            fields[name] = _mixed(value, layers)
+            fields[name] = [TINY[name]] * layers if name in TINY else _mixed(value, layers)
         elif name == "rope_parameters" and value is not None:
             fields[name] = shorter_rope(value)
         elif name in TINY and value is not None and not isinstance(value, bool):
