@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -103,7 +102,6 @@ def quieten() -> None:
     from transformers.utils import logging as of_transformers
 
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     logging.getLogger("torch").setLevel(logging.ERROR)
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()

@@ -239,7 +239,9 @@ LONG_ROPE = {
     "original_max_position_embeddings": 32,
     "factor": 3.0,
 }
+WHOLE = {"all within the top k": {"index_topk": 2048}}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    **dict.fromkeys(["axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4"], WHOLE),
     **dict.fromkeys(["bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie"], DECODER),
     **dict.fromkeys(["megatron-bert", "prophetnet", "rembert", "roberta", "roberta-prelayernorm", "roc_bert"], DECODER),
     **dict.fromkeys(["roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"], DECODER),
