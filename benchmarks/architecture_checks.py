@@ -64,8 +64,8 @@ class Finding:
         return self.verdict not in {"WRONG", "TRACEBACK"}
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as a dict."""
-        return asdict(self)
+        """Return it as a dict, figures to three digits."""
+        return {**asdict(self), "figures": {name: float(f"{value:.3g}") for name, value in self.figures.items()}}
 
 
 def check(architecture: Architecture, folder: Path | None = None) -> Finding:
