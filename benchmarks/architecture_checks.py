@@ -88,7 +88,7 @@ def check(architecture: Architecture, folder: Path | None = None) -> Finding:
         except Exception as error:
             finding.reason = in_one_line(error)
         else:
-            examine(work, finding)
+            examine(work, architecture, finding)
         finding.reason = finding.reason.replace(str(work / "model"), "MODEL")
     finding.seconds = round(time.perf_counter() - began, 2)
     return finding
@@ -120,11 +120,11 @@ def plain_model(folder: Path) -> PreTrainedModel:
 # ---------------------------------------------------------------- verdict
 
 
-def examine(work: Path, finding: Finding) -> None:
+def examine(work: Path, architecture: Architecture, finding: Finding) -> None:
     """Fill in verdict, way, reason and figures."""
     with log_lines() as lines:
         try:
-            compare(work, finding)
+            compare(work, architecture, finding)
         except UserError as error:
             finding.verdict, finding.reason = "refused", str(error)
             if "\n" in str(error):
@@ -189,14 +189,15 @@ def log_lines() -> Iterator[list[str]]:
 # ---------------------------------------------------------------- comparison
 
 
-def compare(work: Path, finding: Finding) -> None:
+def compare(work: Path, architecture: Architecture, finding: Finding) -> None:
     """Sample, compute and differentiate by the policy and plainly; note all differences.
 
     Raises:
         UserError: the policy refuses the model.
     """
     torch.manual_seed(3)
-    policy = QLoRAPolicy(str(work / "model"), quantization="none", dtype="float32", rank=4)
+    options = {"quantization": "none", "dtype": "float32", "rank": 4, "targets": architecture.targets}
+    policy = QLoRAPolicy(str(work / "model"), **options)
     policy.load("cpu")
     finding.way = getattr(policy, "way", "packed" if policy.lean_obstacle else "lean")
     perturb(policy)

@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from benchmarks.shapes import word_tokenizer
-from benchmarks.tiny_fields import DROP, OVERRIDES, TINY, VARIANTS
+from benchmarks.tiny_fields import DROP, OVERRIDES, TARGETS, TINY, VARIANTS
 
 VOCABULARY = 320
 ENDINGS = range(0, VOCABULARY, 20)
@@ -45,6 +45,8 @@ class Architecture:
     """Key of transformers' table of causal language models."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of its configuration beside the shrunk ones."""
+    targets: str | list[str] = "all-linear"
+    """The policy's ``targets``."""
 
 
 def architectures() -> Iterator[Architecture]:
@@ -53,6 +55,8 @@ def architectures() -> Iterator[Architecture]:
         yield Architecture(model_type, model_type)
         for what, options in VARIANTS.get(model_type, {}).items():
             yield Architecture(f"{model_type}, {what}", model_type, options)
+        if model_type in TARGETS:
+            yield Architecture(f"{model_type}, targets", model_type, targets=TARGETS[model_type])
 
 
 def save(architecture: Architecture, folder: Path) -> Path:

@@ -300,3 +300,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "zaya": {"window": {"layer_types": ["hybrid", "hybrid_sliding"], "sliding_window": WINDOW}},
 }
 """Model type -> what is special -> fields: options that published models of the type use."""
+
+TARGETS = {
+    "falcon_h1": ["q_proj", "up_proj"],
+    "falcon_mamba": ["in_proj"],
+    "mamba": ["in_proj"],
+    "mamba2": ["in_proj"],
+    "rwkv": ["key", "value"],
+}
+"""Model type -> layers to adapt in one more variant, where the default may find none."""

@@ -34,10 +34,12 @@ KNOWN = {one.name: one for one in every_architecture()}
         pytest.param("gpt_neo", RIGHT, marks=AWAITED),  # a window in its own attention
         pytest.param("bloom", RIGHT, marks=AWAITED),  # ALiBi, and only plain masks
         pytest.param("mpt", RIGHT, marks=AWAITED),  # ALiBi, in silence
+        pytest.param("gpt2", RIGHT, marks=AWAITED),  # linear layers of its own kind
         pytest.param("mixtral", RIGHT, marks=AWAITED),  # experts without linear layers
         pytest.param("phimoe", RIGHT | REFUSED, marks=AWAITED),  # chooses experts at random in train mode
         pytest.param("lfm2", RIGHT, marks=AWAITED),  # convolutions from one completion into the next
         pytest.param("falcon_h1", RIGHT, marks=AWAITED),  # a recurrent state, and layers that PEFT must not touch
+        pytest.param("mamba, targets", RIGHT, marks=AWAITED),  # nothing but a recurrent state
         ("cohere", RIGHT | REFUSED),  # scaled logits
         ("gemma2", RIGHT | REFUSED),  # capped logits
         ("bert", REFUSED),  # sees what follows
