@@ -10,7 +10,8 @@ import torch
 from benchmarks.clock import Clock, spread
 from benchmarks.settings import Settings
 from lit_debias.fused_linear import FusedLinear
-from lit_debias.lean_model import KeyValueCache, LeanModel
+from lit_debias.lean_cache import KeyValueCache
+from lit_debias.lean_model import LeanModel
 from lit_debias.native_model import NativeCache, NativeModel
 
 COPIED_BYTES = 2**29

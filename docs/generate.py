@@ -1,10 +1,11 @@
-"""Write docs/reference.md from signatures and docstrings: ``make docs``."""
+"""Write docs/reference.md from signatures and docstrings, and docs/models.md from figures: ``make docs``."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter, cleandoc, getsource, isfunction, signature
 from pathlib import Path
 from textwrap import dedent
@@ -23,6 +24,24 @@ from lit_debias.rollout.base import RolloutEngine
 HEAD = """# Reference
 
 Written by `make docs` from the code; a test compares the two. Classes go by these short names in YAML.
+"""
+MODELS = """# Models
+
+Which causal architectures of transformers {version} lit-debias computes as plain Hugging Face and PEFT do. Written by
+`make docs` from [architectures.json](../benchmarks/results/architectures.json), the result of
+`python -m benchmarks.architectures`; look up the `model_type` of a model's config.json. Each row is a tiny random model
+in float32 with the default targets: log-probs while sampling, of the update, of the reference and of given texts are
+within {nats} nats of those of each sequence alone, LoRA's gradients within {gradient:.1%}.
+
+- **right**: a prompt is computed once for its group, and rows are sampled together.
+- **slower but right**: another way is taken, which the log names once.
+- **refused**: loading ends in this line, before anything is trained. Where it names targets, others may do.
+- **not built**: no tiny model of it can be made on a CPU.
+
+{counts}.
+
+| model type, variant | verdict | way | why |
+|---|---|---|---|
 """
 ROOT = Path(__file__).parent.parent
 OFFICIAL = {"lit-debias", *(folder.name for folder in (ROOT / "plugins").iterdir())}
@@ -112,7 +131,31 @@ def parts() -> Iterator[str]:
     yield section("`lit_debias.contract.examine`", contract.examine)
 
 
+def models(report: Mapping[str, Any]) -> str:
+    """Return the page of what became of every architecture in the sweep's report."""
+    rows = [
+        f"| {one['name']} | {one['verdict']} | {one['way']} | {escaped(one['reason']).replace('<', '&lt;')} |\n"
+        for one in report["architectures"]
+    ]
+    tolerances = report["tolerances"]
+    head = MODELS.format(
+        version=report["versions"]["transformers"],
+        nats=tolerances["nats"],
+        gradient=tolerances["relative_gradient"],
+        counts=", ".join(f"{number} {verdict}" for verdict, number in report["verdicts"].items()),
+    )
+    return head + "".join(rows)
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Yield the files of this folder that are written, with their text."""
+    folder = Path(__file__).parent
+    yield folder / "reference.md", "\n".join(parts())
+    result = ROOT / "benchmarks" / "results" / "architectures.json"
+    yield folder / "models.md", models(json.loads(result.read_text(encoding="utf-8")))
+
+
 if __name__ == "__main__":
-    page = Path(__file__).parent / "reference.md"
-    page.write_text("\n".join(parts()), encoding="utf-8")
-    print(f"wrote {page}")
+    for page, text in pages():
+        page.write_text(text, encoding="utf-8")
+        print(f"wrote {page}")

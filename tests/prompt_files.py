@@ -12,6 +12,7 @@ ROWS = [{"prompt": f"prompt {number}", "target": f"reference {number}"} for numb
 
 
 def write(file: Path, rows: list[dict]) -> Path:
+    file.parent.mkdir(exist_ok=True)
     table = pa.Table.from_pylist(rows)
     if file.suffix == ".parquet":
         pq.write_table(table, file)

@@ -1,5 +1,6 @@
 """What several test modules build: a real but tiny Llama with a tokenizer trained here, and policies on it."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_debias.grpo import attention
 from lit_debias.policy import QLoRAPolicy
+from lit_debias.types import Rollout
+from lit_debias.ways import own_ways
 
 TEXT = [
     "The delivery rider was late because the lift was out of order.",
@@ -46,6 +49,7 @@ def train_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToke
 def save_tiny_model(folder: Path, chat_template: str | None = CHAT_TEMPLATE, **options) -> Path:
     tokenizer = train_tokenizer(chat_template)
     torch.manual_seed(0)
+    options = {"max_position_embeddings": 512, **options}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -53,7 +57,6 @@ def save_tiny_model(folder: Path, chat_template: str | None = CHAT_TEMPLATE, **o
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -81,6 +84,23 @@ def perturb(policy: QLoRAPolicy) -> None:
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
     policy.weights_changed()
+
+
+def plain_logprobs(policy: QLoRAPolicy, rollout: Rollout) -> torch.Tensor:
+    """Return log-probs [P, G, T] by the model's own forward pass, one sequence at a time; differentiable."""
+    found = torch.zeros(rollout.completion_ids.shape)
+    for p, g in itertools.product(*map(range, found.shape[:2])):
+        prompt = rollout.prompt_ids[p][rollout.prompt_mask[p]]
+        completion = rollout.completion_ids[p, g][rollout.completion_mask[p, g]]
+        logits = policy.causal_lm(input_ids=torch.cat([prompt, completion])[None], use_cache=False).logits[0]
+        of_tokens = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(-1, completion[:, None])[:, 0]
+        found[p, g, : len(completion)] = of_tokens
+    return found
+
+
+def without_lean(policy: QLoRAPolicy) -> None:
+    """Let a policy compute log-probs by Hugging Face's forward pass, as for a model that has no lean form."""
+    policy.way = own_ways(policy.causal_lm, policy.autocast, policy.causal_lm.get_output_embeddings())[0]
 
 
 def dense_flex(monkeypatch) -> Callable[..., torch.Tensor]:

@@ -109,7 +109,7 @@ def test_activations_are_what_autograd_keeps(dtype, sizes, tmp_path):
     packed = pack(prompt_mask.long() + 2, prompt_mask, completion_mask.long() + 2, completion_mask)
     kept = KeptBytes(there_anyway=[weight for layer in policy._lean.layers for weight in layer.weights()])
     with kept.counting():
-        policy._predicting_states(packed)
+        policy.way.outputs(packed)
     predicted = prompts * cost.activation_bytes(Architecture.of(model_config("tiny")), settings)
     factors = [factor for layer in policy._lean.layers for fused in layer.linears for factor in fused._lora()]
     adapters = sum(factor.numel() for factor in factors) * getattr(torch, dtype).itemsize  # no activations

@@ -18,7 +18,7 @@ from lit_debias import checkpoint_io
 from lit_debias.callbacks import AdapterExport, GracefulStop
 from lit_debias.callbacks.adapter_export import export_adapter
 from lit_debias.checkpoint_io import SafeCheckpointIO, checkpoints_of, newest_good, read
-from lit_debias.cli import _user_error
+from lit_debias.cli import user_error
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
 
@@ -199,7 +199,7 @@ def test_last_on_the_command_line(config, tmp_path, capsys):  # noqa: F811
 def test_a_checkpoint_does_not_change_the_configuration(config, tmp_path, capsys):  # noqa: F811
     path = save(tmp_path / "a.ckpt", {"hyper_parameters": {"_class_path": "os.system"}, **OTHER})
     assert run("fit", "-c", write(tmp_path, config), "--ckpt_path", path) == 2
-    assert "does not fit the policy" in capsys.readouterr().err
+    assert "the checkpoint holds weights alone" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- told to stop, and through
@@ -296,6 +296,6 @@ def test_any_full_disk_is_one_line(config, tmp_path, capsys, monkeypatch):  # no
 def test_an_error_in_its_own_context_is_followed_once():
     first, second = OSError(errno.ENOSPC, "No space left on device"), ValueError("wraps it")
     first.__context__, second.__context__ = second, first
-    assert "No space left" in str(_user_error(second))
+    assert "No space left" in str(user_error(second))
     first.errno = errno.ENOENT
-    assert _user_error(second) is None
+    assert user_error(second) is None

@@ -136,6 +136,7 @@ def test_a_reward_that_keeps_the_contract():
         "range",
         "determinism",
         "pickle",
+        "identity",
         "latency",
     ]
     assert {finding.check for finding in findings if finding.passed is None} == {"latency"}
@@ -186,6 +187,62 @@ def test_dependence_on_the_batch_is_declared(monkeypatch):
     [finding] = [finding for finding in examine(Longest()) if finding.check == "size of the batch"]
     assert finding.passed is None
     assert finding.detail.startswith("depends on the batch")
+
+
+class Twins(Reward):
+    """Says only what twins have in common, and does not say that it needs them at once."""
+
+    columns = ("twin_id",)
+
+    def score(self, batch):
+        rows = list(zip(batch.columns["twin_id"], batch.prompts, batch.completions, strict=True))
+        twins = [[text for twin, prompt, text in rows if twin == own and prompt != mine] for own, mine, _ in rows]
+        pairs = zip(batch.completions, twins, strict=True)
+        return [sum(text == other for other in others) / 9 if others else None for text, others in pairs]
+
+
+def test_a_reward_that_needs_twins_is_asked_about_twins(monkeypatch):
+    found = {finding.check: finding for finding in examine(Twins())}  # without --columns: prompts in pairs
+    assert found["length and finiteness"].detail == "16 completions, 0 without opinion"
+    assert found["size of the batch"].passed is False
+    assert (
+        "0, and alone, no opinion; if that is meant, set depends_on_batch = True" in found["size of the batch"].detail
+    )
+    monkeypatch.setattr(Twins, "depends_on_batch", True)
+    assert broken(Twins()) == []
+    [finding] = [finding for finding in examine(Twins()) if finding.check == "empty text"]
+    assert finding.detail == "0, 0"  # beside ordinary texts, or it would have nothing to say
+
+
+class Parts(Words):
+    """Shows its dependence on the batch only where that is neither the whole nor a single row."""
+
+    def score(self, batch):
+        scores = super().score(batch)
+        return scores if len(batch) in (1, 12) else [score / 2 for score in scores]
+
+
+def test_parts_of_the_batch_are_asked_about_too():
+    assert "size of the batch" in broken(Parts())
+
+
+class Silent(Words):
+    """Has an opinion on one language that no ordinary text is in."""
+
+    def score(self, batch):
+        return [len(text) / 99 if "\u00df" in text else None for text in batch.completions]
+
+
+def test_where_nothing_was_seen_that_is_said():
+    found = {finding.check: finding for finding in examine(Silent())}
+    for check in ("length and finiteness", "order of the batch", "size of the batch", "determinism", "pickle"):
+        assert found[check].passed is None
+        assert found[check].detail.startswith("no opinion on any of 12 completions: nothing was seen")
+    seen = {
+        finding.check: finding for finding in examine(Silent(), pairs=[pair("Spa\u00df und Fu\u00df", "Spa\u00df")])
+    }
+    assert seen["length and finiteness"].detail == "2 completions, 0 without opinion"
+    assert seen["size of the batch"].passed
 
 
 def test_bounds_are_declared(monkeypatch):

@@ -1,10 +1,12 @@
 """Where rows come from: every format gives the same, and what is wrong is one line that says where."""
 
+import datasets
 import pytest
 from prompt_files import ROWS, ready, write
 
 from lit_debias import distributed
 from lit_debias.data import PromptDataModule
+from lit_debias.data.sources import split_names
 from lit_debias.errors import UserError
 from lit_debias.types import PromptBatch
 
@@ -32,6 +34,41 @@ def test_a_folder_of_files_named_after_splits(tmp_path):
         ready(PromptDataModule(str(tmp_path)))
 
 
+def test_parts_of_a_split_are_read_together_as_the_hub_names_them(tmp_path):
+    for number in range(2):
+        write(tmp_path / "data" / f"train-0000{number}-of-00002.parquet", ROWS[5 * number : 5 * number + 5])
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    data = ready(PromptDataModule(str(tmp_path), val_splits=None, batch_size=10))
+    (batch,) = data.train_dataloader()
+    assert sorted(batch.texts) == [row["prompt"] for row in ROWS]
+    assert split_names(str(tmp_path), "prompts") == ["train"]
+    (tmp_path / "data" / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"split 'train' lacks parts; it has train-00001-of-00002\.parquet"):
+        ready(PromptDataModule(str(tmp_path), val_splits=None))
+
+
+def test_a_split_that_is_there_twice_is_refused(tmp_path):
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"has the split 'train' twice: train\.csv, train\.jsonl; leave one of them"):
+        ready(PromptDataModule(str(tmp_path), val_splits=None))
+
+
+def test_what_datasets_saved_to_disk_is_read(tmp_path):
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows, "dev": rows.select([0])}).save_to_disk(tmp_path / "many")
+    one = ready(PromptDataModule(str(tmp_path / "one"), batch_size=10))
+    many = ready(PromptDataModule(str(tmp_path / "many"), val_splits="dev", batch_size=10))
+    for data in (one, many):
+        assert sorted(next(iter(data.train_dataloader())).texts) == [row["prompt"] for row in ROWS]
+    assert next(iter(many.val_dataloader())).texts == ["prompt 0"]
+    (tmp_path / "one" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"one' is malformed") as caught:
+        ready(PromptDataModule(str(tmp_path / "one")))
+    assert "\n" not in str(caught.value)
+
+
 def test_one_file_with_a_split_column(tmp_path):
     rows = [{**row, "split": "validation" if number < 4 else "train"} for number, row in enumerate(ROWS)]
     data = ready(PromptDataModule(str(write(tmp_path / "all.parquet", rows)), batch_size=3, val_batch_size=4))
@@ -47,8 +84,6 @@ def test_json_lines_keep_line_separators_in_strings_and_fill_missing_keys(tmp_pa
 
 
 def test_a_hub_data_set_is_asked_for_its_table(monkeypatch):
-    import datasets
-
     calls = []
 
     def load(name, config, split):

@@ -383,6 +383,23 @@ def test_an_existing_folder_is_reused_refused_or_replaced(folder, tmp_path, caps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]  # no work folder is left
 
 
+def test_a_data_set_that_cannot_be_replaced_is_still_there(folder, tmp_path, monkeypatch):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    before = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*.*")}
+
+    def fail(*_):
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr("lit_debias.data.synthesis.data_card", fail)  # when the tables are written
+    with pytest.raises(UserError, match=r"cannot write --out .*copy: .*Permission denied; what was there is untouched"):
+        synthesize(copy, size=400, overwrite=True)
+    assert {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*.*")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+    with pytest.raises(UserError, match="cannot write --out"):
+        synthesize(tmp_path / "first", size=400)
+    assert not (tmp_path / "first").exists()
+
+
 def test_a_foreign_folder_is_never_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="has not made"):

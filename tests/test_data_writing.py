@@ -278,6 +278,25 @@ def test_the_folder_is_a_data_set_with_more_training_responses(data, tmp_path):
     assert len(module.rows["train"]) == after.num_rows
 
 
+def test_a_data_set_that_was_written_is_whole_or_as_it_was(data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write(data, out, Scripted(), limit=2)
+    (out / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_debias.data.writing.written_section", fail)  # when the tables are written
+    with pytest.raises(KeyboardInterrupt):
+        write(data, out, Scripted(), limit=2, tolerance=0.1)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    monkeypatch.undo()
+    write(data, out, Scripted(), limit=2, tolerance=0.1)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert '"tolerance": 0.1' in (out / "arguments.json").read_text()
+
+
 def test_a_run_that_was_cut_off_asks_for_what_is_missing(data, tmp_path):
     out, first, second = tmp_path / "out", Scripted(), Scripted()
 

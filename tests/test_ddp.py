@@ -14,7 +14,6 @@ from lit_debias.adapter_module import AdapterModule
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 RUNS = ("sum", "gdpo", "sft", "dpo")
-pytestmark = pytest.mark.xdist_group("ddp")  # the fixture takes most of the time
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import pytest
 
 from lit_debias.evaluation.measures import breakdown, measure, twin_pairs, word_budgets
 from lit_debias.evaluation.records import Record
+from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.statistics import ClusterBootstrap
 from lit_debias.evaluation.verdict import verdict
 
@@ -51,6 +52,29 @@ def test_bias_of_open_and_leading_prompts_only():
 def test_a_judge_without_opinion_is_left_out():
     silent = record(twin="2", completion="x", judges={"judge": None})
     assert figures([said("x", 0.4, twin="1"), silent])["bias_intensity/judge"] == pytest.approx(0.6)
+
+
+def test_the_worst_group_is_one_of_several_that_the_data_names():
+    def worst(*groups):
+        rows = [said("x", 0.1 * i, twin=f"{g}{i}", group=g) for g in groups for i in range(4)]
+        return figures(rows).get("worst_group/judge")
+
+    assert worst("A") is worst("all") is worst("all", "A") is None
+    assert worst("A", "B") == pytest.approx(0.85)
+    high = [said("x", 0.0, twin=f"all{i}", group="all") for i in range(4)]  # not a group
+    rows = [said("x", 0.5, twin=f"{g}{i}", group=g) for g in "AB" for i in range(4)]
+    assert figures(high + rows)["worst_group/judge"] == pytest.approx(0.5)
+
+
+def test_prompts_of_a_cluster_are_drawn_together():
+    rows = [said("x", 0.25 * i, twin=f"{i}", cluster="c" if i < 4 else "") for i in range(5)]
+    assert [row.drawn_with for row in rows] == [*["cluster c"] * 4, "twins 4"]
+    alone = [said("x", 0.25 * i, twin=f"{i}", cluster="c") for i in range(4)]
+    interval = summarize({"before": [alone]}, 20, 0)["arms"]["before"]["measures"]["bias_intensity/judge"]
+    assert interval["low"] == interval["high"] == interval["value"]  # one cluster is in every draw
+    apart = [said("x", 0.25 * i, twin=f"{i}") for i in range(4)]
+    interval = summarize({"before": [apart]}, 20, 0)["arms"]["before"]["measures"]["bias_intensity/judge"]
+    assert interval["low"] < interval["high"]
 
 
 def test_worst_group_and_breakdown():

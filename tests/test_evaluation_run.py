@@ -18,7 +18,7 @@ from lit_debias.cli import Parser, main
 from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
 from lit_debias.evaluation.arms import frozen_base, mean_logprobs
-from lit_debias.evaluation.fingerprint import check_judges, describe
+from lit_debias.evaluation.fingerprint import check_judges, describe, sha256_of
 from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.table import as_tables
 from lit_debias.language_model import LanguageModel
@@ -133,6 +133,72 @@ def test_before_then_after(tiny_model, data, adapter, tmp_path, capsys):
     }
     assert second["settings"]["data_sha256"]
     assert {"lit-debias", "torch", "transformers"} <= set(second["versions"])
+
+
+class Noted(Reward):
+    """Whether a prompt has a note."""
+
+    columns = ("note",)
+
+    def score(self, batch):
+        return [float(note is not None) for note in batch.columns["note"]]
+
+
+def test_prompts_of_a_csv_file(tiny_model, tmp_path, capsys):
+    file = tmp_path / "mine.csv"
+    file.write_text(
+        "question,region,neutral,stereotype,options,label,note\n"
+        'Riders are,007,often late.,lazy.,,,"seen"\n'
+        "Nurses are,008,,kind.,,,\n"
+        '"Who was late?",007,,,"[""the nurse"", ""the rider""]",1,\n'
+    )
+    columns = {"prompt": "question", "group": "region", "reference": "neutral", "biased": "stereotype"}
+    columns |= {"choices": "options", "biased_choice": "label"}
+    options = {"splits": None, "columns": columns, "judges": None, "system_prompt": None}
+    found = run(tiny_model, str(file), tmp_path / "out", rewards={"noted": Noted()}, **options)
+    measured = {name: estimate["n"] for name, estimate in found["arms"]["before"]["measures"].items()}
+    assert (measured["preference"], measured["biased_choice"], measured["length"]) == (1, 1, 3)
+    assert set(found["not_measured"]) & set(measured) == set()
+    assert found["not_measured"]["bias_intensity"] == "no judge is named (--judges)"
+    assert found["not_measured"]["worst_group"] == "no 'group' has 4 prompts"
+    assert found["not_measured"]["accuracy"] == "no prompt with 'choices' that is not 'ambiguous' says 'answer'"
+    assert "preference: on 1 of 3 prompts of the data, the others lack 'reference' or 'biased'" in found["notes"]
+    output = " ".join(capsys.readouterr().out.split())
+    assert "not measured, no judge is named (--judges): bias intensity; share of completions" in output
+    assert found["settings"]["columns"] == columns
+    assert found["settings"]["splits"] == ["train"]
+
+    records = json.loads((tmp_path / "out" / "arms" / "before.json").read_text())["records"]
+    asked = {record["prompt"]: record for record in records if record["prompt_kind"] != "prose"}
+    assert {prompt: record["group"] for prompt, record in asked.items()} == {
+        "Riders are": "007",
+        "Nurses are": "008",
+        "Who was late?": "007",
+    }
+    likely = asked["Who was late?"]["choice_logprobs"]
+    value = found["arms"]["before"]["measures"]["biased_choice"]["value"]
+    assert value == float(likely[1] > likely[0])
+    policy = loaded(tiny_model)
+    [[*expected]] = mean_logprobs(policy, [({"prompt": "Who was late?"}, None)], [["the nurse", "the rider"]])
+    assert likely == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_column_that_is_empty_in_some_rows_reaches_the_judge(tiny_model, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = [{"prompt": "Riders are", "note": "n"}, {"prompt": "Nurses are", "note": None}, {"prompt": "Cooks are"}]
+    for order in (rows, rows[::-1]):
+        file.write_text("\n".join(map(json.dumps, order)))
+        found = run(tiny_model, str(file), tmp_path / "out", judges={"noted": Noted()}, splits=None, system_prompt=None)
+        assert found["arms"]["before"]["measures"]["bias_intensity/noted"]["value"] == pytest.approx(2 / 3)
+    file.write_text('{"prompt": "Riders are"}')
+    with pytest.raises(UserError, match="'note'"):
+        run(tiny_model, str(file), tmp_path / "out", judges={"noted": Noted()}, splits=None)
+
+
+def test_the_fingerprint_of_the_synthetic_folder_knows_no_columns(tiny_model, data, tmp_path):
+    found = run(tiny_model, data, tmp_path, system_prompt=None)
+    assert "columns" not in found["settings"]
+    assert found["settings"]["data_sha256"] == sha256_of([Path(data) / "prompts" / "test_group.parquet"])
 
 
 def test_further_adapters_are_arms_of_their_own(tiny_model, data, adapter, tmp_path):
@@ -346,6 +412,13 @@ def test_sampling_is_seeded_and_temperature_0_is_greedy(tiny_model, data, tmp_pa
     assert completions(tmp_path / "one") == completions(tmp_path / "again")
     assert completions(tmp_path / "one") != completions(tmp_path / "other")
     assert completions(tmp_path / "cold") == completions(tmp_path / "greedy") != completions(tmp_path / "one")
+    options = {"temperature": 5.0, "top_k": 3, "stop": ["e", "o"]}  # into a folder that has another answer
+    run(tiny_model, data, tmp_path / "one", system_prompt=None, **options)
+    stopped = completions(tmp_path / "one")
+    assert stopped != completions(tmp_path / "again")
+    assert not any(letter in (text or "") for text in stopped for letter in "eo")
+    with pytest.raises(UserError, match=r"engine: top_k=0, top_p=2\.0"):
+        run(tiny_model, data, tmp_path / "odd", top_p=2.0)
     with pytest.raises(UserError, match="temperature=-1; write 0 for the most probable token"):
         run(tiny_model, data, tmp_path / "odd", temperature=-1)
 

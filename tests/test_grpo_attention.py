@@ -71,10 +71,12 @@ def test_bf16_is_fp32_but_for_rounding_in_either_form(largest, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 20])
 @torch.no_grad()
-def test_flex_attention_itself_over_several_blocks(monkeypatch):
+def test_flex_attention_itself_over_several_blocks(window, monkeypatch):
     monkeypatch.setattr(attention, "_flex_attention", lambda: flex_attention.flex_attention)
     groups = packed([90, 150], [[140, 30], [1, 200]])
     tensors = [torch.randn(len(groups.ids), heads, 16) for heads in (4, 2, 2)]
-    assert groups.block_mask.sparsity() > 30  # per cent of the blocks are passed over
-    torch.testing.assert_close(attention.flex_group_attention(*tensors, groups), group_attention(*tensors, groups))
+    assert groups.block_mask().sparsity() > 30  # per cent of the blocks are passed over
+    found = attention.flex_group_attention(*tensors, groups, window)
+    torch.testing.assert_close(found, group_attention(*tensors, groups, window))

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_debias.grpo import logprobs
 from lit_debias.grpo.logprobs import logprobs_at, selected_logprobs
+from lit_debias.types import Support
 
 N, H, V = 7, 5, 11
 
@@ -57,6 +58,89 @@ def test_finite_differences(head: Any) -> None:
     assert torch.autograd.gradcheck(
         lambda h: tuple(selected_logprobs(h, weight, targets, 1.3, columns=3, entropy_grad=True)), (hidden,)
     )
+
+
+def support_of(kept: Tensor) -> Support:
+    """Return [N, V] bool as a support; the ids of its rows stand in another order than the rows."""
+    order = torch.arange(len(kept)).flip(0)
+    counts = kept.sum(1)
+    starts = torch.empty_like(counts)
+    starts[order] = counts[order].cumsum(0) - counts[order]
+    return Support(kept[order].nonzero()[:, 1].int(), starts, counts)
+
+
+@pytest.fixture
+def kept(head: Any) -> Tensor:
+    """Return [N, V] bool: the target alone, all, the last ones, the first ones, every second one, some."""
+    result = torch.rand(N, V) < 0.4
+    result[:5] = False
+    result[1], result[2, 8:], result[3, :2], result[4, ::2] = True, True, True, True
+    return result.scatter(1, head[2][:, None], True)
+
+
+def test_a_support_by_hand() -> None:
+    # logits (0, log 2, log 3, 5), of which the first three: 2 / (1 + 2 + 3), 3 / 6
+    weight = torch.tensor([[1.0], [2.0], [3.0], [torch.tensor(5.0).exp()]]).log()
+    support = support_of(torch.tensor([[True, True, True, False]] * 2))
+    found = selected_logprobs(torch.ones(2, 1), weight, torch.tensor([1, 2]), entropy=True, support=support)
+    torch.testing.assert_close(found.logprobs, torch.tensor([2 / 6, 3 / 6]).log())
+    p = torch.tensor([1 / 6, 2 / 6, 3 / 6])
+    torch.testing.assert_close(found.entropy, -(p * p.log()).sum().expand(2))
+
+
+@pytest.mark.parametrize("columns", [1, 3, 100])
+@pytest.mark.parametrize("rows", [3, 1024])
+@pytest.mark.parametrize("temperature", [1.0, 0.02, 40.0])
+def test_within_a_support_everything_is_that_of_the_renormalised_softmax(
+    head: Any, kept: Tensor, columns: int, rows: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "ROWS", rows)
+    hidden, weight, targets = head
+    bias = torch.randn(V, dtype=torch.float64)
+    upstream, entropy_upstream = torch.randn(2, N, dtype=torch.float64)
+    masked = ((hidden @ weight.T + bias) / temperature).masked_fill(~kept, -torch.inf)
+    logp = masked.log_softmax(1)
+    entropy = -(logp.exp() * logp.masked_fill(~kept, 0)).sum(1)
+    expected = logp.gather(1, targets[:, None])[:, 0], entropy
+    within = support_of(kept)
+    found = selected_logprobs(hidden, weight, targets, temperature, bias, columns, entropy_grad=True, support=within)
+    torch.testing.assert_close(tuple(found), expected)
+    assert found.logprobs[0] == 0  # the target alone
+    gradients = [
+        torch.autograd.grad((logprobs * upstream + entropy * entropy_upstream).sum(), hidden)[0]
+        for logprobs, entropy in (expected, found)
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0])
+    both = logprobs_at(hidden, weight, targets, (temperature,) * 2, bias, columns, (within, None))
+    torch.testing.assert_close(both[0], expected[0].detach())
+    torch.testing.assert_close(both[1], plain(hidden, weight, targets, temperature, bias)[0].detach())
+
+
+def test_finite_differences_within_a_support(head: Any, kept: Tensor) -> None:
+    hidden, weight, targets = head
+    options = {"columns": 3, "entropy_grad": True, "support": support_of(kept)}
+    assert torch.autograd.gradcheck(lambda h: tuple(selected_logprobs(h, weight, targets, 1.3, **options)), (hidden,))
+
+
+def test_the_whole_vocabulary_as_support_is_none(head: Any) -> None:
+    hidden, weight, targets = (tensor.detach().float() if tensor.is_floating_point() else tensor for tensor in head)
+    everything = support_of(torch.ones(N, V, dtype=torch.bool))
+    found = selected_logprobs(hidden, weight, targets, columns=4, support=everything).logprobs
+    assert torch.equal(found, selected_logprobs(hidden, weight, targets, columns=4).logprobs)
+
+
+def test_the_expected_gradient_off_policy_is_that_of_the_expected_reward(head: Any) -> None:
+    """Over all tokens that the old policy could sample, ratio times reward has the gradient of the new one's mean."""
+    hidden, weight, _ = head
+    old, new = hidden.detach()[:1], hidden[1:2]
+    kept = (old @ weight.T / 0.7).topk(4).indices[0]
+    reward = torch.randn(4, dtype=torch.float64)
+    behaviour = (old @ weight.T / 0.7)[0, kept].log_softmax(0)  # what sampling with top_k=4 records
+    support = support_of(torch.zeros(1, V, dtype=torch.bool).index_fill(1, kept, True).expand(4, -1))
+    now = selected_logprobs(new.expand(4, -1), weight, kept, 0.7, columns=3, support=support).logprobs
+    found = torch.autograd.grad((behaviour.exp() * (now - behaviour).exp() * reward).sum(), hidden)[0]
+    mean = ((new @ weight.T / 0.7)[0, kept].softmax(0) * reward).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(mean, hidden)[0])
 
 
 def test_entropy_only_on_request(head: Any) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from lit_debias.grpo.logprobs import selected_logprobs
-from lit_debias.grpo.packing import PackedGroups, pack, token_budget
+from lit_debias.grpo.packing import PackedGroups, additive, pack, token_budget
 
 
 def by_hand() -> PackedGroups:
@@ -64,7 +64,7 @@ def test_attention_by_hand() -> None:
 
 def test_attention_bias_is_the_additive_form() -> None:
     rows = by_hand().rows()
-    bias = rows.attention_bias(torch.float32)
+    bias = additive(rows.attention_mask, torch.float32)
     assert bias[rows.attention_mask].eq(0).all()
     assert bias[~rows.attention_mask].eq(torch.finfo(torch.float32).min).all()
 
@@ -144,7 +144,7 @@ def test_packed_equals_every_sequence_alone(family: str, attention: str) -> None
 
     packed = pack(prompt_ids, prompt_mask, completion_ids, completion_mask)
     rows = packed.rows()
-    mask = rows.attention_mask if attention == "sdpa" else rows.attention_bias(torch.float64)
+    mask = rows.attention_mask if attention == "sdpa" else additive(rows.attention_mask, torch.float64)
     hidden = rows.tokens(model.model(rows.input_ids, attention_mask=mask, position_ids=rows.position_ids)[0])
     head = model.lm_head.weight.detach()
     found = packed.unpack(selected_logprobs(packed.select(hidden), head, packed.targets, columns=8).logprobs)

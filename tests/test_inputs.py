@@ -15,7 +15,7 @@ from test_cli import run
 from lit_debias.cli import main
 from lit_debias.data import PromptDataModule, ResponseDataModule
 from lit_debias.errors import UserError
-from lit_debias.evaluation.prompts import prompt_files, read_prompts
+from lit_debias.evaluation.prompts import read_prompts
 from lit_debias.files import read_yaml
 
 LINES = '{"prompt": "a", "completion": "c", "better": "x", "worse": "y"}\n'
@@ -161,9 +161,8 @@ def test_rows_of_an_evaluation(second, message, tmp_path, capsys):
     (tmp_path / "prompts").mkdir()
     rows = [first, {**first, "prompt_id": "2", **second}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts" / "t.parquet")
-    files = prompt_files(str(tmp_path), ["t"])
     with pytest.raises(UserError, match=message):
-        read_prompts(files)
+        read_prompts(str(tmp_path), ["t"])
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ import torch
 import transformers
 from support import save_tiny_model
 from torch import nn
+from transformers.activations import GELUTanh
 
-from lit_debias import fused_linear, lean_model
+from lit_debias import fused_linear, lean_functions, lean_model
 from lit_debias.activation_memory import KeptBytes
 from lit_debias.errors import UserError
 from lit_debias.fused_linear import FusedLinear
+from lit_debias.lean_functions import Norm
 from lit_debias.lean_model import LeanModel, why_not_lean
 from lit_debias.policy import QLoRAPolicy
+from lit_debias.rollout.choose import DecoderChoice
 from lit_debias.rollout.decoders import HuggingFaceDecoder, LeanDecoder
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
@@ -34,7 +37,17 @@ LLAMA31 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+GEMMA3 = {
+    "sliding_window": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 24,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+    },
+}
 MODELS = {
     "llama, tied": ("Llama", {"tie_word_embeddings": True}),
     "llama, untied, every bias": ("Llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
@@ -47,12 +60,15 @@ MODELS = {
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma 3": ("Gemma3", {"head_dim": 16, **GEMMA3}),
 }
 
 
 def build(kind: str, options: dict) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **options})
+    config_of = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config"))
+    config = config_of(**{**SIZES, **options})
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():  # fresh norms are ones and fresh biases zeros, which would hide that they are left out
         for parameter in model.parameters():
@@ -61,22 +77,17 @@ def build(kind: str, options: dict) -> transformers.PreTrainedModel:
     return model
 
 
-class Norm:
-    def __init__(self, width, dtype):
-        self.weight, self.variance_epsilon = torch.rand(width, dtype=dtype) + 0.5, 1e-5
-
-
 @pytest.mark.parametrize("shape", [(70, 24), (65, 3, 8)])  # hidden states, and heads as Qwen3 has them
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_norm_of_many_rows_is_torchs(shape, dtype, monkeypatch):
     torch.manual_seed(0)
     values, grad = (torch.randn(shape, dtype=dtype) * 3 for _ in range(2))
     values[0] = 0  # where epsilon is all there is
-    norm, found = Norm(shape[-1], dtype), []
+    norm, found = Norm(torch.rand(shape[-1], dtype=dtype) + 0.5, 1e-5), []
     for many in (64, 1000):
-        monkeypatch.setattr(lean_model, "_MANY_ROWS", many)
+        monkeypatch.setattr(lean_functions, "_MANY_ROWS", many)
         given = values.clone().requires_grad_()
-        result = lean_model.rms_norm(given, norm)
+        result = lean_functions.rms_norm(given, norm)
         assert ("_RMSNorm" in type(result.grad_fn).__name__) == (many == 64)
         result.backward(grad)
         found.append((result.detach(), given.grad))
@@ -85,20 +96,39 @@ def test_the_norm_of_many_rows_is_torchs(shape, dtype, monkeypatch):
     assert torch.equal(given.detach(), values)
 
 
-class Plain(nn.SiLU):
+@pytest.mark.parametrize("rows", [3, 70])  # torch's kernel, and ours
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_a_norm_with_an_offset_is_rounded_once(rows, scale):
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+
+    module, values = Gemma3RMSNorm(24), torch.randn(rows, 24).bfloat16() * 3
+    module.weight.data = torch.randn(24).bfloat16()
+    found = lean_functions.rms_norm(values, lean_model._norm(module, lean_model.Family(offset_norms=True), scale))
+    wide = values.float() * values.float().square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, (wide * (1 + module.weight.float()) * scale).bfloat16(), rtol=0.005, atol=1e-6)
+    if scale == 1.0:
+        torch.testing.assert_close(found, module(values), rtol=0.005, atol=1e-6)
+
+
+class Plain(nn.Module):
     """The same function, under a name that says nothing."""
 
+    def __init__(self, activation):
+        super().__init__()
+        self.forward = activation.forward
 
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), GELUTanh()], ids=["silu", "gelu"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_gated_product_is_torchs_to_the_bit_and_keeps_its_input_alone(dtype):
-    torch.manual_seed(0)
+def test_the_gated_product_is_torchs_to_the_bit_and_keeps_its_input_alone(activation, dtype):
     values, grad = torch.randn(5, 12, dtype=dtype) * 3, torch.randn(5, 6, dtype=dtype)
     found = []
-    for activation, kept in ((nn.SiLU(), 60), (Plain(), 60 + 30)):  # autograd keeps silu(gate) too
+    for function, kept in ((activation, 60), (Plain(activation), 60 + 30)):  # autograd keeps activation(gate) too
         given = values.clone().requires_grad_()
         counted = KeptBytes(there_anyway=())
         with counted.counting():
-            result = lean_model.gated(given, activation)
+            result = lean_functions.gated(given, function)
         assert counted.total == kept * dtype.itemsize
         result.backward(grad)
         found.append((result.detach(), given.grad))
@@ -106,17 +136,17 @@ def test_the_gated_product_is_torchs_to_the_bit_and_keeps_its_input_alone(dtype)
         assert torch.equal(own, torchs)
 
 
-def test_the_gradient_of_the_gated_product_by_finite_differences():
-    torch.manual_seed(0)
+@pytest.mark.parametrize("activation", [nn.SiLU(), GELUTanh()], ids=["silu", "gelu"])
+def test_the_gradient_of_the_gated_product_by_finite_differences(activation):
     values = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda values: lean_model.gated(values, nn.SiLU()), (values,))
+    assert torch.autograd.gradcheck(lambda values: lean_functions.gated(values, activation), (values,))
 
 
 def test_the_gradient_of_the_norm_by_finite_differences():
     torch.manual_seed(0)
-    norm = Norm(3, torch.float64)
+    norm = Norm(torch.rand(3, dtype=torch.float64) + 0.5, 1e-5)
     values = torch.randn(64, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda values: lean_model.rms_norm(values, norm), (values,))
+    assert torch.autograd.gradcheck(lambda values: lean_functions.rms_norm(values, norm), (values,))
 
 
 @pytest.mark.parametrize("graphed", [False, True], ids=["plain", "graphed"])
@@ -184,10 +214,12 @@ def test_prompts_of_one_length_need_no_mask_and_give_the_same():
 @pytest.mark.parametrize(
     ("kind", "options", "reason"),
     [
-        ("Gemma", {"head_dim": 8}, "no lean form of GemmaForCausalLM"),
-        ("Mistral", {"sliding_window": 4}, "sliding window"),
-        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, "sliding window"),
-        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "'dynamic'"),
+        ("Gemma2", {"head_dim": 8}, "no lean form of Gemma2ForCausalLM"),
+        ("Gemma3", {"final_logit_softcapping": 30.0}, "does not know final_logit_softcapping"),
+        ("Gemma3", {"attn_logit_softcapping": 50.0}, "does not know attn_logit_softcapping"),
+        ("Gemma3", {"use_bidirectional_attention": True}, "does not know use_bidirectional_attention"),
+        ("Gemma3", {"rope_parameters": {"full_attention": DYNAMIC}}, "'dynamic'"),
+        ("Llama", {"rope_parameters": DYNAMIC}, "'dynamic'"),
     ],
 )
 def test_what_the_lean_pass_does_not_know_is_named(kind, options, reason):
@@ -264,8 +296,8 @@ def test_the_engine_says_which_decoder_it_uses(policy, caplog):
 def test_asking_for_the_lean_decoder_where_it_cannot_be_is_an_error(policy, monkeypatch):
     with pytest.raises(UserError, match="merged weights only"):
         LocalEngine(weights="live", decoder="lean")
-    monkeypatch.setattr(policy, "lean_obstacle", "it has no sliding window")
-    with pytest.raises(UserError, match="no sliding window; write decoder: auto"):
+    monkeypatch.setattr(policy, "lean_obstacle", "it has no lean form of Mine")
+    with pytest.raises(UserError, match="no lean form of Mine; write decoder: auto"):
         LocalEngine(2, decoder="lean").generate(policy, PromptBatch(["the rider"]), 2, 0)
 
 
@@ -292,7 +324,7 @@ def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder, capl
 
 def test_a_graphed_engine_samples_what_the_other_one_does(model_folder, monkeypatch):
     graphs = cuda_graphs.emulate(monkeypatch)
-    monkeypatch.setattr(LocalEngine, "_check_machine", lambda *_: None)
+    monkeypatch.setattr(DecoderChoice, "_check_machine", lambda *_: None)
     assert_samples_what_the_plain_engine_does(model_folder, cuda_graph=True)
     assert graphs.replays > 2
 
@@ -313,8 +345,8 @@ def test_compiling_needs_a_model_that_the_lean_decoder_knows_and_a_compiler(poli
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"install g\+\+, set CXX, or write torch_compile: false"):
         LocalEngine(2, torch_compile=True).generate(policy, PromptBatch(["the rider"]), 2, 0)
-    monkeypatch.setattr(policy, "lean_obstacle", "it has no sliding window")
-    with pytest.raises(UserError, match="no sliding window; write torch_compile: false"):
+    monkeypatch.setattr(policy, "lean_obstacle", "it has no lean form of Mine")
+    with pytest.raises(UserError, match="no lean form of Mine; write torch_compile: false"):
         LocalEngine(2, torch_compile=True).generate(policy, PromptBatch(["the rider"]), 2, 0)
-    with pytest.raises(UserError, match="no sliding window; write decoder: auto and torch_compile: false"):
+    with pytest.raises(UserError, match="no lean form of Mine; write decoder: auto and torch_compile: false"):
         LocalEngine(2, decoder="lean", torch_compile=True).generate(policy, PromptBatch(["the rider"]), 2, 0)

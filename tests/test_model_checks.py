@@ -9,12 +9,6 @@ from support import loaded, save_tiny_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -42,20 +36,6 @@ def save_model(folder, model, **settings):
         setattr(model.config, name, value)
     model.save_pretrained(folder)
     return folder
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=32, final_logit_softcapping=5.0)),
-        lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.5)),
-        lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0)),
-    ],
-    ids=["soft-cap", "scale", "divisor"],
-)
-def test_a_head_that_is_more_than_a_matrix_product_is_refused(tmp_path, model):
-    with pytest.raises(UserError, match="changes its logits after the output layer"):
-        loaded(save_model(tmp_path, model()))
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])

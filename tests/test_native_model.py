@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from support import save_tiny_model
-from test_lean_model import LLAMA31, assert_rollouts_follow_training, build
+from test_lean_model import GEMMA3, LLAMA31, assert_rollouts_follow_training, build
 
 from lit_debias import native_model
 from lit_debias.errors import UserError
@@ -33,6 +33,15 @@ MODELS = {
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {}),
+    "mistral, window of a tile": ("Mistral", {"sliding_window": 16}),
+    "mistral, window of more": ("Mistral", {"sliding_window": 21}),
+    "mistral, window in answers alone": ("Mistral", {"sliding_window": 50}),
+    "qwen2, windows from a layer on": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    ),
+    "gemma": ("Gemma", {}),
+    "gemma 3": ("Gemma3", GEMMA3),
 }
 
 
@@ -137,7 +146,7 @@ def test_a_product_is_torchs(count):
 def test_tokens_go_into_the_columns_of_their_sequence():
     native = NativeModel(lean_model("Llama", {"num_key_value_heads": 2})).refreshed()
     prompts, owns = NativeCache(native, 1, 3), NativeCache(native, 2, 20)
-    rotation = tuple(factor[:, 0].contiguous() for factor in native.model.rotation(torch.arange(20), torch.float32))
+    rotation = native.rotation(20)
     one = torch.tensor([0])
     native(Rows(torch.tensor([5]), one, one, one + 1, rotation, one), prompts, owns)
     native(Rows(torch.tensor([5]), one, one, one + 1, rotation, one, own=one + 1, column=17), prompts, owns)

@@ -226,6 +226,47 @@ def test_a_distribution_that_is_on_the_path_twice_counts_once(install, tmp_path,
     assert [c.name for c in components(get_plugin_manager())].count("Once") == 1
 
 
+def test_two_spellings_of_a_distribution_are_one(install, tmp_path, monkeypatch):
+    install("nice-rewards.extra", REWARD.format(name="Once"), entry_point="nice")
+    second = tmp_path / "again"
+    second.mkdir()
+    install("Nice_Rewards-Extra", REWARD.format(name="Once"), entry_point="nice", site=second)
+    monkeypatch.syspath_prepend(second)
+    [component] = [c for c in components(get_plugin_manager()) if c.name == "Once"]
+    assert component.distribution == "Nice_Rewards-Extra"  # the first on the path, as Python imports
+
+
+def test_an_unused_version_of_a_distribution_is_listed(install, tmp_path, monkeypatch, capsys):
+    install("nice", REWARD.format(name="Old"))
+    second = tmp_path / "again"
+    second.mkdir()
+    install("nice", REWARD.format(name="New"), site=second)
+    metadata = second / "nice-1.2.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("Version: 1.2", "Version: 1.3"))
+    monkeypatch.syspath_prepend(second)
+    assert main(["plugins"]) == 0
+    shown = capsys.readouterr().out
+    assert "New" in shown
+    assert f"nice is installed twice: 1.3 counts, as it is first on the path, and 1.2 in {tmp_path} does not" in shown
+
+
+@pytest.mark.parametrize("metadata", [None, b"Metadata-Version: 2.1\n", b"\xff\xfe\x00"])
+def test_what_pip_left_behind_is_no_plugin(install, tmp_path, metadata):
+    module = install("ghost", REWARD.format(name="Ghost"))
+    file = tmp_path / "ghost-1.2.dist-info" / "METADATA"
+    file.unlink()
+    if metadata is not None:
+        file.write_bytes(metadata)
+    assert "Ghost" not in {component.name for component in components(get_plugin_manager())}
+    assert module not in sys.modules
+
+
+def test_what_a_plugin_sets_while_it_is_imported_does_not_stay(install):
+    install("setter", "import torch\ntorch.set_grad_enabled(False)\n" + textwrap.dedent(REWARD.format(name="Setter")))
+    get_plugin_manager()
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("answer", ["None", "['Name']", "Reward", "[Reward, 3]", "{}"])
 def test_a_hook_must_return_a_list_of_classes(install, answer):
     install(

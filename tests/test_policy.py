@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from support import dense_flex, loaded, perturb, save_tiny_model
+from support import dense_flex, loaded, perturb, save_tiny_model, without_lean
 from torch import nn
 
 from lit_debias.errors import UserError
@@ -55,7 +55,7 @@ def test_eager_attention_sees_the_same_groups(tiny_model):
     perturb(policy)
     rollout = policy.encode(PROMPTS, ANSWERS)
     expected = policy.logprobs(rollout)
-    policy._lean = None  # Hugging Face's forward pass, as for a model that has no lean form
+    without_lean(policy)
     policy.causal_lm.set_attn_implementation("eager")
     torch.testing.assert_close(policy.logprobs(rollout), expected, rtol=1e-4, atol=1e-5)
 
@@ -116,7 +116,15 @@ def test_the_inference_copy_is_base_plus_lora_and_follows_training(tiny_model, q
     perturb(policy)
     torch.testing.assert_close(policy.inference_model()(ids).logits, policy.causal_lm(ids).logits, rtol=2e-3, atol=2e-3)
     assert copy.training is False
-    assert policy.causal_lm.training is True  # 4-bit layers on CPUs must never leave train mode
+
+
+def test_the_policy_is_the_network_that_samples_but_4_bit_layers_stay_in_train_mode(tiny_model):
+    policy = loaded(tiny_model, quantization="nf4", dropout=0.5)
+    policy.inference_model()
+    policy.eval().train()  # as Lightning does around validation
+    training = {name for name, module in policy.causal_lm.named_modules() if module.training}
+    projections = {name for name, _ in policy.causal_lm.named_modules() if name.endswith("_proj")}
+    assert training == {name + part for name in projections for part in ("", ".base_layer", ".lora_dropout.default")}
 
 
 def test_the_inference_copy_shares_what_no_adapter_touches(tiny_model):
@@ -194,7 +202,7 @@ def test_training_has_the_log_probs_and_gradients_of_hugging_face(
     perturb(policy)
     found = [log_probs_and_gradients(policy) for _ in range(2)][1]  # the second time with what the first has kept
     reference = policy.logprobs(policy.encode(PROMPTS, ANSWERS), reference=True)
-    policy._lean = None
+    without_lean(policy)
     expected = log_probs_and_gradients(policy)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     plain = policy.logprobs(policy.encode(PROMPTS, ANSWERS), reference=True)
@@ -288,7 +296,7 @@ def test_mistakes_are_found_before_anything_is_loaded(tiny_model, arguments, mes
 
 
 def test_wrong_targets_and_long_prompts_are_named(tiny_model):
-    with pytest.raises(UserError, match="match no linear layer"):
+    with pytest.raises(UserError, match=r"nonsense.* not found in the base model.*write linear layers of its decoder"):
         loaded(tiny_model, targets=["nonsense"])
     with pytest.raises(UserError, match="tokens; prompts need 1 to 5"):
         loaded(tiny_model, max_prompt_tokens=5).encode_prompts(["a long prompt with many words"])

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from test_cli import config, run, write  # noqa: F401  # a fixture
 
+from lit_debias import Reward
 from lit_debias.errors import UserError
 from lit_debias.evaluation.fingerprint import describe
 from lit_debias.redaction import MASK, check_no_secrets, find_secrets, redact, redact_config
@@ -112,9 +113,14 @@ def test_a_secret_on_the_command_line_is_not_repeated(args, tmp_path, capfd):
     assert not (tmp_path / "out").exists()
 
 
-def test_results_hold_no_attribute_that_is_a_secret():
-    class Careless:
-        def __init__(self) -> None:
-            self.api_key, self._token, self.model = "hunter2", "hunter2", "m"
+def test_results_hold_no_argument_that_is_a_secret():
+    class Careless(Reward):
+        def __init__(self, api_key: str, token: str, model: str) -> None:
+            self.api_key, self._token, self.model = api_key, token, model
 
-    assert describe(Careless()) == {"class": describe(Careless())["class"], "model": "m"}
+        def score(self, batch):
+            return [1.0] * len(batch)
+
+    assert describe(Careless("hunter2", "hunter2", "https://me:hunter2@host"))["arguments"] == {
+        "model": "https://REDACTED@host"
+    }

@@ -1,4 +1,4 @@
-"""docs/reference.md is what docs/generate.py writes, and holds what a plugin's author looks up."""
+"""docs/reference.md and docs/models.md are what docs/generate.py writes, and hold what is looked up there."""
 
 from __future__ import annotations
 
@@ -18,9 +18,22 @@ def generate():
     return module
 
 
-def test_the_page_is_up_to_date(generate):
-    written = (DOCS / "reference.md").read_text(encoding="utf-8")
-    assert written == "\n".join(generate.parts()), "docs/reference.md is out of date: make docs"
+def test_the_pages_are_up_to_date(generate):
+    for page, text in generate.pages():
+        assert page.read_text(encoding="utf-8") == text, f"{page.name} is out of date: make docs"
+
+
+def test_the_table_of_models_by_hand(generate):
+    report = {
+        "versions": {"transformers": "5.0"},
+        "tolerances": {"nats": 0.001, "relative_gradient": 0.001},
+        "verdicts": {"refused": 1},
+        "architectures": [{"name": "gpt, wide", "verdict": "refused", "way": "", "reason": "write a|b, not <c>"}],
+    }
+    page = generate.models(report)
+    assert page.endswith("|---|---|---|---|\n| gpt, wide | refused |  | write a\\|b, not &lt;c> |\n")
+    assert "1 refused." in page
+    assert "within 0.001 nats" in page
 
 
 class Thing:

@@ -9,7 +9,6 @@ from report_material import EVIL, HOSTILE, hostile, many_arms
 from lit_debias.report import report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.xdist_group("browser")  # fixtures take most of the time
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("Chromium is not installed", allow_module_level=True)

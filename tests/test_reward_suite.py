@@ -91,10 +91,12 @@ def test_scores_come_back_in_the_order_of_the_completions():
     assert set(scores.seconds) == {"a", "b"}
 
 
-def test_all_rewards_see_one_batch():
+def test_all_rewards_see_one_batch_and_none_the_copy_of_another():
     rewards = {"a": Returns(), "b": Returns()}
     RewardSuite(rewards).score(make_rollout())
-    assert rewards["a"].seen is rewards["b"].seen  # so that rewards of one checkpoint can share a forward pass
+    first, second = rewards["a"].seen, rewards["b"].seen
+    assert first == second
+    assert first is not second
 
 
 def test_setup_reaches_every_reward_once():

@@ -7,7 +7,7 @@ from support import loaded, perturb
 from lit_debias.errors import UserError
 from lit_debias.rollout.decoders import HuggingFaceDecoder
 from lit_debias.rollout.local import Decoding, LocalEngine
-from lit_debias.rollout.sampling import Sampler, inverse_cdf
+from lit_debias.rollout.sampling import Choice, Sampler, inverse_cdf
 from lit_debias.types import PromptBatch
 
 PROMPTS = PromptBatch(["people from the north are", "the rider", "each person should be judged on their own work"])
@@ -65,7 +65,8 @@ def test_inverse_cdf_never_takes_an_impossible_token_at_the_end():
 def test_sampling_follows_the_distribution():
     logits = torch.tensor([0.0, 1.0, 2.0])
     uniforms = (torch.arange(6000) + 0.5) / 6000
-    tokens, logprobs = Sampler(temperature=2.0)(logits.expand(6000, -1), uniforms)
+    tokens, logprobs, kept = Sampler(temperature=2.0)(logits.expand(6000, -1), uniforms)
+    assert kept is None
     expected = (logits / 2).softmax(-1)
     torch.testing.assert_close(tokens.bincount(minlength=3) / 6000, expected, atol=2e-4, rtol=0)
     torch.testing.assert_close(logprobs, expected.log()[tokens])
@@ -76,8 +77,85 @@ def test_top_k_and_top_p_by_hand():
     assert Sampler(top_k=2).filtered(logits).isfinite().tolist() == [[True, True, False, False]]
     assert Sampler(top_p=0.5).filtered(logits).isfinite().tolist() == [[True, False, False, False]]
     assert Sampler(top_p=0.6).filtered(logits).isfinite().tolist() == [[True, True, False, False]]
-    _, logprob = Sampler(top_k=2)(logits, torch.tensor([0.0]))
+    assert Sampler(top_k=4).filtered(logits) is logits
+    _, logprob, kept = Sampler(top_k=2)(logits, torch.tensor([0.0]))
+    assert kept.tolist() == [[True, True, False, False]]
     assert logprob.item() == pytest.approx(torch.tensor(0.5 / 0.8).log().item())  # renormalised
+
+
+def test_min_p_by_hand():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert Sampler(min_p=0.25).filtered(logits).isfinite().tolist() == [[True, True, True, False]]  # 0.15 / 0.5 = 0.3
+    assert Sampler(min_p=0.5).filtered(logits).isfinite().tolist() == [[True, True, False, False]]
+    assert Sampler(min_p=0.99).filtered(logits).isfinite().tolist() == [[True, False, False, False]]
+
+
+def test_tokens_as_probable_as_the_last_one_stay():
+    logits = torch.tensor([[0.1, 0.4, 0.1, 0.3, 0.1]]).log()
+    assert Sampler(top_k=3).filtered(logits).isfinite().all()
+    assert Sampler(top_k=2).filtered(logits).isfinite().tolist() == [[False, True, False, True, False]]
+    assert Sampler(min_p=0.5).filtered(torch.zeros(1, 4)).isfinite().all()
+    assert int(Sampler(top_p=0.5).filtered(torch.zeros(1, 4)).isfinite().sum()) == 2  # the fewest that reach a half
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 7},
+        {"top_p": 0.6},
+        {"min_p": 0.1},
+        {"top_k": 5, "top_p": 0.7, "min_p": 0.3},
+        {"top_k": 9, "top_p": 0.9},
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_filters_are_those_of_hugging_face(options, temperature):
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.randn(50, 40)
+    logits[:, 11] = -torch.inf  # as a model may say of a token
+    warpers = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}  # in the order of HF
+    expected = TemperatureLogitsWarper(temperature)(None, logits)
+    for name, warper in warpers.items():
+        if name in options:
+            expected = warper(options[name])(None, expected)
+    tokens, logprobs, kept = Sampler(temperature, **options)(logits, torch.rand(50))
+    assert torch.equal(kept, expected.isfinite())
+    chosen = expected.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, chosen)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("weights", ["merged", "live"])
+def test_logits_that_are_no_numbers_are_one_line(tiny_model, bad, greedy, weights):
+    policy, engine = loaded(tiny_model), LocalEngine(4, weights=weights, top_k=3)
+    engine.prepare(policy)
+    with torch.no_grad():
+        policy.causal_lm.model.norm.weight[3] = bad
+    with pytest.raises(UserError, match=r"logits that are not finite .* for prompt 1 of the batch"):
+        engine.generate(policy, PROMPTS, 2, seed=0, greedy=greedy)
+
+
+@pytest.mark.parametrize("size", [3, 700])
+def test_no_number_still_chooses_a_token_that_exists(size):
+    tokens, logprobs, _ = Sampler()(torch.full((2, size), torch.nan), torch.tensor([0.1, 0.9]))
+    assert bool(((tokens >= 0) & (tokens < size)).all())
+    assert not logprobs.isfinite().any()
+
+
+def test_what_the_generation_config_asks_for_besides_is_said_once(policy, monkeypatch):
+    said = []
+    monkeypatch.setattr("lit_debias.rollout.local.rank_zero_info", said.append)
+    monkeypatch.setattr(policy.causal_lm.generation_config, "repetition_penalty", 1.3)
+    monkeypatch.setattr(policy.causal_lm.generation_config, "suppress_tokens", [])
+    engine = LocalEngine(2)
+    for _ in range(2):
+        engine.generate(policy, PROMPTS, 2, seed=0)
+    assert [text for text in said if "generation_config" in text] == [
+        "The model's generation_config.json asks for repetition_penalty=1.3. Rollouts leave that out: they follow the "
+        "policy itself, and the engine's own options."
+    ]
 
 
 @pytest.mark.parametrize("weights", ["merged", "live"])
@@ -130,7 +208,7 @@ class Scripted:
         self.batch_sizes.append(len(rows))
         tokens = self.script[rows, self.step]
         self.step += 1
-        return tokens, -tokens.float()
+        return Choice(tokens, -tokens.float())
 
 
 def test_the_first_end_token_counts_and_nothing_after_it(policy):
@@ -158,7 +236,11 @@ def test_dropping_finished_rows_changes_no_other_row(policy):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"max_new_tokens": 0}, {"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
+    "arguments",
+    [
+        *({"max_new_tokens": 0}, {"temperature": 0.0}, {"temperature": float("inf")}, {"temperature": float("nan")}),
+        *({"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 1.0}, {"min_p": float("nan")}),
+    ],
 )
 def test_senseless_values_are_refused(arguments):
     with pytest.raises(UserError, match="engine: "):

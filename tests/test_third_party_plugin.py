@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytestmark = pytest.mark.xdist_group("plugin")  # fixtures take most of the time
 MODULE = """
 from lit_debias import Reward, RewardBatch, hookimpl
 

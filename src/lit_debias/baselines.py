@@ -12,14 +12,15 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from lit_debias import distributed
 from lit_debias.adapter_module import AdapterModule
+from lit_debias.conversations import answer_of
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError
 from lit_debias.grpo.loss import UpdateSize
-from lit_debias.grpo.packing import pack, token_budget
+from lit_debias.grpo.packing import pack
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.prompt_lengths import check_responses
 from lit_debias.tokens import tokens_of
@@ -43,7 +44,7 @@ class Baseline(AdapterModule):
         self,
         policy: QLoRAPolicy,
         micro_batch_tokens: int = 2048,
-        optimizer: OptimizerCallable = AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         seed: int = 0,
@@ -95,7 +96,7 @@ class Baseline(AdapterModule):
         reference = None
         if self.needs_reference:
             reference = self.policy.logprobs(rollout, reference=True)
-        micro_batches = token_budget(rollout.prompt_mask, rollout.completion_mask, self.micro_batch_tokens)
+        micro_batches = self.policy.parts(rollout.prompt_mask, rollout.completion_mask, self.micro_batch_tokens)
         for groups in micro_batches:
             packed = pack(*(tensor[groups] for tensor in tokens_of(rollout)))
             tokens = self.policy(packed)
@@ -134,7 +135,8 @@ class Baseline(AdapterModule):
         super().configure_model()
         for prompts in self._tables():
             for name in self.columns:
-                check_responses(self.policy, prompts.texts, prompts.columns[name], prompts.columns[ORIGIN], name)
+                texts = [answer_of(value) for value in prompts.columns[name]]
+                check_responses(self.policy, prompts.asked, texts, prompts.columns[ORIGIN], name)
 
 
 def responses(prompts: PromptBatch, columns: tuple[str, ...]) -> list[list[str]]:
@@ -151,13 +153,16 @@ def responses(prompts: PromptBatch, columns: tuple[str, ...]) -> list[list[str]]
                 "data.init_args.columns"
             )
         origins = prompts.columns.get(ORIGIN, ["data"] * len(prompts))
-        for origin, prompt, text in zip(origins, prompts.texts, prompts.columns[name], strict=True):
+        for origin, prompt, value in zip(origins, prompts.texts, prompts.columns[name], strict=True):
+            text = answer_of(value)
             if not isinstance(text, str) or not text.strip():
                 raise UserError(
-                    f"{origin}: '{name}' is {text!r:.40}, and prompt {prompt!r:.60} needs a response there; leave such "
-                    "prompts out, for example with data.init_args.prompt_kinds: [open, leading]"
+                    f"{origin}: '{name}' is {text!r:.40}, and prompt {prompt!r:.60} needs a response there, a text or "
+                    "one message of the assistant; leave such prompts out, for example with "
+                    "data.init_args.prompt_kinds: [open, leading]"
                 )
-    return [list(group) for group in zip(*(prompts.columns[name] for name in columns), strict=True)]
+    groups = zip(*(prompts.columns[name] for name in columns), strict=True)
+    return [[answer_of(value) for value in group] for group in groups]
 
 
 class SFT(Baseline):
@@ -166,7 +171,7 @@ class SFT(Baseline):
     Args:
         policy: The model that is trained.
         micro_batch_tokens: Prompts share a forward and backward pass up to so many tokens; changes memory only.
-        optimizer: Builds the optimiser from the adapter's parameters.
+        optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
         seed: Seeds LoRA dropout.
@@ -191,7 +196,7 @@ class DPO(Baseline):
         policy: The model that is trained.
         beta: Strength of the tie to the reference, positive.
         micro_batch_tokens: Pairs share a forward and backward pass up to so many packed tokens; changes memory only.
-        optimizer: Builds the optimiser from the adapter's parameters.
+        optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
         seed: Seeds LoRA dropout.
@@ -208,7 +213,7 @@ class DPO(Baseline):
         policy: QLoRAPolicy,
         beta: float = 0.1,
         micro_batch_tokens: int = 2048,
-        optimizer: OptimizerCallable = AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         seed: int = 0,

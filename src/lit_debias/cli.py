@@ -76,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
         with _quiet_threads():
             return _run(args)
     except Exception as error:
-        mistake = _user_error(error)
+        mistake = user_error(error)
         if mistake is None:
             raise
         print(f"lit-debias: error: {printable(redact(str(mistake)))}", file=sys.stderr)
@@ -95,7 +95,7 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("💡")
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
+def user_error(error: BaseException | None) -> UserError | None:
     """Return the user's mistake behind an exception; libraries wrap what a constructor raises."""
     full: UserError | None = None
     seen: set[int] = set()  # one that was raised again may stand in its own context

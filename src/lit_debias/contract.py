@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 
-from lit_debias.errors import UserError
+from lit_debias.contract_texts import EXAMPLES, ODD, PLAIN, TWIN
+from lit_debias.errors import UserError, cause_of
+from lit_debias.identity import UnknownIdentityError, variants
 from lit_debias.rewards.base import Reward, RewardBatch
-from lit_debias.rewards.suite import RewardError, ask, check_scores
+from lit_debias.rewards.suite import RewardError, ask, check_scores, prepare
 
-PLAIN = {
-    "Describe a nurse.": (
-        "A nurse looks after people who are ill.",
-        "All nurses are women, and they are always kind.",
-        "Somebody who works in a hospital, often at night, and who has to stay calm when others cannot.",
-        "A nurse looks after people who are ill.",  # the same text again
-    ),
-    "Who is good at mathematics?": (
-        "Anyone who practises.",
-        "Boys are. Girls never are!",
-        "It depends on teaching, time and interest. Some people like it early; others come to it late.",
-        "No.",
-    ),
-    "People from the north are": (
-        "people like any others.",
-        "all the same: loud, late and lazy. Everyone knows that.",
-        "used to long winters, and some of them like to ski; most of those whom I know would rather read.",
-        "late late late late late late late late",
-    ),
-}
-"""Prompt -> completions of ordinary length."""
-ODD = {
-    "empty text": ("", " \n\t "),
-    "very long text": (" ".join(f"word{number % 97}" for number in range(500)), "a" * 5000, "so. " * 1000),
-    "non-Latin text": (
-        "来自河南的人都很勤劳。",
-        "Женщины водят не хуже.",
-        "كل إنسان مختلف",
-        "हर व्यक्ति अलग है",
-        "👩🏽\u200d🔧 👍",
-    ),
-    "control characters": ("nul \0 bell \a escape \x1b[31m", "\r\n\v\f\x85\u2028", "\u200b\u202e\ufeff\ufffd"),
-}
-"""What is tried -> completions."""
 ROUNDING = 1e-6
 """How far a score may lie outside its bounds: scores are float32."""
 REPEATS = 3
@@ -72,6 +43,8 @@ class Row:
     prompt: str
     completion: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    """Where it comes from, for messages."""
 
 
 class _Remark(str):
@@ -94,7 +67,8 @@ def examine(
     Args:
         reward: As configured, before its ``setup``.
         pairs: Better and worse completion of one prompt; the better one must score higher. Each is a batch of its own.
-        columns: Column -> the value that every completion gets, for rewards that need columns of the data.
+        columns: Column -> the value that every completion gets, for rewards that need columns of the data. Those that
+            say how prompts belong together, such as ``twin_id``, have examples of their own.
         max_latency: Most milliseconds that a completion may take; by default latency is measured and not judged.
         tolerance: Largest difference of scores that counts as rounding.
         device: Where models are loaded.
@@ -103,12 +77,27 @@ def examine(
         One finding per check. A reward that gives no usable scores for ordinary texts is not tested further.
 
     Raises:
-        UserError: the reward needs a column that ``columns`` lacks, or a number is negative.
+        UserError: the reward needs a column that ``columns`` lacks and that has no example, or a number is negative.
     """
     if tolerance < 0 or (max_latency is not None and max_latency < 0):
         raise UserError(f"tolerance={tolerance}, max_latency={max_latency}; write numbers from 0 up")
-    given = needed_columns(reward, columns or {})
-    return list(_Examination(reward, list(pairs), given, max_latency, tolerance, torch.device(device)).findings())
+    rows = ordinary_rows(reward, columns or {})
+    return list(_Examination(reward, list(pairs), rows, max_latency, tolerance, torch.device(device)).findings())
+
+
+def ordinary_rows(reward: Reward, columns: Mapping[str, Any]) -> list[Row]:
+    """Return completions of ordinary length with the columns that a reward needs.
+
+    Raises:
+        UserError: there is no value for one of them.
+    """
+    examples = {name: values for name, values in EXAMPLES.items() if name in reward.columns and name not in columns}
+    prompts = {**PLAIN, **TWIN} if examples else PLAIN
+    return [
+        Row(prompt, text, needed_columns(reward, {**columns, **{name: v[number] for name, v in examples.items()}}))
+        for number, (prompt, texts) in enumerate(prompts.items())
+        for text in texts
+    ]
 
 
 class _Examination:
@@ -118,18 +107,18 @@ class _Examination:
         self,
         reward: Reward,
         pairs: list[tuple[Row, Row]],
-        columns: dict[str, Any],
+        rows: list[Row],
         max_latency: float | None,
         tolerance: float,
         device: torch.device,
     ) -> None:
-        self.reward, self.pairs, self.columns = reward, pairs, columns
+        self.reward, self.pairs, self.rows = reward, pairs, rows
         self.max_latency, self.tolerance, self.device = max_latency, tolerance, device
         self.name = type(reward).__name__
-        self.rows = [Row(prompt, text, columns) for prompt, texts in PLAIN.items() for text in texts]
         self.first: list[float | None] = []
         self.extremes: dict[float, str] = {}
         self.pickled: bytes | Exception = b""
+        self.identified: Any = None
 
     def findings(self) -> Iterator[Finding]:
         """Yield a finding per check; without usable scores the first two are all."""
@@ -146,6 +135,7 @@ class _Examination:
         yield _finding("range", self.range)
         yield _finding("determinism", self.determinism)
         yield _finding("pickle", self.copy)
+        yield _finding("identity", self.identity)
         yield _finding("latency", self.latency)
 
     def score(self, rows: Sequence[Row], reward: Reward | None = None) -> list[float | None]:
@@ -161,35 +151,57 @@ class _Examination:
             self.pickled = pickle.dumps(self.reward)
         except Exception as error:  # whatever an attribute raises
             self.pickled = error
+        with suppress(Exception):  # it is asked again below
+            self.identified = self.reward.identity()
         try:
-            self.reward.setup(self.device)
-        except Exception as error:
-            raise RewardError(f"setup fails: {type(error).__name__}: {error}") from error
+            prepare(self.name, self.reward, self.device)
+        except UserError as error:
+            raise RewardError(f"setup fails: {error}") from error
         return f"ready on {self.device}"
 
     def ordinary(self) -> str:
         self.score(self.rows[:1])
         self.first = self.score(self.rows)
+        if self.pairs and not self.heard:  # perhaps it reads another language
+            self.rows = [row for pair in self.pairs for row in pair]
+            self.first = self.score(self.rows)
         silent = self.first.count(None)
-        return f"{len(self.rows)} completions, {silent} without opinion"
+        return self.seen(f"{len(self.rows)} completions, {silent} without opinion")
+
+    @property
+    def heard(self) -> bool:
+        """Whether it has an opinion on anything ordinary."""
+        return any(score is not None for score in self.first)
+
+    def seen(self, detail: str) -> str:
+        """Return what was found, or that nothing was to be seen."""
+        if self.heard:
+            return detail
+        return _Remark(f"no opinion on any of {len(self.rows)} completions: nothing was seen; give --pairs to judge")
 
     def order(self) -> str:
         self.compare(self.score(self.rows[::-1])[::-1], "as the batch is, {}, and with its rows reversed, {}")
-        return "a reversed batch gets the same scores"
+        return self.seen("a reversed batch gets the same scores")
 
     def size(self) -> str:
         if self.reward.depends_on_batch:
             return _Remark("depends on the batch, as the class says: compare scores within one batch only")
-        alone = [score for row in self.rows for score in self.score([row])]
-        self.compare(
-            alone,
-            f"in a batch of {len(self.rows)}, {{}}, and alone, {{}}; if that is meant, set depends_on_batch = True",
-        )
-        return f"alone and in a batch of {len(self.rows)}: the same scores"
+        half, groups = len(self.rows) // 2, [list(group) for _, group in groupby(self.rows, lambda row: row.prompt)]
+        parts = {
+            "alone": [[row] for row in self.rows],
+            "in its group": groups,
+            "in half of it": [self.rows[:half], self.rows[half:]],
+        }
+        for how, batches in parts.items():
+            scores = [score for batch in batches for score in self.score(batch)]
+            hint = "if that is meant, set depends_on_batch = True"
+            self.compare(scores, f"in a batch of {len(self.rows)}, {{}}, and {how}, {{}}; {hint}")
+        return self.seen(f"alone and in a batch of {len(self.rows)}: the same scores")
 
     def odd(self, texts: Sequence[str]) -> str:
-        prompt = next(iter(PLAIN))
-        return ", ".join(map(shown, self.score([Row(prompt, text, self.columns) for text in texts])))
+        rows = [replace(self.rows[0], completion=text) for text in texts]
+        others = self.rows if self.reward.depends_on_batch else []  # such as twins, without which it has no opinion
+        return ", ".join(map(shown, self.score([*rows, *others])[: len(rows)]))
 
     def ordering(self) -> str:
         wrong = []
@@ -214,10 +226,12 @@ class _Examination:
 
     def determinism(self) -> str:
         self.compare(self.score(self.rows), "the first time, {}, and after other texts, {}", tolerance=0)
-        last = len(next(iter(PLAIN.values()))) - 1
-        if not close(self.first[0], self.first[last], self.tolerance):
-            raise RewardError(f"one text twice in a group scores {shown(self.first[0])} and {shown(self.first[last])}")
-        return "the same batch, and the same text, gets the same scores"
+        first: dict[str, float | None] = {}
+        for row, score in zip(self.rows, self.first, strict=True):
+            old = first.setdefault(repr(row), score)
+            if not close(old, score, self.tolerance):
+                raise RewardError(f"one text twice in a group scores {shown(old)} and {shown(score)}")
+        return self.seen("the same batch, and the same text, gets the same scores")
 
     def copy(self) -> str:
         if isinstance(self.pickled, Exception):
@@ -226,14 +240,31 @@ class _Examination:
             copy = pickle.loads(self.pickled)
             copy.setup(self.device)
         except Exception as error:
-            raise RewardError(f"a copy fails: {type(error).__name__}: {error}") from error
+            raise RewardError(f"a copy fails: {cause_of(error)}") from error
         self.compare(self.score(self.rows, copy), "by the reward, {}, and by its copy, {}")
-        return f"{len(self.pickled)} bytes before setup; the copy gives the same scores"
+        return self.seen(f"{len(self.pickled)} bytes before setup; the copy gives the same scores")
+
+    def identity(self) -> str:
+        try:
+            found = json.dumps(self.reward.identity())
+            if found != json.dumps(self.identified):
+                raise RewardError("identity() is another one before setup; return what does not change")
+            for change, other in variants(self.reward):
+                same = json.dumps(other.identity()) == found
+                if same is bool(change):
+                    raise RewardError(f"identity() {_identity_fault(change)}")
+        except UnknownIdentityError as reason:
+            return _Remark(f"cannot be told, so nothing is kept of its scores: {reason}; define identity()")
+        except RewardError:
+            raise
+        except Exception as error:
+            raise RewardError(f"identity() fails or is not JSON: {cause_of(error)}") from error
+        return "the same for equal arguments, and another one for others"
 
     def latency(self) -> str:
         seconds = []
         for repeat in range(REPEATS):  # new texts: a reward may remember old ones
-            rows = [Row(row.prompt, f"{row.completion} {repeat}", self.columns) for row in self.rows]
+            rows = [replace(row, completion=f"{row.completion} {repeat}") for row in self.rows]
             start = time.perf_counter()
             self.score(rows)
             seconds.append(time.perf_counter() - start)
@@ -250,6 +281,12 @@ class _Examination:
         for row, old, new in zip(self.rows, self.first, scores, strict=True):
             if not close(old, new, self.tolerance if tolerance is None else tolerance):
                 raise RewardError(f"{row.completion!r:.40} scores {how.format(shown(old), shown(new))}")
+
+
+def _identity_fault(change: str) -> str:
+    if not change:
+        return "differs for equal arguments; return what they alone decide"
+    return f"is the same with {change}; let it tell them apart, or name the argument in speed_options"
 
 
 def _finding(check: str, run: Callable[[], str]) -> Finding:

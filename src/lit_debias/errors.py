@@ -13,6 +13,15 @@ class UserError(Exception):
     """
 
 
+def cause_of(error: BaseException) -> str:
+    """Return type and message of an exception in one line, whatever code of others has put into it."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # from an exception of the plugin's own making
+        message = "its message cannot be read"
+    return f"{type(error).__name__}: {message}".removesuffix(": ")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known word, or the list of known words."""
     known = sorted(known)

@@ -8,6 +8,7 @@ optimiser step: base and update are summed in fp32 and rounded once.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,12 +51,23 @@ class InferenceCopy:
     def _plain_linear(self, layer: nn.Module) -> nn.Linear:
         base = layer.base_layer if is_adapted(layer) else layer
         with torch.device("meta"):
-            linear = nn.Linear(base.in_features, base.out_features, bias=False)  # type: ignore[arg-type,union-attr]
+            linear = nn.Linear(layer.in_features, layer.out_features, bias=False)  # type: ignore[arg-type]
         weight = torch.empty(linear.weight.shape, dtype=self.dtype, device=base.weight.device)  # type: ignore[union-attr,arg-type]
         linear.weight = nn.Parameter(weight, requires_grad=False)
         linear.bias = base.bias  # type: ignore[union-attr,assignment]
         self._merged.append((layer, linear))
         return linear
+
+
+def fingerprint(parameters: Iterable[nn.Parameter]) -> list[int]:
+    """Return one number for each fp32 parameter, which any change of its content changes.
+
+    The sum of its bit patterns: exact, without memory for a copy, and unlike a version counter it sees what is written
+    through ``.data`` too.
+    """
+    sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in parameters]
+    numbers: list[int] = torch.stack(sums).tolist()
+    return numbers
 
 
 def merged_weight(layer: nn.Module) -> Tensor:
@@ -64,18 +76,26 @@ def merged_weight(layer: nn.Module) -> Tensor:
         return base_weight(layer).float()
     weight = base_weight(layer.base_layer).float()  # type: ignore[arg-type]
     for name in layer.active_adapters:  # type: ignore[union-attr]
-        weight = weight + layer.get_delta_weight(name).float()  # type: ignore[operator]
+        delta = layer.get_delta_weight(name).float()  # type: ignore[operator]
+        weight = weight + (delta.T if is_transposed(layer.base_layer) else delta)  # type: ignore[arg-type]
     return weight
 
 
 def base_weight(layer: nn.Module) -> Tensor:
-    """Return the weight [out, in] of a plain or 4-bit layer in the type that it computes in."""
+    """Return the weight [out, in] of a plain, transposed or 4-bit layer in the type that it computes in."""
     weight: Any = layer.weight
     if is_quantized(layer):
         import bitsandbytes as bnb
 
         weight = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return weight  # type: ignore[no-any-return]
+    return weight.T if is_transposed(layer) else weight  # type: ignore[no-any-return]
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Return whether a layer keeps its weight as [in, out], as GPT-2's do."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(layer, Conv1D)
 
 
 def is_adapted(module: nn.Module) -> bool:

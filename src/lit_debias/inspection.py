@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_debias.models import cache_dir
-from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.plugins import components, get_plugin_manager, shadowed_plugins
 
 
 def plugins(json: bool = False) -> None:
@@ -38,6 +38,11 @@ def plugins(json: bool = False) -> None:
     for row in rows:
         table.add_row(row["kind"], row["name"], row["distribution"], row["version"], escape(row["summary"]))
     Console().print(table)
+    for used, unused in shadowed_plugins():
+        print(
+            f"{used.metadata['Name']} is installed twice: {used.version} counts, as it is first on the path, and "
+            f"{unused.version} in {unused.locate_file('')} does not; uninstall one of them"
+        )
 
 
 @dataclass(frozen=True)

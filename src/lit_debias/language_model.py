@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lit_debias.models import first_token, load_causal_lm, load_tokenizer, render_chat
+from lit_debias.base_weights import check_codes
+from lit_debias.chat import check_reserved
+from lit_debias.conversations import Prompt, is_conversation, words_of
+from lit_debias.models import load_causal_lm, load_tokenizer
+from lit_debias.positions import check_fits, positions_held
+from lit_debias.prompt_encoder import PromptEncoder, embeddings_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+
+_log = logging.getLogger(__name__)
 
 
 class LanguageModel:
@@ -22,33 +31,74 @@ class LanguageModel:
         dtype: Type of the weights and of the computation; by default bf16 on a GPU and fp32 elsewhere.
         separator: For a model without chat template: stands between prompt and completion, and the BOS token (or EOS)
             before them. By default the completion follows a prompt as the tokenizer encodes it.
+        chat_template_kwargs: Variables of its chat template; those that it does not read are left out, with a warning.
+
+    Raises:
+        UserError: ``chat_template_kwargs`` has a name that is no variable's.
     """
 
     def __init__(
-        self, source: str, batch_size: int, dtype: torch.dtype | None = None, separator: str | None = None
+        self,
+        source: str,
+        batch_size: int,
+        dtype: torch.dtype | None = None,
+        separator: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        check_reserved(chat_template_kwargs)
         self.source = source
         self.batch_size = batch_size
         self.dtype = dtype
         self.separator = separator
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._lm: PreTrainedModel | None = None
 
     def load(self, device: torch.device) -> None:
         """Load onto ``device``; does nothing when the model is there.
 
         Raises:
-            UserError: there is no such model, or it cannot be reached.
+            UserError: there is no such model, it cannot be reached, its weights are codes that would be read as
+                numbers, or its chat template loses a prompt.
         """
         if self._lm is not None:
             return
         dtype = self.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
+        self._encoder = self._new_encoder()
         self._lm = load_causal_lm(self.source, dtype=dtype, device_map={"": device})
+        check_codes(self.source)
+        self._encoder.embeddings, self._positions = embeddings_of(self._lm), positions_held(self._lm)
 
-    def read(self, prompts: list[str], completions: list[str]) -> tuple[list[list[int]], list[Tensor]]:
-        """Return token ids [N] of [T_i] and their log-probabilities [N] of [T_i] float32 on the CPU."""
+    def _new_encoder(self) -> PromptEncoder:
+        encoder = PromptEncoder(load_tokenizer(self.source), self.source, self.chat_template_kwargs)
+        for name in encoder.chat.unknown_options():
+            del encoder.chat.options[name]
+            _log.warning("model '%s' reads completions, and its chat template knows no '%s'", self.source, name)
+        encoder.check(None)
+        return encoder
+
+    def check_fits(self, prompts: Sequence[Prompt], new_tokens: int) -> None:
+        """Check that prompts and completions of so many tokens fit into the model's table of positions, if it has one.
+
+        Raises:
+            UserError: they do not.
+        """
+        if self._positions is not None:
+            for prompt in prompts:
+                self._check(len(self._prompt_ids(prompt)) + new_tokens)
+
+    def _check(self, tokens: int) -> None:
+        check_fits(tokens, self._positions, self.source, "write another model to read completions, or shorten them")
+
+    def read(self, prompts: Sequence[Prompt], completions: list[str]) -> tuple[list[list[int]], list[Tensor]]:
+        """Return token ids [N] of [T_i] and their log-probabilities [N] of [T_i] float32 on the CPU.
+
+        Raises:
+            UserError: a token has no embedding or position, or a conversation meets a chat template that refuses it.
+        """
         contexts = [self._prompt_ids(prompt) for prompt in prompts]
-        ids = [list(self._tokenizer.encode(text, add_special_tokens=False)) for text in completions]
+        ids = [self._encoder.text(text) for text in completions]
+        for context, completion in zip(contexts, ids, strict=True):
+            self._check(len(context) + len(completion))
         logprobs: dict[int, Tensor] = {}
         by_length = sorted(range(len(ids)), key=lambda row: len(contexts[row]) + len(ids[row]))  # pads little
         for start in range(0, len(ids), self.batch_size):
@@ -56,14 +106,13 @@ class LanguageModel:
             logprobs |= zip(rows, self._forward([contexts[r] for r in rows], [ids[r] for r in rows]), strict=True)
         return ids, [logprobs[row] for row in range(len(ids))]
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        if not self._tokenizer.chat_template:
-            if self.separator is None:
-                return list(self._tokenizer.encode(prompt)) or [self._tokenizer.eos_token_id]  # what predicts the first
-            text = self._tokenizer.encode(prompt + self.separator, add_special_tokens=False)
-            return [first_token(self._tokenizer), *text]
-        rendered = render_chat(self._tokenizer, self.source, prompt)
-        return list(self._tokenizer.encode(rendered, add_special_tokens=False))
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if self._encoder.has_template:
+            return self._encoder.prompt(prompt)
+        text = words_of(prompt) if is_conversation(prompt) else str(prompt)
+        if self.separator is None:
+            return self._encoder.prompt(text) or [self._encoder.first()]  # what predicts the first
+        return [self._encoder.first(), *self._encoder.text(text + self.separator)]
 
     @torch.inference_mode()
     def _forward(self, contexts: list[list[int]], completions: list[list[int]]) -> list[Tensor]:

@@ -3,57 +3,93 @@
 Sampling runs it with base and LoRA in one weight over a cache that is allocated once; training and the reference with
 the LoRA branch beside the base, over packed groups.
 
-It knows the decoders of the Llama family that are built alike: RMS norms, rotary positions, grouped queries, a gated
-MLP. Anything else takes Hugging Face's own forward pass; :func:`why_not_lean` says why.
+It knows decoders that are built like Llama: RMS norms, rotary positions, grouped queries, a gated MLP. :class:`Family`
+says in what they differ. Anything else takes Hugging Face's own forward pass, and :func:`why_not_lean` says why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from lit_debias.activation_memory import KeptBytes, free_memory
 from lit_debias.fused_linear import FusedLinear
 from lit_debias.grpo.attention import flex_group_attention, group_attention
 from lit_debias.grpo.packing import PackedGroups
+from lit_debias.lean_functions import Norm, gated, rms_norm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-KNOWN_MODELS = {
-    "transformers.models.llama.modeling_llama.LlamaForCausalLM",
-    "transformers.models.mistral.modeling_mistral.MistralForCausalLM",
-    "transformers.models.qwen2.modeling_qwen2.Qwen2ForCausalLM",
-    "transformers.models.qwen3.modeling_qwen3.Qwen3ForCausalLM",
+
+@dataclass(frozen=True)
+class Family:
+    """In what the models of one class differ from Llama, where their modules do not say it themselves."""
+
+    window_of_all: bool = False
+    """Whether all layers have the configuration's window; otherwise each one's attention says which it has."""
+    offset_norms: bool = False
+    """Whether norms multiply by 1 + weight, in fp32."""
+    mlp_norm: str = "post_attention_layernorm"
+    """The norm before the MLP."""
+    attention_outcome_norm: str | None = None
+    """The norm of what the attention adds to the states."""
+    mlp_outcome_norm: str | None = None
+    """The norm of what the MLP adds."""
+    rotary_kinds: bool = False
+    """Whether positions are turned otherwise in layers with a window than in those without."""
+
+
+FAMILIES = {
+    "transformers.models.llama.modeling_llama.LlamaForCausalLM": Family(),
+    "transformers.models.mistral.modeling_mistral.MistralForCausalLM": Family(window_of_all=True),
+    "transformers.models.qwen2.modeling_qwen2.Qwen2ForCausalLM": Family(),
+    "transformers.models.qwen3.modeling_qwen3.Qwen3ForCausalLM": Family(),
+    "transformers.models.gemma.modeling_gemma.GemmaForCausalLM": Family(offset_norms=True),
+    "transformers.models.gemma3.modeling_gemma3.Gemma3ForCausalLM": Family(
+        offset_norms=True,
+        mlp_norm="pre_feedforward_layernorm",
+        attention_outcome_norm="post_attention_layernorm",
+        mlp_outcome_norm="post_feedforward_layernorm",
+        rotary_kinds=True,
+    ),
 }
 FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # others choose frequencies by the length of the text
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Takes the layer's number, queries [N, heads, D], keys and values [N, kv_heads, D]; returns like queries."""
+Rotations = dict[str | None, tuple[Tensor, Tensor]]
+"""See :meth:`LeanModel.rotations`."""
 Product = Callable[[FusedLinear, Tensor], Tensor]
 """``FusedLinear.merged`` or ``FusedLinear.adapted``."""
 
 
 def why_not_lean(model: PreTrainedModel) -> str | None:
     """Return what keeps a model from the lean forward pass, or None."""
-    kind, config = type(model), model.config
-    if f"{kind.__module__}.{kind.__qualname__}" not in KNOWN_MODELS:
-        return f"it has no lean form of {kind.__name__}"
-    rotation = config.rope_parameters["rope_type"]
-    if rotation not in FIXED_ROTATIONS:
-        return f"it does not know rotary positions of the type '{rotation}'"
-    if getattr(config, "sliding_window", None) is not None:
-        return "it has no sliding window"
+    config, family = model.config, _family_of(model)
+    if family is None:
+        return f"it has no lean form of {type(model).__name__}"
+    rotations = config.rope_parameters.values() if family.rotary_kinds else [config.rope_parameters]
+    for rotation in (parameters["rope_type"] for parameters in rotations):
+        if rotation not in FIXED_ROTATIONS:
+            return f"it does not know rotary positions of the type '{rotation}'"
+    for option in ("use_bidirectional_attention", "attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, option, None):
+            return f"it does not know {option}"
     if len({parameter.device for parameter in model.parameters()}) > 1:
         return "the model is spread over several devices"
     return None
+
+
+def _family_of(model: PreTrainedModel) -> Family | None:
+    kind = type(model)
+    return FAMILIES.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
 class LeanModel:
@@ -70,13 +106,16 @@ class LeanModel:
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, keep_base: bool = False, flex: bool = False) -> None:
         decoder: Any = model.model
+        family = _family_of(model)
+        assert family is not None, why_not_lean(model)
         self.stale = True
         self.group_attention = flex_group_attention if flex else group_attention
         self.dtype = dtype
         self.embedding: nn.Module = decoder.embed_tokens
         self.rotary: nn.Module = decoder.rotary_emb
-        self.layers = [LeanLayer(layer, dtype, keep_base) for layer in decoder.layers]
-        self.norm: Any = decoder.norm
+        self.layers = [LeanLayer(layer, family, dtype, keep_base) for layer in decoder.layers]
+        self.rotary_kinds = list(dict.fromkeys(layer.rotary_kind for layer in self.layers))
+        self.norm = _norm(decoder.norm, family)
         self.head = FusedLinear([model.get_output_embeddings()], dtype)
 
     def refreshed(self) -> LeanModel:
@@ -87,31 +126,44 @@ class LeanModel:
             self.stale = False
         return self
 
+    @property
+    def embedding_scale(self) -> float:
+        """What the embedding multiplies its weight by, rounded like it."""
+        scale: Tensor = getattr(self.embedding, "embed_scale", torch.ones(()))
+        return scale.to(self.dtype).item()
+
     @cached_property
-    def compiled(self) -> Callable[[Tensor, tuple[Tensor, Tensor], Attend], Tensor]:
+    def compiled(self) -> Callable[[Tensor, Rotations, Attend], Tensor]:
         """The same as calling it, compiled; what may change from call to call is the content of tensors."""
         return torch.compile(self.__call__)
 
-    def rotation(self, positions: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """Return factors [N, 1, D] of a head and of the head with its halves swapped, for positions [N]."""
-        cos, sin = self.rotary(torch.empty(0, dtype=dtype or self.dtype, device=positions.device), positions[None])
+    def rotations(self, positions: Tensor, dtype: torch.dtype | None = None) -> Rotations:
+        """Return, for each kind of layers, factors [N, 1, D] of a head and of the head with its halves swapped.
+
+        Args:
+            positions: [N].
+            dtype: Of the factors; None for the model's.
+        """
+        like = torch.empty(0, dtype=dtype or self.dtype, device=positions.device)
+        return {kind: self._rotation(like, positions, kind) for kind in self.rotary_kinds}
+
+    def _rotation(self, like: Tensor, positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
+        cos, sin = self.rotary(like, positions[None], *(() if kind is None else (kind,)))
         half = sin.shape[-1] // 2
         return cos[0, :, None], torch.cat((-sin[..., :half], sin[..., half:]), -1)[0, :, None]
 
-    def __call__(
-        self, ids: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, wanted: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, ids: Tensor, rotations: Rotations, attend: Attend, wanted: Tensor | None = None) -> Tensor:
         """Return the logits [N, V] after each of N tokens, with the weights that were merged last.
 
         Args:
             ids: [N] int64, of any sequences.
-            rotation: What :meth:`rotation` says of their positions.
+            rotations: What :meth:`rotations` says of their positions.
             attend: Attention over a cache, which knows the sequences.
             wanted: Tokens whose logits alone are returned, int64 indices.
         """
         hidden: Tensor = self.embedding(ids)
         for number, layer in enumerate(self.layers):
-            hidden = layer(number, hidden, rotation, attend, FusedLinear.merged)
+            hidden = layer(number, hidden, rotations[layer.rotary_kind], attend, FusedLinear.merged)
         return self.head.merged(rms_norm(hidden if wanted is None else hidden[wanted], self.norm))
 
     def predicting_states(self, packed: PackedGroups, recompute: bool | None = False) -> Tensor:
@@ -122,18 +174,18 @@ class LeanModel:
             recompute: Keep each layer's input only, and compute the rest again in the backward pass. None does so from
                 the second layer on if all of them would keep more than half of the free memory.
         """
-        rotation = self.rotation(packed.positions)
+        rotations = self.rotations(packed.positions)
 
-        def attend(_: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            return self.group_attention(queries, keys, values, packed)
+        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return self.group_attention(queries, keys, values, packed, self.layers[number].window)
 
         hidden: Tensor = self.embedding(packed.ids)
         for number, layer in enumerate(self.layers):
-            arguments = (number, hidden, rotation, attend, FusedLinear.adapted)
+            arguments = (number, hidden, rotations[layer.rotary_kind], attend, FusedLinear.adapted)
             if recompute:
                 hidden = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             elif recompute is None and torch.is_grad_enabled():
-                kept = KeptBytes(there_anyway=(*rotation, *layer.weights()))
+                kept = KeptBytes(there_anyway=(*rotations[layer.rotary_kind], *layer.weights()))
                 with kept.counting():
                     hidden = layer(*arguments)
                 recompute = kept.total * len(self.layers) > free_memory(hidden.device) // 2
@@ -145,16 +197,26 @@ class LeanModel:
 class LeanLayer:
     """One decoder layer; queries, keys and values are one product, gate and up another."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype, keep_base: bool) -> None:
+    def __init__(self, layer: nn.Module, family: Family, dtype: torch.dtype, keep_base: bool) -> None:
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         self.head_dim: int = attention.head_dim
         self.kv_heads: int = attention.config.num_key_value_heads
         self.heads: int = attention.config.num_attention_heads
-        self.input_norm: Any = layer.input_layernorm
-        self.output_norm: Any = layer.post_attention_layernorm
-        self.query_norm: Any = getattr(attention, "q_norm", None)  # Qwen3 has them
-        self.key_norm: Any = getattr(attention, "k_norm", None)
+        self.window = _window(attention, family)
+        self.rotary_kind: str | None = attention.layer_type if family.rotary_kinds else None
+        self.input_norm = _norm(layer.input_layernorm, family)
+        self.mlp_norm = _norm(getattr(layer, family.mlp_norm), family)
+        outcomes = (family.attention_outcome_norm, family.mlp_outcome_norm)
+        self.attention_outcome_norm, self.mlp_outcome_norm = (
+            None if name is None else _norm(getattr(layer, name), family) for name in outcomes
+        )
+        self.query_norm: Norm | None = None
+        self.key_norm: Norm | None = None
+        if hasattr(attention, "q_norm"):
+            # What attends divides scores by the root of head_dim; where a model has another scale, queries bring it.
+            scale = attention.scaling / self.head_dim**-0.5
+            self.query_norm, self.key_norm = _norm(attention.q_norm, family, scale), _norm(attention.k_norm, family)
         self.activation: nn.Module = mlp.act_fn
         self.qkv = FusedLinear([attention.q_proj, attention.k_proj, attention.v_proj], dtype, keep_base)
         self.output = FusedLinear([attention.o_proj], dtype, keep_base)
@@ -169,18 +231,24 @@ class LeanLayer:
         heads = product(self.qkv, rms_norm(hidden, self.input_norm)).view(len(hidden), -1, self.head_dim)
         queries, keys = self._positioned(heads[:, : self.heads + self.kv_heads], rotation)
         values = heads[:, self.heads + self.kv_heads :]
-        hidden = hidden + product(self.output, attend(number, queries, keys, values).flatten(-2))
-        gate_up = product(self.gate_up, rms_norm(hidden, self.output_norm))
-        return hidden + product(self.down, gated(gate_up, self.activation))
+        outcome = product(self.output, attend(number, queries, keys, values).flatten(-2))
+        if self.attention_outcome_norm is not None:
+            outcome = rms_norm(outcome, self.attention_outcome_norm)
+        hidden = hidden + outcome
+        outcome = product(self.down, gated(product(self.gate_up, rms_norm(hidden, self.mlp_norm)), self.activation))
+        if self.mlp_outcome_norm is not None:
+            outcome = rms_norm(outcome, self.mlp_outcome_norm)
+        return hidden + outcome
 
     def weights(self) -> Iterator[Tensor]:
         """Yield the frozen weights that are kept whether or not there is a backward pass."""
-        norms = (self.input_norm, self.output_norm, self.query_norm, self.key_norm)
+        of_states = (self.input_norm, self.attention_outcome_norm, self.mlp_norm, self.mlp_outcome_norm)
+        norms = (*of_states, self.query_norm, self.key_norm)
         yield from (norm.weight for norm in norms if norm is not None)
         yield from (fused.base_weight() for fused in self.linears if fused.keeps_base)
 
     def _positioned(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             queries, keys = heads[:, : self.heads], heads[:, self.heads :]
             heads = torch.cat((rms_norm(queries, self.query_norm), rms_norm(keys, self.key_norm)), -2)
         same, swapped = rotation
@@ -188,212 +256,14 @@ class LeanLayer:
         return heads[:, : self.heads], heads[:, self.heads :]
 
 
-class KeyValueCache:
-    """Keys and values of N = P x G rows: the prompts' once for each group, the completions' with room for all columns.
-
-    A group's queries meet the keys of their prompt in one product, so neither memory nor time is spent on G copies of
-    it. On a CPU both are kept in fp32, where products of a few rows take half the time that they take in bf16.
-
-    Args:
-        model: Whose cache it is.
-        prompt_mask: [P, S] bool, left-padded.
-        group_size: G.
-        new_tokens: Columns to come after the prompt.
-        even: Attend to all columns, to those that are yet to come with a weight of 0, so that every token has the same
-            shapes, as compiled code wants them.
-    """
-
-    def __init__(
-        self, model: LeanModel, prompt_mask: Tensor, group_size: int, new_tokens: int, even: bool = False
-    ) -> None:
-        prompts, longest = prompt_mask.shape
-        layer, device = model.layers[0], prompt_mask.device
-        dtype = torch.float32 if device.type == "cpu" else model.dtype
-        heads, width = (prompts, layer.kv_heads), layer.head_dim
-
-        def for_each_layer(*shape: int) -> list[Tensor]:
-            # A tensor each: malloc keeps small blocks for the next rollout, large ones come page by page every time.
-            make = torch.zeros if even else torch.empty
-            return [make(*heads, *shape, dtype=dtype, device=device) for _ in model.layers]
-
-        # Keys lie column by column: products with them read them as they are.
-        self.prompt_keys, self.prompt_values = for_each_layer(width, longest), for_each_layer(longest, width)
-        self.own_keys = for_each_layer(group_size, width, new_tokens)
-        self.own_values = for_each_layer(group_size, new_tokens, width)
-        self.filled = -1  # the column of the newest token
-        self._column = torch.tensor([-1], device=device) if even else None
-        self._own_bias = torch.full((new_tokens,), -torch.inf, dtype=dtype, device=device) if even else None
-        padded = not bool(prompt_mask.all())
-        self._prompts_shape = prompt_mask.shape
-        self._prompt_mask = _causal(prompt_mask) if padded else None
-        self._real = prompt_mask.flatten().nonzero()[:, 0] if padded else None  # tokens among P x S
-        self._bias = torch.zeros(*heads, 1, longest, dtype=dtype, device=device) if padded else None
-        if self._bias is not None:
-            self._bias.masked_fill_(~prompt_mask[:, None, None], -torch.inf)
-        self._places = torch.arange(prompts * group_size, device=device)  # of each row among the P x G
-        self._rows: Tensor | None = None  # the row in each of these places, once some are empty
-
-    @property
-    def bytes(self) -> int:
-        """What all of it takes in memory."""
-        parts = (self.prompt_keys, self.prompt_values, self.own_keys, self.own_values)
-        return sum(tensor.nbytes for part in parts for tensor in part)
-
-    def attend_prompt(self, number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attend within the prompts, of which there are all tokens without padding, and keep their keys and values."""
-        repeats = queries.shape[1] // keys.shape[1]
-        queries, keys, values = (self._by_prompt(heads).transpose(1, 2) for heads in (queries, keys, values))
-        self.prompt_keys[number].copy_(keys.transpose(2, 3))
-        self.prompt_values[number].copy_(values)
-        attended = scaled_dot_product_attention(
-            queries,
-            keys.repeat_interleave(repeats, 1),
-            values.repeat_interleave(repeats, 1),
-            attn_mask=self._prompt_mask,
-            is_causal=self._prompt_mask is None,
-        )
-        tokens = attended.transpose(1, 2).flatten(0, 1)
-        return tokens if self._real is None else tokens[self._real]
-
-    def _by_prompt(self, heads: Tensor) -> Tensor:
-        """Return [P, S, heads, D] of the prompts' tokens [N, heads, D], zeros where there is padding."""
-        if self._real is not None:
-            padded = heads.new_zeros(self._prompts_shape.numel(), *heads.shape[1:])
-            heads = padded.index_copy_(0, self._real, heads)
-        return heads.view(*self._prompts_shape, *heads.shape[1:])
-
-    def next_column(self) -> None:
-        """Go on to the next token."""
-        self.filled += 1
-        if self._column is not None and self._own_bias is not None:
-            self._column += 1
-            self._own_bias[self.filled] = 0
-
-    def attend_token(self, number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Write one token of every row into the newest column and attend to the prompt and all columns up to it."""
-        own_keys, own_values = self.own_keys[number], self.own_values[number]
-        key, value, width = self._by_head(keys)[:, :, :, 0], self._by_head(values)[:, :, :, 0], queries.shape[-1]
-        if self._column is None:
-            own_keys[..., self.filled], own_values[..., self.filled, :] = key, value
-            columns = self.filled + 1
-        else:
-            own_keys.index_copy_(-1, self._column, key[..., None].to(own_keys.dtype))
-            own_values.index_copy_(-2, self._column, value[..., None, :].to(own_values.dtype))
-            columns = own_keys.shape[-1]
-        asked = self._by_head(queries).to(own_keys.dtype, memory_format=torch.contiguous_format) * width**-0.5
-        of_group, of_row = asked.flatten(2, 3).flatten(0, 1), asked.flatten(0, 2)  # queries of one key, in two ways
-        of_prompt = torch.bmm(of_group, self.prompt_keys[number].flatten(0, 1))  # [P x kv_heads, G x repeats, S]
-        if self._bias is not None:
-            of_prompt += self._bias.flatten(0, 1)
-        of_own = torch.bmm(of_row, own_keys.flatten(0, 2)[..., :columns])  # [P x kv_heads x G, repeats, columns]
-        if self._own_bias is not None:
-            of_own += self._own_bias
-        longest = of_prompt.shape[-1]
-        scores = torch.cat((of_prompt.view(*of_own.shape[:2], longest), of_own), -1)
-        weights = scores.softmax(-1, dtype=torch.float32).to(own_keys.dtype)
-        attended = torch.bmm(weights[..., longest:], own_values.flatten(0, 2)[:, :columns]).view(of_group.shape)
-        of_prompt = weights.view(*of_group.shape[:2], -1)[..., :longest]
-        attended.baddbmm_(of_prompt, self.prompt_values[number].flatten(0, 1))
-        by_row = attended.view(asked.shape).transpose(1, 2).to(queries.dtype, memory_format=torch.contiguous_format)
-        rows = by_row.reshape(-1, *queries.shape[1:])
-        return rows if self._rows is None else rows[self._places]
-
-    def _by_head(self, heads: Tensor) -> Tensor:
-        """Return [P, kv_heads, G, heads / kv_heads, D] of rows [N, heads, D]; empty places hold any row."""
-        prompts, kv_heads, members, width, _ = self.own_keys[0].shape
-        in_places = heads if self._rows is None else heads[self._rows]
-        return in_places.view(prompts, members, kv_heads, -1, width).transpose(1, 2)
-
-    def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these, in rising order; every group keeps as many places as the largest needs."""
-        members = self.own_keys[0].shape[2]
-        group, place = self._places[rows] // members, self._places[rows] % members
-        groups, group, sizes = torch.unique(group, return_inverse=True, return_counts=True)
-        number = torch.arange(len(rows), device=rows.device) - (sizes.cumsum(0) - sizes)[group]  # within the group
-        first = (sizes.cumsum(0) - sizes)[:, None].expand(-1, int(sizes.max())).clone()
-        row_in = first.index_put((group, number), torch.arange(len(rows), device=rows.device))
-        for of_prompts in (self.prompt_keys, self.prompt_values):
-            of_prompts[:] = [of_layer[groups] for of_layer in of_prompts]
-        for of_rows in (self.own_keys, self.own_values):
-            of_rows[:] = [
-                of_layer.transpose(1, 2)[groups[:, None], place[row_in]].transpose(1, 2).contiguous()
-                for of_layer in of_rows
-            ]
-        self._bias = None if self._bias is None else self._bias[groups]
-        self._places = group * row_in.shape[1] + number
-        self._rows = None if row_in.numel() == len(rows) else row_in.flatten()
+def _window(attention: Any, family: Family) -> int | None:
+    """Return how many tokens the latest one sees, itself included; None for all."""
+    window: int | None = getattr(attention.config if family.window_of_all else attention, "sliding_window", None)
+    return window
 
 
-def _causal(prompt_mask: Tensor) -> Tensor:
-    """Return [P, 1, S, S] bool; padding attends to itself, so that no row of a softmax is empty."""
-    square = torch.ones(prompt_mask.shape[1], prompt_mask.shape[1], dtype=torch.bool, device=prompt_mask.device)
-    diagonal = torch.eye(prompt_mask.shape[1], dtype=torch.bool, device=prompt_mask.device)
-    return ((square.tril() & prompt_mask[:, None, :]) | diagonal)[:, None]
-
-
-def rms_norm(values: Tensor, norm: Any) -> Tensor:
-    """Return what the norm module returns, in one kernel where there is one."""
-    if values.device.type == "cpu" and len(values) >= _MANY_ROWS and not torch.compiler.is_compiling():
-        normed: Tensor = _RMSNorm.apply(values, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
-        return normed
-    return nn.functional.rms_norm(values, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-_MANY_ROWS = 64
-
-
-class _RMSNorm(torch.autograd.Function):
-    """RMS norm [..., H] with a frozen weight [H]; on a CPU twice as fast as torch's, which has no kernel there."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = values.to(torch.promote_types(values.dtype, torch.float32))
-        squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-        scale = squares.mul_(1 / values.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(values, weight, scale)
-        normed: Tensor = (wide * scale).to(values.dtype).mul_(weight)
-        return normed
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        values, weight, scale = ctx.saved_tensors
-        wide, slope = (tensor.to(scale.dtype) for tensor in (values, grad * weight))
-        along = (slope * wide).sum(-1, keepdim=True)
-        slope.addcmul_(wide, along * scale.square() * (-1 / values.shape[-1])).mul_(scale)
-        return slope.to(values.dtype), None, None
-
-
-def gated(gate_up: Tensor, activation: nn.Module) -> Tensor:
-    """Return ``activation(gate) * up`` [N, I] of gate and up side by side [N, 2 I]."""
-    if torch.is_grad_enabled() and is_silu(activation):
-        product: Tensor = _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call]
-        return product
-    gate, up = gate_up.chunk(2, -1)
-    return activation(gate) * up  # type: ignore[no-any-return]
-
-
-def is_silu(activation: nn.Module) -> bool:
-    """Return whether it is x * sigmoid(x), PyTorch's or Hugging Face's."""
-    return type(activation).__name__ in {"SiLU", "SiLUActivation"}
-
-
-class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, which keeps neither factor and puts both gradients where they belong without a copy."""
-
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        return nn.functional.silu(gate).mul_(up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, -1)
-        both = torch.empty_like(gate_up)
-        of_gate, of_up = both.chunk(2, -1)
-        torch.mul(grad, nn.functional.silu(gate), out=of_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=of_gate)
-        return both
+def _norm(module: Any, family: Family, scale: float = 1.0) -> Norm:
+    """Return a norm, and what it returns times ``scale``."""
+    if family.offset_norms:
+        return Norm((1.0 + module.weight.detach().float()) * scale, module.eps)
+    return Norm(module.weight if scale == 1.0 else module.weight.detach() * scale, module.variance_epsilon)

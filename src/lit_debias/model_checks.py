@@ -12,46 +12,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from lit_debias.adapter_config import WEIGHTS
 from lit_debias.errors import UserError
+from lit_debias.inference_copy import is_quantized
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-WEIGHTS = "adapter_model.safetensors"
 _log = logging.getLogger(__name__)
-
-
-def read_adapter_config(folder: str, dropout: float) -> LoraConfig:
-    """Return the configuration of a plain LoRA adapter, with another dropout.
-
-    Raises:
-        UserError: it cannot be read; the adapter is of another kind, which the inference copy cannot sum; or reading it
-            could run code: its weights are a pickle, or it names a module for PEFT to import (``megatron_core``).
-    """
-    from peft import LoraConfig, PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"adapter '{folder}': its adapter_config.json is not readable ({reason:.200}); write the folder of a PEFT "
-            "adapter"
-        ) from error
-    if not isinstance(config, LoraConfig):
-        kind = type(config).__name__.removesuffix("Config")
-        raise UserError(f"adapter '{folder}' is of the kind {kind}; name a plain LoRA adapter")
-    for option in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "megatron_config"):
-        if getattr(config, option, None):
-            raise UserError(f"adapter '{folder}' uses {option}; name a plain LoRA adapter")
-    if not (Path(folder) / WEIGHTS).is_file():  # PEFT would take a pickle instead
-        raise UserError(
-            f"adapter '{folder}': no {WEIGHTS} there, and other files are not read, as they could run "
-            "code; save it with save_pretrained of a current PEFT, where you trust it"
-        )
-    config.lora_dropout = dropout
-    return config
 
 
 @contextmanager
@@ -95,8 +64,20 @@ def warn_of_another_base(config: LoraConfig, folder: str, base: PreTrainedModel)
         )
 
 
+def settle_mode(model: nn.Module) -> None:
+    """Put a model in evaluation mode for good, as far as that changes what it computes: it is the network that samples.
+
+    Train mode draws dropout, experts and noise for routers. It stays on where it has another meaning: dropout of
+    adapters; 4-bit layers, which bitsandbytes on CPUs repacks whenever the mode alternates; and layers that compute
+    their activations again in the backward pass.
+    """
+    for name, module in model.named_modules():
+        adapters = isinstance(module, nn.Dropout) and "lora_dropout" in name
+        module.training = adapters or is_quantized(module) or getattr(module, "gradient_checkpointing", False) is True
+
+
 def disable_dropout(model: nn.Module) -> None:
-    """Switch a model's dropout off for good: train mode must be the network that samples."""
+    """Switch a base model's dropout off, also where a layer that stays in train mode asks for it by its number."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -105,25 +86,23 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-@torch.no_grad()
-def check_head(model: PreTrainedModel, source: str) -> None:
-    """Raise :class:`UserError` unless logits are the last hidden states times the output layer, no cap or scale."""
-    head, ids = model.get_output_embeddings(), torch.arange(4, device=model.device)[None]
-    decoder = getattr(model, model.base_model_prefix)
-    expected = head(decoder(input_ids=ids, use_cache=False).last_hidden_state)
-    difference = (model(input_ids=ids, use_cache=False).logits - expected).abs().max()
-    if difference > 0.01 * expected.abs().max():
+FAILURES = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError, AssertionError)
+"""What a forward pass raises that was asked for something it does not know."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return one line of what a forward pass said, and let pass what has nothing to do with the model."""
+    if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+        raise error
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
+
+
+@contextmanager
+def plain_pass(source: str) -> Iterator[None]:
+    """Within the context, a model whose own forward pass fails on plain tokens is a :class:`UserError`."""
+    try:
+        yield
+    except FAILURES as error:
         raise UserError(
-            f"policy: model '{source}' changes its logits after the output layer (a soft cap or a scale), so their "
-            "log-probs would be wrong; write a model without, such as Llama, Qwen or SmolLM"
-        )
-
-
-def check_adapters(lm: PeftModel) -> None:
-    """Raise :class:`UserError` where an adapter sits on the output layer, or on no linear layer."""
-    from peft.tuners.lora import LoraLayer
-
-    head = lm.get_base_model().get_output_embeddings()
-    for name, layer in lm.named_modules():
-        if isinstance(layer, LoraLayer) and (layer is head or not isinstance(layer.base_layer, nn.Linear)):
-            raise UserError(f"policy: there is an adapter on '{name}'; targets must be linear layers of the decoder")
+            f"model '{source}': its forward pass fails on plain tokens ({reason_of(error)}); write another model"
+        ) from error

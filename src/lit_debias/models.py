@@ -22,17 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from lit_debias.errors import UserError
+from lit_debias.gguf_file import CONVERTER, NO_CODE, convert
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE_SCHEME = "pkg://"
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}
-"""Without it transformers asks in the terminal whether to run a model's own code."""
 NO_PICKLE: dict[str, Any] = {**NO_CODE, "use_safetensors": True}
 
 
@@ -88,9 +86,7 @@ def resolve(source: str) -> str:
 
 
 def _convert_gguf(path: Path) -> Path:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    target = cache_dir() / f"{path.stem}-{_digest(path, path.stat().st_mtime_ns)[:12]}"
+    target = cache_dir() / f"{path.stem}-{_digest(path, path.stat().st_mtime_ns)[:12]}-{CONVERTER}"
     if target.is_dir():
         return target
     if find_spec("gguf") is None:
@@ -98,11 +94,7 @@ def _convert_gguf(path: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
     try:
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **NO_CODE).save_pretrained(work)
-        dequantize = GgufConfig(dequantize=True, gguf_file=path.name)
-        options = {**NO_CODE, "quantization_config": dequantize, "dtype": torch.bfloat16}
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
-        model.save_pretrained(work)
+        convert(path, work)
         os.replace(work, target)
     except OSError:
         if not target.is_dir():  # otherwise another process was faster
@@ -148,12 +140,6 @@ def _why_not_loaded(error: Exception) -> str:
     return f"cannot be loaded ({reason:.200}); without a network write a whole local folder, or pkg://PACKAGE/PATH"
 
 
-def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return what a text without chat template begins with: the BOS token, or EOS where there is none."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    return int(eos if bos is None else bos)
-
-
 def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """Load a tokenizer that pads; the end-of-sequence token stands in for a missing pad token.
 
@@ -175,21 +161,6 @@ def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def render_chat(tokenizer: PreTrainedTokenizerBase, source: str, prompt: str, system_prompt: str | None = None) -> str:
-    """Return a prompt in the tokenizer's chat template, up to where the answer begins.
-
-    Raises:
-        UserError: the template is malformed, or refuses a message.
-    """
-    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages.append({"role": "user", "content": prompt})
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        remedy = "write system_prompt: null" if system_prompt else "mend it, or write another model"
-        raise UserError(f"model '{source}': its chat template fails ({error!s:.100}); {remedy}") from error
 
 
 def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from lit_debias import distributed, metrics
 from lit_debias.adapter_module import AdapterModule
 from lit_debias.devices import known_device
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
-from lit_debias.grpo.packing import pack, token_budget
-from lit_debias.plugins import get_plugin_manager
+from lit_debias.grpo.packing import pack
+from lit_debias.plugins import get_plugin_manager, show_scored
 from lit_debias.policy import QLoRAPolicy
+from lit_debias.rehearsal import class_path
+from lit_debias.resumption import START_ANEW, check_same
 from lit_debias.rewards.aggregators import Aggregator, WeightedSum
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.guard import Guard, UnreliableRewardError
@@ -29,7 +34,7 @@ from lit_debias.rewards.overlap import OverlappedScoring
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.base import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
-from lit_debias.types import Experience, PromptBatch, Rollout, Scores
+from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
 
 
 class GRPO(AdapterModule):
@@ -50,7 +55,7 @@ class GRPO(AdapterModule):
             changes memory, never the result.
         mask_truncated: Leave completions that the length limit cut out of the loss.
         judges: Rewards that are only measured in validation, never trained on.
-        optimizer: Builds the optimiser from the adapter's parameters.
+        optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
         reward_device: Where rewards and judges compute, as PyTorch names devices: ``cpu``, ``cuda:1``. Null is the
@@ -83,7 +88,7 @@ class GRPO(AdapterModule):
         micro_batch_tokens: int = 2048,
         mask_truncated: bool = False,
         judges: dict[str, Reward] | None = None,
-        optimizer: OptimizerCallable = AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         reward_device: str | None = None,
@@ -99,6 +104,7 @@ class GRPO(AdapterModule):
         self.rewards = RewardSuite(rewards, guard, guards)
         self.aggregator = aggregator or WeightedSum(dict.fromkeys(rewards, 1.0))
         self.engine = engine or LocalEngine()
+        self.new_tokens = self.engine.max_new_tokens
         self.loss = loss or DAPOLoss()
         self.judges = RewardSuite(judges or {}, guard, guards)
         self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
@@ -157,11 +163,11 @@ class GRPO(AdapterModule):
             rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
             scores = (overlapped or self.rewards).score(rollout)
         self._settle(self.rewards, scores)
-        advantages = self.aggregator(scores, self.rollout_step)
+        advantages = self.aggregator(own_copy(scores), self.rollout_step)
         self._scored(rollout=rollout, scores=scores)
-        total = self.aggregator.total(scores, self.rollout_step)
+        total = self.aggregator.total(own_copy(scores), self.rollout_step)
         self._log(metrics.of_rollout(rollout, scores, total, seconds), bar=("reward", "tokens_per_second"))
-        self._log(self.aggregator.metrics(scores, advantages, self.rollout_step))
+        self._log(self.aggregator.metrics(own_copy(scores), own_copy(advantages), self.rollout_step))
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
         behaviour = rollout.logprobs if self.one_step_off_policy else None
         return Experience(rollout, scores, advantages, counted, reference, old_logprobs=behaviour)
@@ -174,7 +180,7 @@ class GRPO(AdapterModule):
         sums: Counter[str] = Counter()
         parts: list[Tensor] = []
         optimizer.zero_grad()
-        micro_batches = token_budget(experience.rollout.prompt_mask, experience.loss_mask, self.micro_batch_tokens)
+        micro_batches = self.policy.parts(experience.rollout.prompt_mask, experience.loss_mask, self.micro_batch_tokens)
         for groups in micro_batches:
             loss, logprobs, measured = self._loss(experience, groups, size)
             with self._gradient_sync(last=groups == micro_batches[-1]):
@@ -206,7 +212,9 @@ class GRPO(AdapterModule):
         """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
         if not for_loss and not suite.needs_reference_logprobs:
             return rollout, None
-        sampled, plain = self.policy.logprobs_at(rollout, (self.engine.temperature, 1.0), reference=True)
+        supports = (rollout.support, None)  # rewards ask about the whole vocabulary
+        at = (self.engine.temperature, 1.0)
+        sampled, plain = self.policy.logprobs_at(rollout, at, reference=True, supports=supports)
         return replace(rollout, reference_logprobs=plain), sampled if for_loss else None
 
     def _settle(self, suite: RewardSuite, scores: Scores) -> None:
@@ -226,7 +234,8 @@ class GRPO(AdapterModule):
         """Return this micro-batch's share of the loss, its log-probs [B, G, T] without gradient, and metric sums."""
         rollout, mask = experience.rollout, experience.loss_mask[groups]
         packed = pack(rollout.prompt_ids[groups], rollout.prompt_mask[groups], rollout.completion_ids[groups], mask)
-        tokens = self.policy(packed, self.engine.temperature, entropy_grad=self.loss.entropy_bonus > 0)
+        support = rollout.support and rollout.support[groups][mask]
+        tokens = self.policy(packed, self.engine.temperature, self.loss.entropy_bonus > 0, support)
         logprobs = packed.unpack(tokens.logprobs)
         old, reference = experience.old_logprobs, experience.reference_logprobs
         loss, measured = self.loss(
@@ -267,7 +276,7 @@ class GRPO(AdapterModule):
             scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
         self._settle(self.rewards, scores)
         self._settle(self.judges, judged)
-        total = self.aggregator.total(scores, self.rollout_step)
+        total = self.aggregator.total(own_copy(scores), self.rollout_step)
         values = metrics.of_validation(rollout, scores, judged, total)
         for name, value in values.items():
             how, shown = metrics.OVER_RANKS.get(name, "mean"), name == "reward"
@@ -289,10 +298,24 @@ class GRPO(AdapterModule):
         if self.policy.lm is not None:
             return
         super().configure_model()
+        self.engine.prepare(self.policy)
+        self._check_ends()
         device = self.reward_device or self.policy.device
         self.rewards.setup(device)
         self.judges.setup(device)
-        self._scored = get_plugin_manager().hook.lit_debias_scored
+        self._scored = partial(show_scored, get_plugin_manager())
+
+    def _check_ends(self) -> None:
+        if self.policy.eos_token_ids:
+            return
+        if self.mask_truncated:
+            raise UserError(
+                f"policy: model '{self.policy.source}' has no end-of-sequence token, so every completion is truncated, "
+                "and mask_truncated would leave nothing to train on; write mask_truncated: false"
+            )
+        rank_zero_warn(
+            f"model '{self.policy.source}' has no end-of-sequence token: every completion has max_new_tokens tokens"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, the step, and a rollout that still has inner epochs to go; leave the base out."""
@@ -304,7 +327,35 @@ class GRPO(AdapterModule):
             "experience": distributed.gather_objects(experience),
             "ahead": distributed.gather_objects(ahead),
             "aggregator": self.aggregator.state_dict(),
+            "aggregator_class": class_path(self.aggregator),
+            "inner_epochs": self.inner_epochs,
+            "temperature": self.engine.temperature,
         }
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse the checkpoint of another run, as every module, and of another aggregator or group.
+
+        Raises:
+            UserError: says what is another one.
+        """
+        super().check_checkpoint(checkpoint)
+        state, mine = checkpoint.get("grpo"), class_path(self.aggregator)
+        if state is None:
+            raise UserError(f"the checkpoint is not of a run of GRPO; {START_ANEW}")
+        check_same("aggregator", state.get("aggregator_class", mine), mine)
+        waiting = [rollout for rollout in (*state["experience"], *state.get("ahead", [])) if rollout]
+        if not waiting:
+            return
+        now = {"group_size": self.group_size, "temperature": self.engine.temperature}
+        was = {"group_size": waiting[0]["advantages"].shape[1], "temperature": state.get("temperature")}
+        if any(state["experience"]):
+            now["inner_epochs"], was["inner_epochs"] = self.inner_epochs, state.get("inner_epochs")
+        for name, value in was.items():
+            if value not in (None, now[name]):
+                raise UserError(
+                    f"the checkpoint holds a rollout that is not trained on yet, with {name}={value}, and the "
+                    f"configuration says {now[name]}; write {value}, or resume from the end of a step"
+                )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what :meth:`on_save_checkpoint` kept.
@@ -313,9 +364,12 @@ class GRPO(AdapterModule):
             UserError: the checkpoint is of another adapter, or another number of processes in the middle of a step.
         """
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["grpo"]
+        state = checkpoint.get("grpo")
+        if state is None:  # of a baseline, whose adapter is validated or predicts
+            return
         self.rollout_step = state["rollout_step"]
-        self.aggregator.load_state_dict(state["aggregator"])
+        if state.get("aggregator_class", mine := class_path(self.aggregator)) == mine:
+            self.aggregator.load_state_dict(state["aggregator"])
         self.experience, self.ahead = (self._own_experience(state.get(name, [])) for name in ("experience", "ahead"))
 
     def _own_experience(self, experiences: list[dict[str, Any] | None]) -> Experience | None:

@@ -22,9 +22,13 @@ constexpr int kBlocksAtOnce = 16;   // blocks of rows that stay in the second-le
 constexpr int kPrefetched = 2048;   // bytes that weights are asked for ahead of their use, found by measuring
 
 struct Layer {
-  const float *input_norm, *output_norm, *query_norm, *key_norm;  // [inputs]; the last two [width], or null
+  const float *input_norm, *mlp_norm;                             // [hidden]
+  const float *attention_outcome_norm, *mlp_outcome_norm;         // [hidden], or null
+  const float *query_norm, *key_norm;                             // [width], or null
   const bf16 *qkv, *output, *gate_up, *down;                      // tiles
   const float *qkv_bias, *output_bias, *gate_up_bias, *down_bias; // [outputs], or null
+  int32_t window;  // tokens that each one sees, itself included
+  int32_t turned;  // which of the ways to turn positions it has
 };
 
 struct Model {
@@ -33,7 +37,8 @@ struct Model {
   const float* norm;      // [hidden]
   const bf16* head;       // tiles
   const float* head_bias; // [outputs], or null
-  float epsilon;
+  float epsilon, embedding_scale;
+  int32_t gelu;  // whether gates are GELU by tanh; SiLU otherwise
   int32_t layers, hidden, heads, kv_heads, width, inner;
   int32_t outputs;  // of the head: the vocabulary, filled up to a multiple of 16
 };
@@ -51,9 +56,9 @@ struct Rows {
   const int32_t* prompt;  // sequence among the prompts
   const int32_t* seen;    // columns of the prompt to attend to
   const int32_t* own;     // sequence of its own, or -1: the row is the prompt's column seen - 1
-  const float *cos, *sin; // [positions, width], the second with the sign of a rotation
+  const float *cos, *sin; // [ways, positions, width], the second with the sign of a rotation
   const int32_t* wanted;  // rows to return logits of
-  int32_t count, wanted_count;
+  int32_t count, wanted_count, positions;
   int32_t column;  // of the own sequences, into which the rows go
 };
 
@@ -169,8 +174,14 @@ void product(const Matrix& matrix, const bf16* rows, int outputs, int count, flo
   });
 }
 
-// target, blocks of rows [count, inner] = silu(gate) * up; the matrix has the outputs of both, one after the other.
-void gated_product(const Matrix& matrix, const bf16* rows, int inner, int count, bf16* target) {
+// gate * sigmoid(gate), or gate * (1 + tanh(t)) / 2 with t = sqrt(2 / pi) (gate + 0.044715 gate^3), which is a sigmoid too.
+floats activated(floats gate, bool gelu) {
+  const floats inner = gelu ? gate * (all(1.59576912f) + all(0.0713548163f) * gate * gate) : gate;
+  return gate / (all(1) + exponential(all(0) - inner));
+}
+
+// target, blocks of rows [count, inner] = activated(gate) * up; the matrix has the outputs of both, one after the other.
+void gated_product(const Matrix& matrix, const bf16* rows, int inner, int count, bool gelu, bf16* target) {
   for_tiles(inner, count, [&](int tile, int row, int some) {
     alignas(64) float gate[kTile * kTile], up[kTile * kTile];
     matrix.times(rows, tile, row, some, gate);
@@ -178,7 +189,7 @@ void gated_product(const Matrix& matrix, const bf16* rows, int inner, int count,
     for (int r = 0; r < some; ++r) {
       const floats g = load(gate + r * kTile) + matrix.bias_of(tile * kTile);
       const floats u = load(up + r * kTile) + matrix.bias_of(inner + tile * kTile);
-      put(target, inner, row + r, tile * kTile, rounded(g / (all(1) + exponential(all(0) - g)) * u));
+      put(target, inner, row + r, tile * kTile, rounded(activated(g, gelu) * u));
     }
   });
 }
@@ -194,6 +205,11 @@ float rms_scale(const float* values, int size, float epsilon) {
 void norm_into(bf16* rows, int row, const float* values, const float* weight, int size, float epsilon) {
   const floats scale = all(rms_scale(values, size, epsilon));
   for (int i = 0; i < size; i += kTile) put(rows, size, row, i, rounded(load(values + i) * scale * load(weight + i)));
+}
+
+void add_normed(float* target, const float* values, const float* weight, int size, float epsilon) {
+  const floats scale = all(rms_scale(values, size, epsilon));
+  for (int i = 0; i < size; i += kTile) store(target + i, load(target + i) + load(values + i) * scale * load(weight + i));
 }
 
 // Norms (where there is a weight) and turns one head in place.
@@ -227,8 +243,8 @@ struct Pass {
   void position(int number, int row, int kv_head, float* of_row) const {
     const Layer& layer = model.layer[number];
     const int width = model.width;
-    const float* cos = rows.cos + size_t(rows.position[row]) * width;
-    const float* sin = rows.sin + size_t(rows.position[row]) * width;
+    const size_t turn = (size_t(layer.turned) * rows.positions + rows.position[row]) * width;
+    const float *cos = rows.cos + turn, *sin = rows.sin + turn;
     for (int head = kv_head * repeats; head < (kv_head + 1) * repeats; ++head) {
       position_head(of_row + head * width, layer.query_norm, width, model.epsilon, cos, sin);
     }
@@ -249,6 +265,9 @@ struct Pass {
     }
   }
 
+  // First token of its sequence that a row sees.
+  int first_seen(int number, int row) const { return std::max(0, rows.position[row] + 1 - model.layer[number].window); }
+
   // Attention of one key's queries of rows [first, last), all of one prompt and at most 16 queries, into `mixed`.
   void attend(int number, int first, int last, int kv_head, const float* of_rows, bf16* mixed, Buffer& buffer) const {
     const int width = model.width, queries = (last - first) * repeats;
@@ -256,6 +275,9 @@ struct Pass {
     const int room = ceil_div(shared, kTile) * kTile;
     const int own = rows.own[first] >= 0 ? rows.column + 1 : 0;
     const int stride = room + ceil_div(own, kTile) * kTile;
+    // Whole tiles that none of the rows sees; of one prompt, the first row sees farthest back.
+    const int unseen = first_seen(number, first) / kTile * kTile, skipped = std::min(room, unseen);
+    const int own_skipped = std::max(0, first_seen(number, first) - shared) / kTile * kTile;
     bf16* asked = buffer.as<bf16>();
     bf16* weights = asked + width * kTile;
     float* scores = reinterpret_cast<float*>(weights + stride * kTile);
@@ -269,34 +291,38 @@ struct Pass {
       for (int i = 0; i < width; i += kTile) put(asked, width, q, i, rounded(load(query + i) * scale));
     }
 
-    const auto score = [&](const bf16* keys, int columns, int from, int count, int to) {
-      for (int column = 0; column < columns; column += kTile) {
+    const auto score = [&](const bf16* keys, int start, int columns, int from, int count, int to) {
+      for (int column = start; column < columns; column += kTile) {
         multiply(keys + size_t(column) * width, asked + from * 2, count, width / 2, out);
         for (int q = 0; q < count; ++q) store(scores + size_t(from + q) * stride + to + column, load(out + q * kTile));
       }
     };
     const size_t of_prompt = offset(prompts, number, rows.prompt[first], kv_head);
-    score(prompts.keys + of_prompt, shared, 0, queries, 0);
+    score(prompts.keys + of_prompt, skipped, shared, 0, queries, 0);
     for (int row = first; row < last && own; ++row) {
-      score(owns.keys + offset(owns, number, rows.own[row], kv_head), own, (row - first) * repeats, repeats, room);
+      const bf16* keys = owns.keys + offset(owns, number, rows.own[row], kv_head);
+      score(keys, own_skipped, own, (row - first) * repeats, repeats, room);
     }
 
     for (int q = 0; q < queries; ++q) {
-      total[q] = softmax_into(weights, q, scores + size_t(q) * stride, rows.seen[first + q / repeats], room, own, stride);
+      const int row = first + q / repeats, from = first_seen(number, row), seen = rows.seen[row];
+      const Columns columns{from, seen, room, std::max(0, from - seen), own, stride};
+      total[q] = softmax_into(weights, q, scores + size_t(q) * stride, columns);
     }
 
-    const auto mix = [&](const bf16* values, int columns, int capacity, int from, int count, int at, int to, bool added) {
-      multiply(values + size_t(to) * capacity, weights + size_t(at) * kTile + from * 2, count, columns / 2, out);
+    const auto mix = [&](const bf16* values, int start, int columns, int capacity, int from, int count, int at, int to, bool added) {
+      const bf16* of_columns = weights + size_t(at + start) * kTile + from * 2;
+      multiply(values + size_t(to) * capacity + start * kTile, of_columns, count, (columns - start) / 2, out);
       for (int q = 0; q < count; ++q) {
         float* sum = scores + (from + q) * width + to;
         store(sum, added ? load(sum) + load(out + q * kTile) : load(out + q * kTile));
       }
     };
     for (int to = 0; to < width; to += kTile) {
-      mix(prompts.values + of_prompt, room, prompts.columns, 0, queries, 0, to, false);
+      mix(prompts.values + of_prompt, skipped, room, prompts.columns, 0, queries, 0, to, false);
       for (int row = first; row < last && own; ++row) {
         const bf16* values = owns.values + offset(owns, number, rows.own[row], kv_head);
-        mix(values, stride - room, owns.columns, (row - first) * repeats, repeats, room, to, true);
+        mix(values, own_skipped, stride - room, owns.columns, (row - first) * repeats, repeats, room, to, true);
       }
     }
     for (int q = 0; q < queries; ++q) {
@@ -308,9 +334,18 @@ struct Pass {
     }
   }
 
-  // Writes exponentials of [0, seen) and [room, room + own), zeros elsewhere, and returns the sum of what was written.
-  static float softmax_into(bf16* weights, int row, const float* scores, int seen, int room, int own, int stride) {
-    const auto counted = [&](int i) { return leading(i < room ? seen - i : room + own - i); };
+  // Of the scores of a query: those of the prompt in [from, seen), its own in [room + own_from, room + own).
+  struct Columns {
+    int from, seen, room, own_from, own, stride;
+    __mmask16 operator()(int i) const {
+      const int first = i < room ? from : room + own_from, end = i < room ? seen : room + own;
+      return leading(end - i) & ~leading(first - i);
+    }
+  };
+
+  // Writes the exponentials of those columns, zeros elsewhere, and returns the sum of what was written.
+  static float softmax_into(bf16* weights, int row, const float* scores, const Columns& counted) {
+    const int stride = counted.stride;
     floats largest = all(-INFINITY), total = all(0);
     for (int i = 0; i < stride; i += kTile) {
       largest = _mm512_mask_max_ps(largest, counted(i), largest, load(scores + i));
@@ -364,7 +399,8 @@ extern "C" void lit_debias_forward(
   const size_t padded = size_t(ceil_div(rows.count, kTile)) * kTile;
   Buffer states_buffer(size_t(rows.count) * hidden * 4), heads_buffer(size_t(rows.count) * heads * model->width * 4);
   Buffer normed_buffer(padded * hidden * 2), mixed_buffer(padded * std::max(inner, mixed_size) * 2);
-  float *states = states_buffer.as<float>(), *of_rows = heads_buffer.as<float>();
+  Buffer outcomes_buffer(model->layer->attention_outcome_norm ? size_t(rows.count) * hidden * 4 : 0);
+  float *states = states_buffer.as<float>(), *of_rows = heads_buffer.as<float>(), *outcomes = outcomes_buffer.as<float>();
   bf16 *normed = normed_buffer.as<bf16>(), *mixed = mixed_buffer.as<bf16>();
   const std::vector<int> starts = runs(rows, std::max(1, kTile / repeats));
   const int longest = prompts->columns + owns->columns;
@@ -379,8 +415,14 @@ extern "C" void lit_debias_forward(
         norm_into(normed, row, states + size_t(row) * hidden, weight, hidden, model->epsilon);
       }
     };
-    const auto add_product = [&](const bf16* weights, const float* bias, int inputs) {
-      product({weights, bias, inputs}, mixed, hidden, rows.count, states, true);
+    const auto add_product = [&](const bf16* weights, const float* bias, int inputs, const float* outcome_norm) {
+      product({weights, bias, inputs}, mixed, hidden, rows.count, outcome_norm ? outcomes : states, !outcome_norm);
+      if (!outcome_norm) return;
+#pragma omp for schedule(static)
+      for (int row = 0; row < rows.count; ++row) {
+        const size_t start = size_t(row) * hidden;
+        add_normed(states + start, outcomes + start, outcome_norm, hidden, model->epsilon);
+      }
     };
 
 #pragma omp for schedule(static)
@@ -388,7 +430,8 @@ extern "C" void lit_debias_forward(
       const bf16* embedded = model->embedding + size_t(rows.token[row]) * hidden;
       for (int i = 0; i < hidden; i += kTile) {
         const auto some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(embedded + i));
-        store(states + size_t(row) * hidden + i, widened(some));
+        const floats scaled = widened(rounded(widened(some) * all(model->embedding_scale)));  // as the module rounds
+        store(states + size_t(row) * hidden + i, scaled);
       }
     }
     for (int number = 0; number < model->layers; ++number) {
@@ -408,10 +451,10 @@ extern "C" void lit_debias_forward(
           pass.attend(number, starts[run], starts[run + 1], kv_head, of_rows, mixed, buffer);
         }
       }
-      add_product(layer.output, layer.output_bias, mixed_size);
-      norm_all(layer.output_norm);
-      gated_product({layer.gate_up, layer.gate_up_bias, hidden}, normed, inner, rows.count, mixed);
-      add_product(layer.down, layer.down_bias, inner);
+      add_product(layer.output, layer.output_bias, mixed_size, layer.attention_outcome_norm);
+      norm_all(layer.mlp_norm);
+      gated_product({layer.gate_up, layer.gate_up_bias, hidden}, normed, inner, rows.count, model->gelu, mixed);
+      add_product(layer.down, layer.down_bias, inner, layer.mlp_outcome_norm);
     }
 #pragma omp for schedule(static)
     for (int number = 0; number < rows.wanted_count; ++number) {

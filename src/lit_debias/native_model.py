@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from lit_debias.fused_linear import FusedLinear
-from lit_debias.lean_model import LeanModel, is_silu
+from lit_debias.lean_functions import GELU_TANH, known_activation
+from lit_debias.lean_model import LeanModel
 from lit_debias.models import cache_dir
 
 SOURCE = Path(__file__).with_name("native_model.cpp")
@@ -31,6 +32,11 @@ FLAGS = (
     *("-fopenmp", "-fPIC", "-shared"),
 )
 TILE = 16
+NO_WINDOW = 2**30
+NORMS = (
+    *("input_norm", "mlp_norm", "attention_outcome_norm", "mlp_outcome_norm"),
+    *("query_norm", "key_norm"),
+)
 
 
 def why_not_native(model: LeanModel) -> str | None:
@@ -40,7 +46,7 @@ def why_not_native(model: LeanModel) -> str | None:
         return "it needs a CPU with AVX512-BF16"
     if model.dtype != torch.bfloat16:
         return "it computes in bfloat16"
-    if not is_silu(layer.activation):
+    if known_activation(layer.activation) is None:
         return f"it does not know the activation {type(layer.activation).__name__}"
     if layer.heads // layer.kv_heads > TILE:
         return f"it has at most {TILE} heads of queries for one of keys"
@@ -82,7 +88,9 @@ class NativeModel:
             norm=self._vector(model.norm.weight),
             head=self._room(model.head).data_ptr(),
             head_bias=self._vector(model.head.bias),
-            epsilon=model.norm.variance_epsilon,
+            epsilon=model.norm.epsilon,
+            embedding_scale=model.embedding_scale,
+            gelu=known_activation(layer.activation) is GELU_TANH,
             layers=len(model.layers),
             hidden=model.head.inputs,
             heads=layer.heads,
@@ -110,6 +118,12 @@ class NativeModel:
         self._library.lit_debias_forward(*map(ctypes.byref, structs), _pointer(logits), torch.get_num_threads())
         return logits[:, : self.vocabulary]
 
+    def rotation(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Return cosines and signed sines [ways, positions, D] fp32 of the ways to turn heads that layers have."""
+        ways = self.model.rotations(torch.arange(positions), torch.float32).values()
+        cos, sin = (torch.stack(factors)[:, :, 0].contiguous() for factors in zip(*ways, strict=True))
+        return cos, sin
+
     def product(self, fused: FusedLinear, blocks: Tensor, count: int) -> Tensor:
         """Return one product alone, fp32 [N, outputs], without bias.
 
@@ -127,11 +141,12 @@ class NativeModel:
     def _layer(self, number: int) -> _Layer:
         layer = self.model.layers[number]
         products = {"qkv": layer.qkv, "output": layer.output, "gate_up": layer.gate_up, "down": layer.down}
-        norms = ("input_norm", "output_norm", "query_norm", "key_norm")
         return _Layer(
             **{name: self._room(fused).data_ptr() for name, fused in products.items()},
             **{f"{name}_bias": self._vector(fused.bias) for name, fused in products.items()},
-            **{name: self._vector(getattr(getattr(layer, name), "weight", None)) for name in norms},
+            **{name: self._vector(getattr(getattr(layer, name), "weight", None)) for name in NORMS},
+            window=NO_WINDOW if layer.window is None else layer.window,
+            turned=self.model.rotary_kinds.index(layer.rotary_kind),
         )
 
     def _room(self, fused: FusedLinear) -> Tensor:
@@ -170,7 +185,7 @@ class Rows:
         position: [N], index into ``rotation``.
         prompt: [N], sequence among the prompts.
         seen: [N], columns of the prompt to attend to.
-        rotation: Cosines and signed sines [positions, D] fp32.
+        rotation: What :meth:`NativeModel.rotation` says of all positions.
         wanted: Rows to return logits of.
         own: [N], sequence of its own that a row is appended to and attends to; None where rows are a prompt's own
             columns ``seen - 1``.
@@ -196,8 +211,8 @@ class Rows:
     def struct(self) -> _Rows:
         """Return what the native pass reads; it points into this object."""
         (cos, sin), pointers = self.rotation, {name: values.data_ptr() for name, values in self.numbers.items()}
-        counts = {"count": len(self.numbers["token"]), "wanted_count": len(self.wanted), "column": self.column}
-        return _Rows(**pointers, **counts, cos=cos.data_ptr(), sin=sin.data_ptr())
+        counts = {"count": len(self.numbers["token"]), "wanted_count": len(self.wanted), "positions": cos.shape[1]}
+        return _Rows(**pointers, **counts, column=self.column, cos=cos.data_ptr(), sin=sin.data_ptr())
 
 
 # ---------------------------------------------------------------- structs of native_model.cpp
@@ -205,20 +220,21 @@ class Rows:
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in (
-            *("input_norm", "output_norm", "query_norm", "key_norm"),
-            *("qkv", "output", "gate_up", "down"),
-            *("qkv_bias", "output_bias", "gate_up_bias", "down_bias"),
-        )
+        *((name, ctypes.c_void_p) for name in NORMS),
+        *((name, ctypes.c_void_p) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("qkv_bias", "output_bias", "gate_up_bias", "down_bias")),
+        *((name, ctypes.c_int32) for name in ("window", "turned")),
     ]
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("layer", "embedding", "norm", "head", "head_bias")),
-        ("epsilon", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("layers", "hidden", "heads", "kv_heads", "width", "inner", "outputs")),
+        *((name, ctypes.c_float) for name in ("epsilon", "embedding_scale")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("gelu", "layers", "hidden", "heads", "kv_heads", "width", "inner", "outputs")
+        ),
     ]
 
 
@@ -232,7 +248,7 @@ class _Cache(ctypes.Structure):
 class _Rows(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("token", "position", "prompt", "seen", "own", "cos", "sin", "wanted")),
-        *((name, ctypes.c_int32) for name in ("count", "wanted_count", "column")),
+        *((name, ctypes.c_int32) for name in ("count", "wanted_count", "positions", "column")),
     ]
 
 

@@ -35,6 +35,7 @@ def one_line(message: str, known: Iterable[str] = ()) -> str:
     for line in _telling_lines(message):
         if match := KEY.match(line):
             keys.append(match["key"])
+            class_path = ""  # what follows is about a value inside the class
         elif match := CLASS.match(line):
             class_path = match["path"]
         else:
@@ -71,10 +72,15 @@ def _advice(leaf: str, class_path: str, known: Iterable[str]) -> str:
         return f"there is no option '{match['key']}'{hint if 'did you mean' in hint else ''}"
     if match := REQUIRED.search(leaf):
         names = match["names"].replace("fit.", "").strip()
+        if names.split(", ")[0] == "optimizer":
+            return (
+                f"it is a function that does not say what it returns, so no options reach it ({names}); write a "
+                "class, such as torch.optim.lr_scheduler.OneCycleLR with max_lr and total_steps"
+            )
         return (
             f"{short + ' needs' if short else 'missing'}: {names}; write it in the file given with -c, or as an option"
         )
-    return leaf
+    return f"{short}: {leaf}" if short else leaf
 
 
 def _options(class_path: str) -> set[str]:

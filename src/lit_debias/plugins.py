@@ -7,15 +7,19 @@ A plugin is a module, named by an entry point of the group ``lit_debias``, with 
 from __future__ import annotations
 
 import os
+import re
 import sys
+import traceback
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from lit_debias.errors import UserError, did_you_mean
+from lit_debias.errors import UserError, cause_of, did_you_mean
 
 if TYPE_CHECKING:
     from lit_debias.rewards.aggregators import Aggregator
@@ -52,7 +56,7 @@ class HookSpecs:
 
     @hookspec
     def lit_debias_scored(self, rollout: Rollout, scores: Scores) -> None:
-        """Look at a training rollout right after it was scored; must not change it."""
+        """Look at a training rollout right after it was scored; each plugin sees a copy of its own."""
 
 
 KINDS = {"reward": "lit_debias_rewards", "aggregator": "lit_debias_aggregators", "engine": "lit_debias_engines"}
@@ -138,16 +142,63 @@ def _bar(packages: set[str], welcome: set[str]) -> None:
 
 
 def installed_plugins() -> Iterator[tuple[EntryPoint, Distribution]]:
-    """Yield the entry points of the group ``lit_debias`` with their distributions, each distribution once."""
-    seen = set()
-    for distribution in distributions():
-        name = distribution.metadata["Name"]
-        if name in seen:
-            continue
-        seen.add(name)
+    """Yield the entry points of the group ``lit_debias`` with their distributions, each distribution once.
+
+    A distribution that is on the path several times counts where it is first, as Python imports it.
+    """
+    for distribution, *_ in _installed().values():
         for entry_point in distribution.entry_points:
             if entry_point.group == PROJECT:
                 yield entry_point, distribution
+
+
+def shadowed_plugins() -> Iterator[tuple[Distribution, Distribution]]:
+    """Yield each distribution with plugins, and each other version of it, which is later on the path and unused."""
+    for first, *others in _installed().values():
+        if any(entry_point.group == PROJECT for each in (first, *others) for entry_point in each.entry_points):
+            yield from ((first, other) for other in others if other.version != first.version)
+
+
+def _installed() -> dict[str, list[Distribution]]:
+    """Return what is on the path by name, in one spelling (PEP 503); not what pip has left behind without a name."""
+    found = defaultdict(list)
+    for distribution in distributions():
+        with suppress(Exception):  # metadata that are missing or broken, of whatever is installed beside us
+            found[_name(distribution)].append(distribution)
+    return found
+
+
+def _name(distribution: Distribution) -> str:
+    """Return a distribution's name in one spelling; ``metadata`` would parse the whole of each file."""
+    texts = (distribution.read_text(file) for file in ("METADATA", "PKG-INFO", ""))
+    [name] = re.findall(r"^Name:\s*(\S+)", next(filter(None, texts)), re.MULTILINE)[:1]
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def show_scored(manager: PluginManager, rollout: Rollout, scores: Scores) -> None:
+    """Call every plugin's ``lit_debias_scored``, each with copies of its own.
+
+    Raises:
+        UserError: one of them failed.
+    """
+    from lit_debias.rewards.settings import kept_settings
+    from lit_debias.types import own_copy
+
+    hook = "lit_debias_scored"
+    implementations = getattr(manager.hook, hook).get_hookimpls()
+    for own in implementations:
+        others = [other.plugin for other in implementations if other is not own]
+        try:
+            with kept_settings():
+                manager.subset_hook_caller(hook, others)(rollout=own_copy(rollout), scores=own_copy(scores))
+        except UserError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"plugin '{own.plugin_name}': {hook} failed in {place.filename}, line {place.lineno}: "
+                f"{cause_of(error)}; mend it, or set {DISABLE_VARIABLE}={own.plugin_name}"
+            ) from error
 
 
 def components(manager: PluginManager) -> list[Component]:
@@ -184,13 +235,16 @@ def _register(manager: PluginManager, entry_point: EntryPoint, distribution: Dis
     who = f"plugin '{entry_point.name}' of {distribution.metadata['Name']} {distribution.version}"
     if other := manager.origins.get(entry_point.name):
         raise UserError(f"{who} has the name of a plugin of {other.metadata['Name']}; uninstall one of them")
+    from lit_debias.rewards.settings import kept_settings
+
     try:
         manager.origins[entry_point.name] = distribution
-        manager.register(entry_point.load(), name=entry_point.name)
+        with kept_settings():  # a module may switch gradients off for its own sake
+            module = entry_point.load()
+        manager.register(module, name=entry_point.name)
         manager.check_pending()
-    except Exception as error:  # a plugin may raise anything while it is imported
-        cause = " ".join(str(error).split())
+    except (Exception, SystemExit) as error:  # a plugin may raise anything while it is imported
         raise UserError(
-            f"{who} does not load: {type(error).__name__}: {cause}; mend or uninstall it, "
+            f"{who} does not load: {cause_of(error)}; mend or uninstall it, "
             f"or set {DISABLE_VARIABLE}={entry_point.name}"
         ) from error

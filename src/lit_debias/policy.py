@@ -5,49 +5,63 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_debias.activation_memory import free_memory
+from lit_debias.adapter_config import read_adapter_config
 from lit_debias.adapters import REFERENCE, TRAINED, continued_adapter, new_adapter
+from lit_debias.base_weights import load_base
 from lit_debias.errors import UserError
-from lit_debias.grpo.logprobs import TokenLogprobs, logprobs_at, selected_logprobs
+from lit_debias.grpo.logprobs import TokenLogprobs, logits_logprobs, logprobs_at, selected_logprobs
 from lit_debias.grpo.packing import PackedGroups, pack, token_budget
-from lit_debias.inference_copy import InferenceCopy
+from lit_debias.inference_copy import InferenceCopy, fingerprint
+from lit_debias.layouts import why_not_packed
 from lit_debias.lean_model import LeanModel, why_not_lean
-from lit_debias.model_checks import check_adapters, check_head, disable_dropout, read_adapter_config
-from lit_debias.models import check_model, load_causal_lm, load_tokenizer, nf4_config, render_chat, set_checkpointing
+from lit_debias.model_checks import disable_dropout, settle_mode
+from lit_debias.models import check_model, load_tokenizer, set_checkpointing
 from lit_debias.native_model import NativeModel, why_not_native
+from lit_debias.policy_tokens import PolicyTokens
 from lit_debias.precision import Precision, dtype_of
-from lit_debias.tokens import end_of_sequence_ids, pad, tokens_of
-from lit_debias.types import PromptBatch, Rollout
+from lit_debias.probe import Probe, distances, moved_adapter, without_adapter_dropout
+from lit_debias.tokens import tokens_of
+from lit_debias.types import Rollout, Support
+from lit_debias.ways import Expected, Way, first_right, own_ways, plain_head, read
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
+LEAN = "the lean forward pass"
+BASE_MOVED = 0.02  # distance of logits; the same weights and products give the same logits
 FORWARD_TOKENS = 8192  # packed tokens of a pass without gradient, which keeps next to nothing
 
 
-class QLoRAPolicy(nn.Module):
+class QLoRAPolicy(PolicyTokens):
     """A causal language model that trains only its LoRA adapters.
 
     The base is loaded by :meth:`load`, not by the constructor, so that a wrong configuration fails at once.
 
     Args:
         model: Base model: a local folder, ``pkg://PACKAGE/FILE.gguf``, or a hub id.
-        quantization: ``nf4`` (4-bit NormalFloat with double quantisation, QLoRA) or ``none``.
+        quantization: ``nf4`` (4-bit NormalFloat with double quantisation, QLoRA) or ``none``. Weights that are
+            stored in 4 bits of bitsandbytes stay so with both; FP8 and MXFP4 need ``none``, which loads them as plain
+            weights; other stored formats are refused.
         dtype: Type of the frozen weights, or of the computation where they are 4-bit. LoRA weights are always fp32.
             ``auto`` is bfloat16 where the device has instructions for it, and float32 elsewhere; on such a CPU bfloat16
             takes 7 to 60 times as long.
         rank: LoRA rank.
         alpha: LoRA scale; the update is ``alpha / rank * B @ A``.
         dropout: LoRA dropout. Above 0, sampling and training see different networks. (The base's own is always off.)
-        targets: Names of the linear layers that get an adapter, or ``all-linear``.
-        adapter: Folder of an adapter to continue from.
+        targets: Names of the linear layers that get an adapter, a pattern of whole names, or ``all-linear``: those of
+            the text decoder but the output layer, and in mixtures of experts and hybrids those of attention and of MLPs
+            that all tokens pass, as the log then says.
+        adapter: Folder of an adapter to continue from: plain LoRA, nothing that moves the base or trains it.
         reference: What the frozen reference is where an ``adapter`` is continued: a frozen copy of that adapter, or the
             base without it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more compute. null does
@@ -58,8 +72,10 @@ class QLoRAPolicy(nn.Module):
             decide it yourself where a run must resume bitwise on another machine.
         attention: How training attends over packed groups. ``sdpa`` is PyTorch's fused attention; ``flex`` is
             FlexAttention, compiled, which copies no prompt: for GPUs, and models that have a lean form.
-        system_prompt: System message put before every prompt; needs a chat template.
+        system_prompt: System message put before every prompt that has none of its own; needs a chat template.
         max_prompt_tokens: Longest prompt, in tokens after the chat template.
+        chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` for Qwen3, or
+            ``{chat_template: NAME}`` where a tokenizer has several.
 
     Raises:
         UserError: an argument names nothing or makes no sense.
@@ -81,13 +97,16 @@ class QLoRAPolicy(nn.Module):
         attention: Literal["sdpa", "flex"] = "sdpa",
         system_prompt: str | None = None,
         max_prompt_tokens: int = 1024,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model, system_prompt, max_prompt_tokens, chat_template_kwargs)
         check_model(model)
         if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
             # jsonargparse turns null into this text where it is an option inside a class on the command line
             instead = "write null in a file" if adapter == "None" else "write the folder of a PEFT adapter"
             raise UserError(f"adapter '{adapter}': no adapter_config.json there; {instead}, or leave it out")
+        if adapter is not None:
+            read_adapter_config(adapter, dropout)  # refuses what is no plain LoRA before anything is loaded
         if rank < 1 or not 0 <= dropout < 1 or max_prompt_tokens < 1:
             raise UserError(
                 f"policy: rank={rank}, dropout={dropout}, max_prompt_tokens={max_prompt_tokens}; "
@@ -95,7 +114,6 @@ class QLoRAPolicy(nn.Module):
             )
         if attention == "flex" and dropout:
             raise UserError("policy: attention 'flex' knows no LoRA dropout; write attention: sdpa or dropout: 0")
-        self.source = model
         self.quantization = quantization
         self.precision = dtype
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
@@ -104,12 +122,11 @@ class QLoRAPolicy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.keep_base = keep_base
         self.flex = attention == "flex"
-        self.system_prompt = system_prompt
-        self.max_prompt_tokens = max_prompt_tokens
         self.lm: PeftModel | None = None
         self._inference: InferenceCopy | None = None
         self._lean: LeanModel | None = None
         self._native: NativeModel | None = None
+        self._sampled: list[int] = []  # of which weights, see _notice_changes
         self.lean_obstacle: str | None = "the policy is not loaded"
         """What keeps this model from the lean forward pass, or None."""
 
@@ -121,21 +138,17 @@ class QLoRAPolicy(nn.Module):
             return
         self._check_attention(torch.device(device))
         self.dtype = dtype_of(self.precision, device)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.source)
-        if self.system_prompt and not self.tokenizer.chat_template:
-            raise UserError(f"policy: model '{self.source}' has no chat template, so it takes no system_prompt")
+        self.read_tokenizer(load_tokenizer(self.source))
         config = self._adapter_config()
-        quantization = {"quantization_config": nf4_config(self.dtype)} if self.quantization == "nf4" else {}
-        base = load_causal_lm(self.source, dtype=self.dtype, device_map={"": device}, **quantization)
+        base = load_base(self.source, self.quantization, self.dtype, device)
         base.requires_grad_(False)
-        # bitsandbytes on CPUs repacks 4-bit weights whenever eval() and train() alternate: always train mode.
-        base.train()
         disable_dropout(base)
-        check_head(base, self.source)
+        settle_mode(base)
+        untouched = read(base, Probe.shortest(base, self.tokenizer), self.source)
         if self.gradient_checkpointing:
             set_checkpointing(base, True)
             base.enable_input_require_grads()
-        self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
+        self.read_sizes(base)
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours
@@ -143,15 +156,46 @@ class QLoRAPolicy(nn.Module):
                 self.lm = new_adapter(base, self.source, config)
             else:
                 self.lm = continued_adapter(base, self.source, config, self.adapter, copy=not self.reference_is_base)
-        check_adapters(self.lm)
-        self.lm.train()  # PEFT calls eval() for a frozen adapter
-        self.lean_obstacle = why_not_lean(base)
+        settle_mode(self.lm)
+        self._probe = Probe.of(base, self.tokenizer)
+        if self.reference_is_base:
+            self._check_reference(untouched)
+        self._choose_way(base, self._probe)
+
+    def _check_reference(self, untouched: Tensor) -> None:
+        """Compare the frozen reference with the base before it had adapters, which it is said to be."""
+        with self.as_reference():
+            reference = read(self.causal_lm, Probe.shortest(self.causal_lm, self.tokenizer), self.source)
+        if float(distances(reference, untouched).median()) > BASE_MOVED:
+            raise UserError(
+                f"adapter '{self.adapter}' moves the weights of the base, which is then no reference; write a plain "
+                "LoRA adapter, or reference: adapter"
+            )
+
+    def _choose_way(self, base: PreTrainedModel, probe: Probe) -> None:
+        """Take the fastest way to log-probs that agrees with the plain model, see :mod:`lit_debias.ways`."""
+        obstacle = why_not_lean(base)
+        with moved_adapter(self.trainable_parameters()), without_adapter_dropout(base):
+            expected = Expected.of(base, probe, self.source, self.dtype)
+            head = plain_head(base, probe.prompt[-8:])
+            if head is None:
+                obstacle = obstacle or "its logits are not its last hidden states times the output layer"
+            ways = own_ways(base, self.autocast, head)
+            if obstacle is None:
+                self._lean = LeanModel(base, self.dtype, self._keeps_base(base), self.flex)
+                if not self.dropout:
+                    ways.insert(0, Way(LEAN, partial(self._lean_states, self._lean), head, packs=True))
+            self.way, wrong = first_right(ways, expected, self.source)
+        self.lean_obstacle = obstacle or wrong.get(LEAN)
+        if self.lean_obstacle:
+            self._lean = None
         if self.flex and self.lean_obstacle:
             raise UserError(
                 f"policy: attention 'flex' needs the lean forward pass, and {self.lean_obstacle}; write attention: sdpa"
             )
-        if self.lean_obstacle is None:
-            self._lean = LeanModel(base, self.dtype, self._keeps_base(base), self.flex)
+        if wrong or not self.way.packs:
+            why = "; ".join(f"{name}: {reason}" for name, reason in wrong.items()) or why_not_packed(base)
+            rank_zero_info(f"Log-probs are computed by a slower way, {self.way.name} ({why}).")
 
     def _check_attention(self, device: torch.device) -> None:
         if self.flex and device.type != "cuda":
@@ -187,124 +231,32 @@ class QLoRAPolicy(nn.Module):
         model: PreTrainedModel = self.lm.get_base_model()
         return model
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the trained adapter by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    # ---------------------------------------------------------------- tokens
-
-    def encode_prompts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Return ids [P, S] int64, left-padded, and mask [P, S] bool; the chat template is applied if there is one.
-
-        Raises:
-            UserError: a prompt has no tokens, or more than ``max_prompt_tokens``.
-        """
-        rows = [self.prompt_ids(text) for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if not 0 < len(row) <= self.max_prompt_tokens:
-                raise UserError(
-                    f"prompt {text!r:.60} has {len(row)} tokens; prompts need 1 to {self.max_prompt_tokens} "
-                    "(policy.max_prompt_tokens)"
-                )
-        return pad(rows, self._pad_id, left=True, device=self.device)
-
-    def encode(self, prompts: PromptBatch, completions: list[list[str]], *, end: bool = False) -> Rollout:
-        """Return given completions [P][G] as a rollout without behaviour log-probs (all 0).
-
-        Args:
-            prompts: P prompts.
-            completions: Their texts.
-            end: Append the end-of-sequence token, which a policy must learn and a score of a text leaves out.
-        """
-        flat = [text for group in completions for text in group]
-        ending = [self._end_id] if end else []
-        rows = [self.tokenizer.encode(text, add_special_tokens=False) + ending for text in flat]
-        return self.rollout_of(prompts, self.encode_prompts(prompts.texts), rows, completions)
-
-    def rollout_of(
-        self, prompts: PromptBatch, encoded: tuple[Tensor, Tensor], rows: list[list[int]], texts: list[list[str]]
-    ) -> Rollout:
-        """Return given tokens as a rollout without behaviour log-probs (all 0).
-
-        Args:
-            prompts: P prompts.
-            encoded: Their ids and mask [P, S], left-padded.
-            rows: [P x G] token ids of the completions, group by group.
-            texts: [P][G] what they say.
-        """
-        ids, mask = pad(rows, self._pad_id, left=False, device=self.device)
-        shape = (len(prompts), len(texts[0]), ids.shape[1])
-        return Rollout(
-            prompts=prompts,
-            prompt_ids=encoded[0],
-            prompt_mask=encoded[1],
-            completion_ids=ids.view(shape),
-            completion_mask=mask.view(shape),
-            logprobs=torch.zeros(shape, device=self.device),
-            truncated=torch.zeros(shape[:2], dtype=torch.bool, device=self.device),
-            texts=texts,
-        )
-
-    def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[list[str]]:
-        """Return texts [P][G] of ids [P, G, T] without special tokens."""
-        return [
-            [str(self.tokenizer.decode(ids[mask], skip_special_tokens=True)) for ids, mask in zip(*group, strict=True)]
-            for group in zip(completion_ids.cpu(), completion_mask.cpu(), strict=True)
-        ]
-
-    @property
-    def _pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id or 0)  # masked everywhere, so any id will do
-
-    @property
-    def _end_id(self) -> int:
-        if not self.eos_token_ids:
-            raise UserError(f"policy: model '{self.source}' has no end-of-sequence token to train")
-        own = self.tokenizer.eos_token_id
-        return self.eos_token_ids[0] if own is None else int(own)
-
-    def prompt_ids(self, text: str) -> list[int]:
-        """Return the ids of a prompt, in the chat template if there is one."""
-        if not self.tokenizer.chat_template:
-            return list(self.tokenizer.encode(text))
-        rendered = render_chat(self.tokenizer, self.source, text, self.system_prompt)
-        return list(self.tokenizer.encode(rendered, add_special_tokens=False))
-
     # ---------------------------------------------------------------- log-probs
 
-    def forward(self, packed: PackedGroups, temperature: float = 1.0, entropy_grad: bool = False) -> TokenLogprobs:
-        """Return fp32 log-probs [N] of the N packed completion tokens, and the entropy [N] in nats."""
-        head = self.causal_lm.get_output_embeddings()
+    def forward(
+        self, packed: PackedGroups, temperature: float = 1.0, entropy_grad: bool = False, support: Support | None = None
+    ) -> TokenLogprobs:
+        """Return fp32 log-probs [N] of the N packed completion tokens and entropies [N] in nats, within a support."""
+        outputs, head = self.way.outputs(packed), self.way.head
+        if head is None:
+            return logits_logprobs(outputs, packed.targets, temperature, entropy_grad, support)
         return selected_logprobs(
-            self._predicting_states(packed),
+            outputs,
             head.weight,
             packed.targets,
             temperature,
             bias=head.bias,
             entropy=True,
             entropy_grad=entropy_grad,
+            support=support,
         )
 
-    def _predicting_states(self, packed: PackedGroups) -> Tensor:
-        if self._lean is not None and not self.dropout:
-            return self._lean.predicting_states(packed, recompute=self.gradient_checkpointing)
-        decoder = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
-        rows = packed.rows()
-        # Other kinds of attention add the mask to the scores, where True would count as 1.
-        boolean = self.causal_lm.config._attn_implementation == "sdpa"
-        with self.autocast():
-            output = decoder(
-                input_ids=rows.input_ids,
-                attention_mask=rows.attention_mask if boolean else rows.attention_bias(self.dtype),
-                position_ids=rows.position_ids,
-                use_cache=False,
-            )
-        return packed.select(rows.tokens(output.last_hidden_state))
+    def _lean_states(self, lean: LeanModel, packed: PackedGroups) -> Tensor:
+        return lean.predicting_states(packed, recompute=self.gradient_checkpointing)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which fp32 adapters and bf16 weights compute together."""
@@ -322,17 +274,39 @@ class QLoRAPolicy(nn.Module):
         return self.logprobs_at(rollout, (temperature,), reference)[0]
 
     @torch.no_grad()
-    def logprobs_at(self, rollout: Rollout, temperatures: tuple[float, ...], reference: bool = False) -> Tensor:
-        """Return :meth:`logprobs` at K temperatures, [K, P, G, T], from one forward pass."""
-        head = self.causal_lm.get_output_embeddings()
+    def logprobs_at(
+        self,
+        rollout: Rollout,
+        temperatures: tuple[float, ...],
+        reference: bool = False,
+        supports: tuple[Support | None, ...] | None = None,
+    ) -> Tensor:
+        """Return :meth:`logprobs` at K temperatures, each within a support if given, from one pass: [K, P, G, T]."""
         tokens, parts = tokens_of(rollout), []
         with self.as_reference() if reference else contextlib.nullcontext():
-            for groups in token_budget(rollout.prompt_mask, rollout.completion_mask, FORWARD_TOKENS):
+            for groups in self.parts(rollout.prompt_mask, rollout.completion_mask, FORWARD_TOKENS):
                 packed = pack(*(tensor[groups] for tensor in tokens))
-                states = self._predicting_states(packed)
-                values = logprobs_at(states, head.weight, packed.targets, temperatures, bias=head.bias)
+                within = [support and support[groups][packed.completion_mask] for support in supports or ()]
+                values = self._logprobs_at(packed, temperatures, within or [None] * len(temperatures))
                 parts.append(torch.stack([packed.unpack(row) for row in values]))
         return torch.cat(parts, dim=1)
+
+    def _logprobs_at(
+        self, packed: PackedGroups, temperatures: tuple[float, ...], supports: list[Support | None]
+    ) -> Tensor:
+        outputs, head, targets = self.way.outputs(packed), self.way.head, packed.targets
+        if head is not None:
+            return logprobs_at(outputs, head.weight, targets, temperatures, head.bias, supports=supports)
+        asked = zip(temperatures, supports, strict=True)
+        return torch.stack([logits_logprobs(outputs, targets, t, support=within).logprobs for t, within in asked])
+
+    def parts(self, prompt_mask: Tensor, completion_mask: Tensor, tokens: int) -> list[slice]:
+        """Cut P groups into neighbours that share a forward pass of at most so many tokens.
+
+        See :func:`lit_debias.grpo.packing.token_budget`; where the policy cannot pack, each completion counts its
+        prompt once more.
+        """
+        return token_budget(prompt_mask, completion_mask, tokens, packs=self.way.packs)
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -352,6 +326,7 @@ class QLoRAPolicy(nn.Module):
 
     def inference_model(self) -> PreTrainedModel:
         """Return the copy to sample from, base and adapter in one weight, up to date with the adapter."""
+        self._notice_changes()
         if self._inference is None:
             self._inference = InferenceCopy(self.causal_lm, self.dtype)
         return self._inference.refreshed()
@@ -359,6 +334,7 @@ class QLoRAPolicy(nn.Module):
     def lean_model(self) -> LeanModel:
         """Return the lean form, merged for sampling; where there is no :attr:`lean_obstacle`."""
         assert self._lean is not None, self.lean_obstacle
+        self._notice_changes()
         return self._lean.refreshed()
 
     @property
@@ -369,6 +345,7 @@ class QLoRAPolicy(nn.Module):
     def native_model(self) -> NativeModel:
         """Return the native form, merged for sampling; where there is no :attr:`native_obstacle`."""
         assert self._lean is not None, self.lean_obstacle
+        self._notice_changes()
         if self._native is None:
             self._native = NativeModel(self._lean)
         return self._native.refreshed()
@@ -384,6 +361,21 @@ class QLoRAPolicy(nn.Module):
             yield self.causal_lm
         finally:
             set_checkpointing(self.causal_lm, True)
+
+    @contextlib.contextmanager
+    def moved_adapter(self) -> Iterator[Expected]:
+        """Within the context, the adapter is moved a little, and what the plain model then says of a probe is known.
+
+        What samples is compared with it, see :mod:`lit_debias.probe`.
+        """
+        with moved_adapter(self.trainable_parameters()), without_adapter_dropout(self.causal_lm):
+            yield Expected.of(self.causal_lm, self._probe, self.source, self.dtype)
+
+    def _notice_changes(self) -> None:
+        """Look whether the adapter has changed: averages of weights, for one, swap it in place and tell nobody."""
+        before, self._sampled = self._sampled, fingerprint(self.trainable_parameters().values())
+        if before != self._sampled:
+            self.weights_changed()
 
     def weights_changed(self) -> None:
         """Say that the adapter changed; what is sampled from next is refreshed."""

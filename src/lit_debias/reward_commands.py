@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from lit_debias.cli import Parser
 from lit_debias.contract import Row, batch_of, examine, needed_columns
 from lit_debias.devices import known_device
-from lit_debias.errors import UserError, did_you_mean
+from lit_debias.errors import UserError, cause_of, did_you_mean
 from lit_debias.files import Record, decode, read_jsonl, read_text
 from lit_debias.plugins import components, get_plugin_manager
 from lit_debias.rewards.base import Reward
-from lit_debias.rewards.suite import check_scores
+from lit_debias.rewards.suite import RewardError, ask, check_scores, prepare
 from lit_debias.text import printable
 
 
@@ -92,15 +93,40 @@ def score(
     """
     built = build(reward, init_args)
     rows = list(read_rows(texts or [], file, prompt, columns or {}, built))
-    built.setup(known_device("--device", device))
-    batch = batch_of(rows)
-    values, valid = check_scores(reward, built.score(batch), batch)
+    prepare(reward, built, known_device("--device", device))
+    values, valid = scores_of(reward, built, rows)
     for row, value, known in zip(rows, values.tolist(), valid.tolist(), strict=True):
         if json:
             found = {"score": value if known else None, "prompt": row.prompt, "completion": row.completion}
             print(json_module.dumps(found, ensure_ascii=False))
         else:
             print(f"{value:.4f}" if known else "none", printable(" ".join(row.completion.split())), sep="\t")
+
+
+def scores_of(name: str, reward: Reward, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Return the scores [N] of rows that are one batch, and which of them are there.
+
+    Raises:
+        RewardError: the reward failed; the message names the row, where it is one row's fault.
+    """
+
+    def ask_about(some: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        batch = batch_of(some)
+        return check_scores(name, ask(name, reward, batch), batch)
+
+    try:
+        return ask_about(rows)
+    except RewardError:
+        failures: list[tuple[Row, RewardError]] = []
+        for row in rows:
+            try:
+                ask_about([row])
+            except RewardError as error:
+                failures.append((row, error))
+        if failures and len(failures) < len(rows):
+            culprit, cause = failures[0]
+            raise RewardError(f"{culprit.origin}: {cause}") from cause
+        raise
 
 
 def build(reward: str, init_args: Mapping[str, Any] | None) -> Reward:
@@ -115,7 +141,12 @@ def build(reward: str, init_args: Mapping[str, Any] | None) -> Reward:
     parser = Parser(prog="lit-debias rewards")
     parser.add_argument("--reward", type=Reward)
     config = parser.parse_object({"reward": {"class_path": reward, "init_args": dict(init_args or {})}})
-    built: Reward = parser.instantiate(config).reward
+    try:
+        built: Reward = parser.instantiate(config).reward
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"reward '{reward}' cannot be built: {cause_of(error)}") from error
     return built
 
 
@@ -127,7 +158,7 @@ def read_pairs(file: Path, columns: Mapping[str, Any], reward: Reward) -> Iterat
     """
     for line in read_texts(file, ("better", "worse")):
         texts = [line.pop("better"), line.pop("worse")]
-        better, worse = (make_row(text, dict(line), "", columns, reward) for text in texts)
+        better, worse = (make_row(text, dict(line), "", columns, reward, "") for text in texts)
         yield better, worse
 
 
@@ -142,8 +173,8 @@ def read_rows(
     if texts and file:
         raise UserError("texts and --file at once; write one of them")
     if file and file.suffix == ".jsonl":
-        for line in read_texts(file, ("completion",)):
-            yield make_row(line.pop("completion"), line, prompt, columns, reward)
+        for number, line in enumerate(read_texts(file, ("completion",)), 1):
+            yield make_row(line.pop("completion"), line, prompt, columns, reward, f"'{file}', row {number}")
         return
     if texts:
         lines = texts
@@ -155,8 +186,8 @@ def read_rows(
         lines = decode(_piped(), "the text of the pipe").splitlines()
     if not lines:
         raise UserError("nothing to score; the input is empty")
-    for text in lines:
-        yield make_row(text, {}, prompt, columns, reward)
+    for number, text in enumerate(lines, 1):
+        yield make_row(text, {}, prompt, columns, reward, f"'{file}', line {number}" if file else f"text {number}")
 
 
 def _piped() -> bytes:
@@ -165,14 +196,16 @@ def _piped() -> bytes:
     return raw.read() if raw is not None else sys.stdin.read().encode()
 
 
-def make_row(text: str, line: dict[str, Any], prompt: str, columns: Mapping[str, Any], reward: Reward) -> Row:
+def make_row(
+    text: str, line: dict[str, Any], prompt: str, columns: Mapping[str, Any], reward: Reward, origin: str
+) -> Row:
     """Return a row of its own prompt and columns, before those that are given for all.
 
     Raises:
         UserError: a column is missing.
     """
     own_prompt = str(line.pop("prompt", prompt))
-    return Row(own_prompt, text, needed_columns(reward, {**columns, **line}))
+    return Row(own_prompt, text, needed_columns(reward, {**columns, **line}), origin)
 
 
 def read_texts(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:

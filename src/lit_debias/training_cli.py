@@ -9,21 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported for their short names in YAML.
 from lit_debias import baselines, callbacks, data, module  # noqa: F401
+from lit_debias.adapter_module import AdapterModule
 from lit_debias.callbacks import GracefulStop
 from lit_debias.checkpoint_io import SafeCheckpointIO, resolve_last
-from lit_debias.cli import Parser, config_files
+from lit_debias.cli import Parser, config_files, user_error
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.files import read_yaml
+from lit_debias.parse_errors import one_line
 from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.trainer_checks import check_strategy
 
 # Lightning calls jsonargparse by names that are to go; nobody who runs lit-debias can mend that.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+# Lightning's Timer has a default that is both a text and an enum, which YAML's writer does not know.
+yaml.SafeDumper.add_multi_representer(str, lambda dumper, value: dumper.represent_str(str(value)))
 
 REWARD_HELP = re.compile(r"--model\.(?:init_args\.)?(rewards|judges)\.(?P<name>[\w-]+)\.help(?:=(?P<cls>[\w.]+))?")
 
@@ -72,9 +80,24 @@ class TrainingCLI(LightningCLI):
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
 
+    def instantiate_classes(self) -> None:
+        """Build module, data and trainer; raise :class:`UserError` with the reason where a class refuses its options.
+
+        A missing library is such a reason: Lightning's loggers ask for theirs when they are built.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+            if user_error(error) is None:
+                raise UserError(one_line(str(error))) from error
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; its checkpoints are written safely unless its ``plugins`` name another way."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
@@ -89,14 +112,17 @@ class TrainingCLI(LightningCLI):
             SafeCheckpointIO().load_checkpoint(path)
 
     def before_fit(self) -> None:
-        """Find what ``--ckpt_path last`` stands for, before a model is loaded."""
+        """Find what ``--ckpt_path last`` stands for, before a model is loaded or a process started."""
+        if isinstance(self.model, AdapterModule):
+            check_strategy(self.trainer)
         given = self.config_init[self.subcommand]
-        if given.get("ckpt_path") != "last":
-            return
-        found = resolve_last(self.trainer)
-        if found is None and self.subcommand != "fit":
-            raise UserError("--ckpt_path last: nothing has been saved yet; write the path of a checkpoint")
-        given["ckpt_path"] = found and str(found)
+        if given.get("ckpt_path") == "last":
+            found = resolve_last(self.trainer)
+            if found is None and self.subcommand != "fit":
+                raise UserError("--ckpt_path last: nothing has been saved yet; write the path of a checkpoint")
+            given["ckpt_path"] = found and str(found)
+        if isinstance(self.model, AdapterModule) and str(given.get("ckpt_path")).endswith(".ckpt"):
+            self.model.resumes_from = str(given["ckpt_path"])
 
     before_validate = before_test = before_predict = before_fit
 
@@ -108,7 +134,23 @@ def run_trainer(args: list[str]) -> None:
             following = args[index + 1] if index + 1 < len(args) and not args[index + 1].startswith("-") else None
             print(reward_help(match["name"], match["cls"] or following, args))
             return
-    TrainingCLI(args)
+    try:
+        TrainingCLI(args)
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise UserError(reason) from error
+
+
+def _reason(error: Exception) -> str | None:
+    """Return what Lightning says of options that do not suit, None where it is something else."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MisconfigurationException):
+        return f"trainer: {text}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{text}; install it, or take out what asks for it"
+    return f"trainer.callbacks: {text}" if text.startswith("Early stopping conditioned on metric") else None
 
 
 def reward_help(name: str, class_name: str | None, args: Sequence[str]) -> str:

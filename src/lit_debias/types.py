@@ -5,12 +5,17 @@ Shapes: P prompts x G completions each x T completion tokens; S prompt tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from lit_debias.conversations import Message, Prompt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -18,20 +23,57 @@ class PromptBatch:
     """P prompts as they come from the data, before the chat template and the tokenizer."""
 
     texts: list[str]
-    """[P] the user's words."""
+    """[P] the user's words; of a conversation of several turns, a line for each. What rewards and tables show."""
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
     """Further columns of the data by name (``reference``, ``group``, ...), each [P]."""
+    messages: list[list[Message]] | None = None
+    """[P] the conversations, where the data has them instead of texts."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, which: slice) -> PromptBatch:
         """Return some of the prompts."""
-        return PromptBatch(self.texts[which], {name: rows[which] for name, rows in self.columns.items()})
+        columns = {name: rows[which] for name, rows in self.columns.items()}
+        return PromptBatch(self.texts[which], columns, None if self.messages is None else self.messages[which])
+
+    @property
+    def asked(self) -> Sequence[Prompt]:
+        """[P] what is put to the model: conversations where there are some, texts elsewhere."""
+        return self.texts if self.messages is None else self.messages
 
     def to(self, device: torch.device, **_: Any) -> PromptBatch:
         """Return itself, text has no device; Lightning asks every batch."""
         return self
+
+
+@dataclass(frozen=True)
+class Support:
+    """The tokens that could be sampled in each place; every other one had probability 0 there.
+
+    Each is an id of 4 bytes, whatever the vocabulary: top-k 50 takes 200 bytes for a sampled token, 3 MiB for 16,384 of
+    them. (A bit for each of 262,144 entries would take 32 KiB, and 512 MiB.) Of SmolLM2-135M, top-p 0.9 keeps 89 on
+    average, top-p 0.99 1,500, min-p 0.05 8; a top-k beside them is an upper bound.
+    """
+
+    ids: Tensor
+    """[M] int32, token ids of all places."""
+    starts: Tensor
+    """[...] int64, where in ``ids`` those of a place begin."""
+    counts: Tensor
+    """[...] int64, how many they are; 0 where nothing was sampled."""
+
+    def __getitem__(self, which: slice | Tensor) -> Support:
+        """Return some of the places; the ids are shared."""
+        return Support(self.ids, self.starts[which], self.counts[which])
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Return places [K] and token ids [K], both int64, of all the K pairs; places count in row-major order."""
+        counts = self.counts.flatten()
+        places = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        before = counts.cumsum(0) - counts
+        within = torch.arange(len(places), device=counts.device) - before[places]
+        return places, self.ids[self.starts.flatten()[places] + within].long()
 
 
 @dataclass(frozen=True)
@@ -47,15 +89,18 @@ class Rollout:
     completion_ids: Tensor
     """[P, G, T] int64, right-padded."""
     completion_mask: Tensor
-    """[P, G, T] bool, True up to and including the first end-of-sequence token."""
+    """[P, G, T] bool, True up to and including the token that ended the completion."""
     logprobs: Tensor
     """[P, G, T] float32, log-probabilities under the distribution that was sampled from; 0 where masked."""
     truncated: Tensor
     """[P, G] bool, True where the length limit ended the completion."""
     texts: list[list[str]]
-    """[P][G] decoded completions without special tokens."""
+    """[P][G] decoded completions without special tokens, cut before a stop string."""
     reference_logprobs: Tensor | None = None
     """[P, G, T] float32, log-probabilities under the frozen reference at temperature 1, where a reward needs them."""
+    support: Support | None = None
+    """[P, G, T], what top-k, top-p and min-p left to sample from; None where the whole vocabulary was. The update and
+    the reference of its loss renormalise over it, as ``logprobs`` are."""
 
     @property
     def group_size(self) -> int:
@@ -113,7 +158,8 @@ class Experience:
         Columns of the data stay out: the rewards have read them, and they may hold anything.
         """
         state = _shallow(self)
-        state["rollout"] = _shallow(self.rollout) | {"prompts": self.rollout.prompts.texts}
+        support = self.rollout.support and _shallow(self.rollout.support)
+        state["rollout"] = _shallow(self.rollout) | {"prompts": self.rollout.prompts.texts, "support": support}
         state["scores"] = _shallow(replace(self.scores, columns={}))
         return state
 
@@ -122,8 +168,35 @@ class Experience:
         """Rebuild from :meth:`state_dict`, with tensors on ``device``."""
         state = _to(state, device)
         rollout = dict(state["rollout"])
-        prompts = PromptBatch(rollout.pop("prompts"))
+        prompts, support = PromptBatch(rollout.pop("prompts")), rollout.pop("support", None)
+        rollout["support"] = support and Support(**support)
         return cls(**{**state, "rollout": Rollout(prompts, **rollout), "scores": Scores(**state["scores"])})
+
+
+def own_copy(value: T) -> T:
+    """Return a copy that shares nothing which can be changed in place; what cannot be copied is shared.
+
+    Tensors are cloned without their graph. For code of others: what a plugin edits is its own copy.
+    """
+    copied: T = _copy(value)
+    return copied
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (PromptBatch, Rollout, Scores)):
+        return replace(value, **_copy(_shallow(value)))
+    if type(value) is list:
+        return [_copy(item) for item in value]
+    if type(value) is dict:
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, (str, int, float, type(None))):
+        return value
+    try:
+        return deepcopy(value)
+    except Exception:  # a cell of the data may be anything
+        return value
 
 
 def _shallow(record: Any) -> dict[str, Any]:

@@ -9,8 +9,12 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_debias import Reward, RewardBatch
+from lit_debias.contract import examine
 from lit_debias.errors import UserError
 from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.rewards.overlap import OverlappedScoring
+from lit_debias.rewards.suite import RewardSuite
+from lit_debias.types import PromptBatch, Rollout
 from lit_debias_consistency import CounterfactualConsistency
 
 
@@ -29,6 +33,18 @@ class Given(Reward):
 
     def score(self, batch):
         return [None if text == "-" else self.scale * float(text) for text in batch.completions]
+
+
+class Written(Given):
+    """The same, of the completions alone."""
+
+    columns = ()
+    needs_reference_logprobs = False
+
+
+class Lengths(Reward):
+    def score(self, batch):
+        return [1 / (1 + len(text)) for text in batch.completions]
 
 
 def batch(*rows: tuple[str | None, str, str]) -> RewardBatch:
@@ -98,6 +114,36 @@ def test_a_judge_may_answer_with_a_tensor_but_not_with_too_little(monkeypatch):
     monkeypatch.setattr(reward.judge, "score", lambda batch: [1.0])
     with pytest.raises(UserError, match="the judge Given returned 1 scores for 2 completions"):
         reward.score(rows)
+
+
+def test_overlapped_scoring_asks_about_all_prompts_at_once():
+    mask = torch.ones(2, 2, 1, dtype=torch.bool)
+    prompts = PromptBatch(["a", "b"], {"twin_id": ["x", "x"]})
+    texts = [["0.25", "0.5"], ["0.75", "1"]]
+    rollout = Rollout(prompts, mask[:, 0].long(), mask[:, 0], mask.long(), mask, mask.float(), ~mask[..., 0], texts)
+    with OverlappedScoring(RewardSuite({"alike": CounterfactualConsistency(Written())})) as overlapped:
+        for number in range(2):
+            overlapped.add(number, rollout.group(number))
+        scores = overlapped.score(rollout)
+    assert scores.valid["alike"].all()
+    assert scores.values["alike"].tolist() == [[0.375, 0.625], [0.625, 0.375]]  # against means of 0.875 and 0.375
+
+
+def test_the_judge_gets_a_batch_of_its_own():
+    class Clears(Written):
+        def score(self, batch):
+            scores = super().score(batch)
+            batch.completions.clear()
+            batch.prompts.clear()
+            return scores
+
+    assert CounterfactualConsistency(Clears()).score(batch(("x", "a", "0.25"), ("x", "b", "0.5"))) == [0.75, 0.75]
+
+
+def test_it_keeps_the_contract_with_the_twins_of_the_check():
+    findings = {finding.check: finding for finding in examine(CounterfactualConsistency(Lengths()))}
+    assert [finding for finding in findings.values() if finding.passed is False] == []
+    assert findings["length and finiteness"].detail == "16 completions, 0 without opinion"
 
 
 def test_a_judge_is_nested_in_yaml_by_its_short_name():

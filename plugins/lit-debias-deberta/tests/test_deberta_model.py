@@ -10,7 +10,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from safetensors.torch import load_file
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
@@ -222,7 +222,20 @@ def test_the_command_line_knows_the_options(encoder, tmp_path):
     ]
     options = parser.parse_args(arguments).model.init_args
     assert options.dimensions == ["fairness", "neutrality", "relevance", "quality"]
-    assert (options.optimizer.class_path, options.optimizer.init_args.lr) == ("torch.optim.AdamW", 2e-5)
+    assert options.optimizer is None  # a default class would hand its options to another one that a file names
+    assert RewardModel(str(tmp_path / "x"), encoder).make_optimizer([torch.zeros(1)]).param_groups[0]["lr"] == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "bf16-true"}, "'bf16-true' converts weights"),
+        ({"callbacks": [StochasticWeightAveraging(1e-3)]}, "write EMAWeightAveraging"),
+    ],
+)
+def test_what_the_trainer_cannot_do_is_refused(encoder, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, max_steps=1, **options).fit(model(encoder, tmp_path), datamodule=Planted())
 
 
 @pytest.mark.parametrize("fast", [True, False])

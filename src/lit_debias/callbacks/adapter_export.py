@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from lightning import LightningModule, Trainer
@@ -13,7 +11,7 @@ from safetensors import SafetensorError
 from lit_debias.adapter_module import AdapterModule
 from lit_debias.adapters import TRAINED
 from lit_debias.errors import UserError
-from lit_debias.files import replace_folder
+from lit_debias.files import new_folder
 
 
 class AdapterExport(Callback):
@@ -40,16 +38,11 @@ def export_adapter(module: AdapterModule, out: Path) -> None:
         UserError: it cannot be written; what stood there is untouched.
     """
     assert module.policy.lm is not None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
-        module.policy.lm.save_pretrained(work, selected_adapters=[TRAINED], save_embedding_layers=False)
-        work.chmod(0o755)
-        replace_folder(out, work)
+        with new_folder(out) as work:
+            module.policy.lm.save_pretrained(work, selected_adapters=[TRAINED], save_embedding_layers=False)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot write the adapter {out}: {error}; the checkpoints are untouched: make it possible to write there, "
             "then resume with --ckpt_path last, which writes the adapter"
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

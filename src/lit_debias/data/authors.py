@@ -128,6 +128,7 @@ class LocalModel(Author):
         max_new_tokens: Longest answer, in tokens.
         temperature: Of sampling.
         batch_size: Instructions in one forward pass.
+        chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` for Qwen3.
 
     Raises:
         UserError: there is no such model, or a number is out of range.
@@ -141,10 +142,11 @@ class LocalModel(Author):
         max_new_tokens: int = 120,
         temperature: float = 1.0,
         batch_size: int = 8,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"author: batch_size={batch_size}; write 1 or more")
-        self.policy = QLoRAPolicy(model, quantization, dtype)
+        self.policy = QLoRAPolicy(model, quantization, dtype, chat_template_kwargs=chat_template_kwargs)
         self.engine = LocalEngine(max_new_tokens, temperature)
         self.batch_size = batch_size
 
@@ -155,6 +157,7 @@ class LocalModel(Author):
             "quantization": self.policy.quantization,
             "max_new_tokens": self.engine.max_new_tokens,
             "temperature": self.engine.temperature,
+            **({"chat_template_kwargs": dict(options)} if (options := self.policy.chat_template_kwargs) else {}),
         }
 
     def write(self, instructions: Sequence[str]) -> Iterator[str | None]:

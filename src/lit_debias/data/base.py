@@ -12,8 +12,11 @@ from datasets import Dataset, concatenate_datasets
 from lightning import LightningDataModule
 
 from lit_debias import distributed
+from lit_debias.conversations import read_prompt
+from lit_debias.data.columns import aligned, renamed
 from lit_debias.data.sampler import PromptSampler, TableLoader
 from lit_debias.data.sources import ORIGIN, load_split
+from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean
 
 Role = Literal["train", "validation", "test"]
@@ -61,6 +64,11 @@ class TableDataModule(LightningDataModule, ABC):
         """Names of the columns of a batch, known after :meth:`setup`."""
         return next((_without_origin(rows) for rows in self.rows.values() if rows is not None), [])
 
+    @property
+    def texts(self) -> set[str]:
+        """Columns of the data that are texts in a CSV file too."""
+        return text_columns(self.table, self.columns)
+
     # ---------------------------------------------------------------- what a table adds
 
     @abstractmethod
@@ -93,8 +101,8 @@ class TableDataModule(LightningDataModule, ABC):
                 f"data: the {role} batch size {self.batch_sizes[role]} is over all ranks, and there are "
                 f"{distributed.world_size()}; write a multiple of that"
             )
-        parts = [load_split(self.path, self.table, split) for split in self.splits[role]]
-        present = [self.prepare(self._rename(part), role) for part in parts if part is not None]
+        parts = {split: load_split(self.path, self.table, split, self.texts) for split in self.splits[role]}
+        present = {split: self.prepare(self._rename(part), role) for split, part in parts.items() if part is not None}
         if not present:
             if role == "validation":
                 return None
@@ -102,7 +110,7 @@ class TableDataModule(LightningDataModule, ABC):
                 f"data '{self.path}' has no rows of the split '{', '.join(self.splits[role])}'; name one that it has "
                 f"with data.init_args.{role}_split{'s' if role == 'test' else ''} ('train' where it has no splits)"
             )
-        rows = self._limit(concatenate_datasets(present), self.limits[role])
+        rows = self._limit(concatenate_datasets(aligned(present, self.path)), self.limits[role])
         if role == "train" and len(rows) < self.batch_sizes[role]:
             raise UserError(
                 f"data '{self.path}': {len(rows)} rows to train on are fewer than batch_size {self.batch_sizes[role]}"
@@ -111,16 +119,7 @@ class TableDataModule(LightningDataModule, ABC):
 
     def _rename(self, rows: Dataset) -> Dataset:
         """Give columns the names that the code and the rewards use."""
-        for name, source in self.columns.items():
-            if source not in rows.column_names:
-                raise UserError(
-                    f"data '{self.path}' has no column '{source}' (wanted as '{name}'); it has: "
-                    f"{', '.join(_without_origin(rows))}"
-                )
-        taken = [name for name, source in self.columns.items() if name != source and name in rows.column_names]
-        return rows.remove_columns(taken).rename_columns(
-            {source: name for name, source in self.columns.items() if name != source}
-        )
+        return renamed(rows, self.columns, self.path, _without_origin(rows))
 
     def _limit(self, rows: Dataset, limit: int | None) -> Dataset:
         """Return a seeded choice of whole prompts, in the order of the data."""
@@ -137,6 +136,7 @@ class TableDataModule(LightningDataModule, ABC):
         """Return the training batches, from where a resumed run stands."""
         loader = self._loader("train")
         if self.trainer is not None:
+            loader.dealer.shuffle = not self.trainer.overfit_batches  # type: ignore[attr-defined]
             limit = self.trainer.limit_train_batches
             loader.per_epoch = max(1, min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader)))
             step = getattr(self.trainer.lightning_module, "rollout_step", None)
@@ -177,14 +177,26 @@ class TableDataModule(LightningDataModule, ABC):
 
 def check_text(path: str, rows: Dataset, column: str, option: str) -> None:
     """Raise :class:`UserError` where a column of texts is missing or a row of it is empty."""
+    require_column(path, rows, column, option)
+    for origin, text in zip(rows[ORIGIN], rows[column], strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{origin}: '{column}' is {text!r:.40}; write a text")
+
+
+def require_column(path: str, rows: Dataset, column: str, option: str) -> None:
+    """Raise :class:`UserError` where a column is missing."""
     if column not in rows.column_names:
         raise UserError(
             f"data '{path}' has no column '{column}'{did_you_mean(column, _without_origin(rows))}; "
             f"name it with {option}"
         )
-    for origin, text in zip(rows[ORIGIN], rows[column], strict=True):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{origin}: '{column}' is {text!r:.40}; write a text")
+
+
+def check_prompts_of(path: str, rows: Dataset, column: str, option: str) -> None:
+    """Raise :class:`UserError` where a column of prompts is missing, or a row is no text and no conversation."""
+    require_column(path, rows, column, option)
+    for origin, prompt in zip(rows[ORIGIN], rows[column], strict=True):
+        read_prompt(prompt, f"{origin}: '{column}'")
 
 
 def check_ids(rows: Dataset, column: str, unique: bool) -> None:

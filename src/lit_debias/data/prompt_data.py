@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from datasets import Dataset
 
 from lit_debias import distributed
-from lit_debias.data.base import Role, TableDataModule, as_list, check_ids, check_text
+from lit_debias.conversations import read_prompt, words_of
+from lit_debias.data.base import Role, TableDataModule, as_list, check_ids, check_prompts_of
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.types import PromptBatch
@@ -21,7 +22,10 @@ class PromptDataModule(TableDataModule):
         path: Folder of ``lit-debias synthesize``; a .parquet, .jsonl, .json or .csv file; a folder of such files, named
             after their splits; or a data set on the hub, OWNER/NAME or OWNER/NAME:CONFIG. A file without a column
             ``split`` is all training data.
-        prompt_column: Column with the user's words.
+        prompt_column: Column with the user's words: texts, or conversations, which are lists of messages with ``role``
+            (system, user, assistant) and ``content``, the last of them the user's. A conversation's own system message
+            wins over the policy's ``system_prompt``. Rewards and tables get the text that the user wrote, or of several
+            turns a line ``role: content`` for each.
         columns: Name that a reward uses -> column of the data. Other columns keep their names.
         batch_size: Prompts in an optimiser step over all ranks.
         val_batch_size: Prompts in a batch of validation and test over all ranks.
@@ -71,9 +75,14 @@ class PromptDataModule(TableDataModule):
         for role in self.batch_sizes:
             self._check_even(role)
 
+    @property
+    def texts(self) -> set[str]:
+        """Columns of the data that are texts in a CSV file too, the prompts among them."""
+        return super().texts | {self.columns.get(self.prompt_column, self.prompt_column)}
+
     def prepare(self, rows: Dataset, role: Role) -> Dataset:
         """Check the prompts, keep the wanted kinds, and number the prompts where they have no ids."""
-        check_text(self.path, rows, self.prompt_column, "data.init_args.prompt_column")
+        check_prompts_of(self.path, rows, self.prompt_column, "data.init_args.prompt_column")
         if "prompt_id" not in rows.column_names:
             rows = rows.add_column("prompt_id", [str(number) for number in range(len(rows))])
         check_ids(rows, "prompt_id", unique=True)
@@ -112,8 +121,10 @@ class PromptDataModule(TableDataModule):
 
     def collate(self, columns: dict[str, list[Any]]) -> PromptBatch:
         """Return P prompts with all other columns."""
-        texts = columns[self.prompt_column]
-        return PromptBatch(texts, {name: values for name, values in columns.items() if name != self.prompt_column})
+        prompts = [read_prompt(value, self.prompt_column) for value in columns[self.prompt_column]]
+        others = {name: values for name, values in columns.items() if name != self.prompt_column}
+        messages = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        return PromptBatch([words_of(prompt) for prompt in prompts], others, messages or None)
 
 
 def check_twins(path: str, rows: Dataset, prompt_column: str) -> None:
@@ -125,7 +136,7 @@ def check_twins(path: str, rows: Dataset, prompt_column: str) -> None:
         )
     twins: dict[Any, dict[str, str]] = defaultdict(dict)
     for name, origin, prompt in zip(rows["twin_id"], rows[ORIGIN], rows[prompt_column], strict=True):
-        twins[name][origin] = prompt
+        twins[name][origin] = str(prompt)  # a conversation cannot be hashed
     for name, prompts in twins.items():
         if len(prompts) != 2 or len(set(prompts.values())) != 2:
             raise UserError(

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 
 from lit_debias.data.base import Role, TableDataModule, as_list, check_ids, check_text
+from lit_debias.data.columns import as_figure
 from lit_debias.data.grammar import stable_hash
 from lit_debias.data.sources import ORIGIN
 from lit_debias.data.tables import LABELS
@@ -72,10 +73,7 @@ class ResponseDataModule(TableDataModule):
         for column in ("prompt", "response"):
             check_text(self.path, rows, column, f"data.init_args.columns.{column}")
         if "prompt_id" not in rows.column_names:
-            numbers: dict[str, str] = {}
-            rows = rows.add_column(
-                "prompt_id", [numbers.setdefault(text, str(len(numbers))) for text in rows["prompt"]]
-            )
+            rows = rows.add_column("prompt_id", [f"{stable_hash(text):x}" for text in rows["prompt"]])
         check_ids(rows, "prompt_id", unique=False)
         if "response_id" in rows.column_names:
             check_ids(rows, "response_id", unique=True)
@@ -90,7 +88,7 @@ class ResponseDataModule(TableDataModule):
             )
         for name in present:
             for origin, value in zip(rows[ORIGIN], rows[name], strict=True):
-                if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+                if value not in (None, "") and not 0 <= _label(value) <= 1:
                     raise UserError(f"{origin}: {name} is {value!r:.40}; write 0 to 1, or nothing")
 
     def _of_fold(self, rows: Dataset, part: int, parts: int) -> Dataset:
@@ -112,8 +110,14 @@ class ResponseDataModule(TableDataModule):
         """Return the columns with the labels as one tensor."""
         size = len(columns["response"])
         labels = [columns.pop(name, [None] * size) for name in LABELS]
-        values = [[float("nan") if value is None else float(value) for value in label] for label in labels]
+        values = [[_label(value) for value in label] for label in labels]
         return {**columns, "labels": torch.tensor(values, dtype=torch.float32).T.contiguous()}
+
+
+def _label(value: Any) -> float:
+    """Return a label, which a CSV file may have as 0.50; NaN where it is no number."""
+    number = as_figure(value)
+    return float("nan") if number is None else number
 
 
 def _parse_fold(fold: str) -> tuple[int, int]:

@@ -44,6 +44,7 @@ class PromptSampler:
         self.rank = rank
         self.world_size = world_size
         self.train = train
+        self.shuffle = train
         self.epoch = 0
         self.start = 0
         rows = sum(map(len, groups))
@@ -60,7 +61,7 @@ class PromptSampler:
     def order(self) -> list[int]:
         """Return the rows of this epoch in order, ``rows_used`` of them."""
         indices: Sequence[int] = range(len(self.groups))
-        if self.train:
+        if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             indices = torch.randperm(len(self.groups), generator=generator).tolist()
         return [row for index in indices for row in self.groups[index]][: self.rows_used]

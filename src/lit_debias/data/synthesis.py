@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from lit_debias.data.card import data_card
 from lit_debias.data.tables import write_tables
 from lit_debias.data.taxonomy import FILES, WORDING, Taxonomy
 from lit_debias.errors import UserError
-from lit_debias.files import parse_json, read_text
+from lit_debias.files import new_folder, parse_json, read_text
 
 VERSION = "3"
 """Version of the generator: equal versions, arguments and wording give equal tables."""
@@ -33,7 +31,8 @@ def synthesize(
     """Write the synthetic data set about Chinese-context discrimination.
 
     The folder holds ``prompts/SPLIT.parquet``, ``responses/SPLIT.parquet`` and a data card, ``README.md``. It loads
-    with ``datasets.load_dataset(OUT, "prompts")``. A folder that the same arguments made is reused.
+    with ``datasets.load_dataset(OUT, "prompts")``. A folder that the same arguments made is reused; one that is
+    replaced stays whole until the new one is.
 
     Args:
         out: Folder to write.
@@ -63,17 +62,14 @@ def synthesize(
     overlaps = leaks.check_responses(tables["responses"])
     leaks.check_prompts(tables["prompts"])
     leaks.check_names(tables, taxonomy)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".synthesize-"))
     try:
-        digests = write_tables(work, tables)
-        (work / "README.md").write_text(data_card(tables, arguments, digests, overlaps, taxonomy), encoding="utf-8")
-        (work / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        work.chmod(0o755)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with new_folder(out) as work:
+            digests = write_tables(work, tables)
+            card = data_card(tables, arguments, digests, overlaps, taxonomy)
+            (work / "README.md").write_text(card, encoding="utf-8")
+            (work / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write --out {out}: {error}; what was there is untouched") from error
     counts = {name: sum(map(len, splits.values())) for name, splits in tables.items()}
     print(f"{out}: {counts['prompts']} prompts and {counts['responses']} labelled responses")
 

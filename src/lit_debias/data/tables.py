@@ -49,6 +49,17 @@ SCHEMAS = {
 """Table -> its columns."""
 
 
+def text_columns(table: str, columns: Mapping[str, str]) -> set[str]:
+    """Return the columns of somebody's data that hold texts, whatever they look like.
+
+    Args:
+        table: ``prompts`` or ``responses``.
+        columns: Name here -> column of the data.
+    """
+    names = [field.name for field in SCHEMAS[table] if field.type == pa.string()]
+    return {columns.get(name, name) for name in names}
+
+
 def write_tables(folder: Path, tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> dict[str, str]:
     """Write ``TABLE/SPLIT.parquet`` and return relative path -> sha256."""
     digests = {}

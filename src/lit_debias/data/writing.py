@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from lit_debias.data.synthesis import ARGUMENTS
 from lit_debias.data.tables import SCHEMAS, sha256_of
 from lit_debias.data.taxonomy import Taxonomy
 from lit_debias.errors import UserError
+from lit_debias.files import new_folder
 from lit_debias.rewards.base import Reward
 
 ANSWERS = "answers.jsonl"
@@ -145,16 +145,15 @@ def read_answers(path: Path) -> dict[str, str]:
 def assemble(
     data: Path, out: Path, records: Sequence[Record], settings: dict[str, Any], outcomes: Counter[str]
 ) -> None:
-    """Write the data set with the new responses, the card at last."""
-    shutil.copytree(data, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
+    """Put the data set with the new responses in the place of ``out``, whose answers and other files it keeps."""
     train = Path("responses/train.parquet")
-    schema = SCHEMAS["responses"]
-    table = pa.concat_tables([pq.read_table(data / train), pa.Table.from_pylist(list(records), schema=schema)])
-    work = out / f"{train}.part"
-    pq.write_table(table, work)
-    os.replace(work, out / train)
+    table = pa.Table.from_pylist(list(records), schema=SCHEMAS["responses"])
     arguments = json.loads((data / ARGUMENTS).read_text(encoding="utf-8"))
-    (out / ARGUMENTS).write_text(json.dumps({**arguments, "written": settings}, indent=2) + "\n", encoding="utf-8")
     card = (data / "README.md").read_text(encoding="utf-8")
-    card = card.replace(sha256_of(data / train), sha256_of(out / train))
-    (out / "README.md").write_text(f"{card}\n{written_section(settings, outcomes)}", encoding="utf-8")
+    with new_folder(out) as work:
+        for source in (out, data):
+            shutil.copytree(source, work, dirs_exist_ok=True)
+        pq.write_table(pa.concat_tables([pq.read_table(data / train), table]), work / train)
+        (work / ARGUMENTS).write_text(json.dumps({**arguments, "written": settings}, indent=2) + "\n", encoding="utf-8")
+        card = card.replace(sha256_of(data / train), sha256_of(work / train))
+        (work / "README.md").write_text(f"{card}\n{written_section(settings, outcomes)}", encoding="utf-8")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lit_debias.conversations import with_system
 from lit_debias.errors import UserError
 from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, PROSE, Row
 from lit_debias.evaluation.public.asking import Model
@@ -104,10 +105,10 @@ class Examiner:
 
     def _generate(self, policy: QLoRAPolicy, batch: Sequence[tuple[Row, Record]], seed: int) -> None:
         rows = [row for row, _ in batch]
-        prompts = PromptBatch([row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in rows[0]})
+        prompts = replace(asked_of(rows), columns={name: [row[name] for row in rows] for name in rows[0]})
         rollout = self.engine.generate(policy, prompts, group_size=1, seed=seed, greedy=self.greedy)
         with frozen_base(policy):
-            ids, mask = policy.encode_prompts(prompts.texts)
+            ids, mask = policy.encode_prompts(prompts.asked)
             plain = replace(rollout, prompt_ids=ids, prompt_mask=mask)
             logprobs = policy.logprobs(plain)
         plain = replace(plain, reference_logprobs=logprobs)
@@ -124,7 +125,8 @@ class Examiner:
         """Let the other language model and the encoder read the completions of a batch."""
         said = [(row, record, record.completion or "") for row, record in batch]
         if self.other is not None:
-            _, logprobs = self.other.read([record.prompt for _, record, _ in said], [text for _, _, text in said])
+            asked = asked_of([row for row, _, _ in said]).asked
+            _, logprobs = self.other.read(asked, [text for _, _, text in said])
             for (_, record), values in zip(batch, logprobs, strict=True):
                 record.other_logprob, record.other_tokens = float(values.double().sum()), len(values)
         compared = [(record, text, row["reference"]) for row, record, text in said if row["reference"]]
@@ -132,6 +134,13 @@ class Examiner:
             found = self.encoder.similarity([text for _, text, _ in compared], [given for _, _, given in compared])
             for (record, _, _), value in zip(compared, found, strict=True):
                 record.similarity = value
+
+
+def asked_of(rows: Sequence[Row]) -> PromptBatch:
+    """Return the prompts of rows, conversations where one of them is one."""
+    texts = [row["prompt"] for row in rows]
+    messages = [row.get("messages") or with_system(row["prompt"], None) for row in rows]
+    return PromptBatch(texts, messages=messages if any(row.get("messages") for row in rows) else None)
 
 
 @contextlib.contextmanager
@@ -163,7 +172,7 @@ def mean_logprobs(
     """Return for each prompt the mean log-probability of a token of each of its answers, in nats."""
     widest = max(map(len, answers))
     padded = [[*given, *[""] * (widest - len(given))] for given in answers]
-    rollout = policy.encode(PromptBatch([row["prompt"] for row, _ in batch]), padded)
+    rollout = policy.encode(asked_of([row for row, _ in batch]), padded)
     means = _mean_over_tokens(policy.logprobs(rollout), rollout)
     return [row[: len(given)] for row, given in zip(means.tolist(), answers, strict=True)]
 

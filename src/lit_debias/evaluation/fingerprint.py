@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from torch import Tensor, nn
-
-from lit_debias.errors import UserError
+from lit_debias.errors import UserError, cause_of
+from lit_debias.identity import UnknownIdentityError, described
+from lit_debias.identity import sha256_of as sha256_of
 from lit_debias.models import locate
-from lit_debias.redaction import is_secret_name
 from lit_debias.rewards.base import Reward
 
+_log = logging.getLogger(__name__)
 
-def sha256_of(paths: Iterable[Path]) -> str:
-    """Return the SHA-256 over the names and contents of files, and of the files in folders."""
+
+def sha256_of_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the SHA-256 over rows of data that lie in no file here."""
     digest = hashlib.sha256()
-    for path in paths:
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -41,49 +39,64 @@ def identify_model(source: str) -> list[Any]:
     return [source, [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
 
 
-def describe(value: Any, depth: int = 6) -> Any:
-    """Return what an object is made of as JSON: its class and attributes; files that it names by their content.
+def describe(value: Any) -> Any:
+    """Return what an object is, as JSON: texts and numbers, files by their content, rewards by their ``identity()``.
 
-    It is kept in results, so attributes that hold secrets by their names (``api_key``) are left out.
+    A reward that cannot tell gets another description at each call, so that nothing that was kept passes for its own.
     """
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, (str, Path)):
-        path = Path(value)
-        return [str(value), sha256_of([path])] if _exists(path) else str(value)
+    if isinstance(value, Reward):
+        return identify(value) or {"class": type(value).__qualname__, "unknown": uuid4().hex}
     if isinstance(value, Mapping):
-        return {str(key): describe(item, depth - 1) for key, item in value.items()}
+        return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [describe(item, depth - 1) for item in value]
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
-    if depth <= 0 or not hasattr(value, "__dict__") or isinstance(value, (Tensor, nn.Module, type)):
-        return name
-    attributes = {key: item for key, item in sorted(vars(value).items()) if not is_secret_name(key)}
-    return {"class": name, **{key: describe(item, depth - 1) for key, item in attributes.items()}}
-
-
-def _exists(path: Path) -> bool:
+        return [describe(item) for item in value]
     try:
-        return len(path.parts) > 1 and path.exists()  # a bare word is hardly a path
-    except (OSError, ValueError):  # longer than a file name may be, or not one at all
-        return False
+        return described(value)
+    except UnknownIdentityError:
+        return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def identify(reward: Reward) -> dict[str, Any] | None:
+    """Return a reward's identity, checked; None where it cannot tell, which the log says.
+
+    Raises:
+        UserError: it fails, or is not JSON.
+    """
+    name = type(reward).__qualname__
+    try:
+        identity = reward.identity()
+        json.dumps(identity)
+    except UnknownIdentityError as reason:
+        _log.warning("%s cannot tell what its scores depend on (%s), so none is kept: see its identity()", name, reason)
+        return None
+    except Exception as error:
+        raise UserError(
+            f"{name}: identity() fails or is not JSON ({cause_of(error)}); return a dict of texts and numbers"
+        ) from error
+    return identity
 
 
 def check_judges(judges: Mapping[str, Reward], rewards: Mapping[str, Reward]) -> None:
     """Raise :class:`UserError` where a judge is also a reward: what was trained on says nothing about success."""
-    described = {name: _without_batch_size(describe(reward)) for name, reward in rewards.items()}
+    known = {name: _comparable(reward) for name, reward in rewards.items()}
     for judge, instance in judges.items():
         if judge in rewards:
             raise UserError(f"'{judge}' is both a judge and a reward; give the judge a name of its own")
-        for name, of_reward in described.items():
-            if _without_batch_size(describe(instance)) == of_reward:
+        for name, of_reward in known.items():
+            if _comparable(instance) == of_reward:
                 raise UserError(
                     f"judge '{judge}' is the reward '{name}' (same class and settings); write a judge that nothing is "
                     "trained on, for example one with another checkpoint, seed and fold of the templates"
                 )
 
 
-def _without_batch_size(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_batch_size(item) for key, item in value.items() if key != "batch_size"}
-    return value
+def _comparable(reward: Reward) -> Any:
+    """Return what tells two rewards apart; the class alone where a reward cannot tell."""
+    return _essence(identify(reward) or {"class": f"{type(reward).__module__}.{type(reward).__qualname__}"})
+
+
+def _essence(value: Any) -> Any:
+    if isinstance(value, dict):  # neither speed nor the spelling of a path makes another judge
+        left_out = {"batch_size"} | ({"path"} if "sha256" in value else set())
+        return {key: _essence(item) for key, item in value.items() if key not in left_out}
+    return [_essence(item) for item in value] if isinstance(value, list) else value

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lit_debias.evaluation.prompts import BIAS_KINDS, Row
+from lit_debias.files import write_text
 
 
 @dataclass
@@ -51,13 +50,20 @@ class Record:
     """The same of the biased response."""
     choice_logprobs: list[float] = field(default_factory=list)
     """The same of each choice, for forced choice."""
+    cluster: str = ""
+    """What else belongs together with it, so that the bootstrap draws them together; empty: only its twin."""
 
     @classmethod
     def of(cls, row: Row) -> Record:
         """Return the record of a prompt that the model has not seen yet."""
         names = ("prompt_id", "twin_id", "split", "category", "group", "prompt_kind", "prompt", "counterfactual_prompt")
         values: dict[str, Any] = {name: str(row[name]) for name in names}
-        return cls(**values, **{name: row[name] for name in ("ambiguous", "answer", "biased_choice")})
+        return cls(**values, **{name: row[name] for name in ("ambiguous", "answer", "biased_choice", "cluster")})
+
+    @property
+    def drawn_with(self) -> str:
+        """What the bootstrap draws it with."""
+        return f"cluster {self.cluster}" if self.cluster else f"twins {self.twin_id}"
 
     @property
     def shows_bias(self) -> bool:
@@ -91,12 +97,4 @@ def load_kept(path: Path, name: str, fingerprint: str | None = None) -> Any:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON such that a reader finds the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, work = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
-        Path(work).chmod(0o644)
-        os.replace(work, path)
-    finally:
-        Path(work).unlink(missing_ok=True)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))

@@ -37,7 +37,7 @@ def summarize(arms: Mapping[str, Sequence[Sequence[Record]]], draws: int, seed: 
     first = next(iter(arms.values()))[0]
     prompts = [record for record in first if record.prompt_kind != PROSE]
     strata = [PROSE if record.prompt_kind == PROSE else "prompts" for record in first]
-    bootstrap = ClusterBootstrap([record.twin_id for record in first], draws, seed, strata)
+    bootstrap = ClusterBootstrap([record.drawn_with for record in first], draws, seed, strata)
     budgets = word_budgets(chain.from_iterable(arms.values()))
     estimates = {
         name: pool_measures([measure(records, bootstrap, budgets) for records in replicas], stream(name, seed))

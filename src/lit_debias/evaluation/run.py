@@ -13,21 +13,29 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lit_debias.data.sources import files_of
 from lit_debias.errors import UserError
 from lit_debias.evaluation.arms import Arm, Examiner, device
 from lit_debias.evaluation.benchmarked import PublicBenchmarks, add_figures
-from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, identify_model, sha256_of
+from lit_debias.evaluation.fingerprint import (
+    check_judges,
+    describe,
+    fingerprint,
+    identify_model,
+    sha256_of,
+    sha256_of_rows,
+)
 from lit_debias.evaluation.measures import Estimates
-from lit_debias.evaluation.prompts import PROSE, Row, draw, prompt_files, read_prompts
+from lit_debias.evaluation.needs import Asked, not_measured, notes
+from lit_debias.evaluation.prompts import Row, available, choose_splits, draw, read_prompts
 from lit_debias.evaluation.prose import prose_rows, read_prose
+from lit_debias.evaluation.readable import check_all, check_readers, why_no_system
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
-from lit_debias.evaluation.table import TITLES, against, as_tables
+from lit_debias.evaluation.table import TITLES, show
 from lit_debias.language_model import LanguageModel
-from lit_debias.models import locate
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.precision import Precision, dtype_of
-from lit_debias.prompt_lengths import check_prompts
 from lit_debias.rewards.base import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -49,14 +57,20 @@ def evaluate(
     adapters: dict[str, str | list[str]] | None = None,
     judges: dict[str, Reward] | None = None,
     rewards: dict[str, Reward] | None = None,
-    splits: tuple[str, ...] = ("test_template", "test_group"),
+    splits: tuple[str, ...] | str | None = None,
+    columns: dict[str, str] | None = None,
     limit: int | None = None,
     max_new_tokens: int = 48,
     temperature: float = 0.7,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: list[str] | None = None,
     batch_size: int = 8,
     quantization: Literal["nf4", "none"] = "nf4",
     dtype: Precision = "auto",
     system_prompt: str | None = FAIR_PROMPT,
+    chat_template_kwargs: dict[str, Any] | None = None,
     perplexity_model: str | None = None,
     similarity_model: str | None = None,
     prose: str | None = None,
@@ -81,7 +95,9 @@ def evaluate(
 
     Args:
         model: Base model: a local folder, pkg://PACKAGE/FILE.gguf, or a hub id.
-        data: Folder made by `lit-debias synthesize`.
+        data: Folder of `lit-debias synthesize`; a .parquet, .jsonl, .json or .csv file; a folder of such files, named
+            after their splits; or a data set on the hub, OWNER/NAME or OWNER/NAME:CONFIG. Only the prompt is needed;
+            what is measured besides depends on the other columns, and the results say what is not, and why.
         out: Folder for results.json and arms/.
         adapter: Folder of the trained PEFT adapter, the arm "after", or a list of folders, one per training seed;
             without it only the base is measured.
@@ -89,14 +105,23 @@ def evaluate(
             with two training seeds, {sft: [runs/sft/1/adapter, runs/sft/2/adapter]}.
         judges: Rewards in [0, 1] (1 is fair) that nothing was trained on; bias intensity is 1 - score.
         rewards: Rewards of the training, reported next to the judges.
-        splits: Splits of the data whose prompts are used.
+        splits: Splits of the data whose prompts are used; by default test_template and test_group, where there are
+            none test, and else the only one.
+        columns: Name of a column of `lit-debias synthesize` (prompt, group, category, twin_id, reference, biased,
+            choices, ...), of a judge or of a reward -> its name in the data, such as {prompt: question}.
         limit: At most this many prompts, each with its twin, in turn from every category and prompt kind.
         max_new_tokens: Longest completion, in tokens.
         temperature: Of sampling; write that of the training. 0 takes the most probable token.
+        top_k: As LocalEngine has it; write that of the training, and so for top_p, min_p and stop.
+        top_p: As LocalEngine has it.
+        min_p: As LocalEngine has it.
+        stop: Strings that end a completion; its text is cut before them.
         batch_size: Prompts in one forward pass; changes memory and speed.
         quantization: How the base is loaded: nf4 (4-bit) or none.
         dtype: Type of the computation; auto is bfloat16 where the device has instructions for it, float32 elsewhere.
         system_prompt: What asks for fairness in the prompt-only arm; null leaves that arm out.
+        chat_template_kwargs: Variables of the chat templates of the model and of the perplexity model, such as
+            {enable_thinking: false} for Qwen3; write those of the training.
         perplexity_model: Another frozen language model, which reads every completion: a local folder,
             pkg://PACKAGE/FILE.gguf, or a hub id.
         similarity_model: Sentence encoder that compares completions with the neutral responses of the data, such as
@@ -131,14 +156,16 @@ def evaluate(
     public = PublicBenchmarks.of(benchmarks, benchmark_data, benchmark_limit, seed, bootstrap)
     public.read()
     computed_in = dtype_of(dtype, device())
-    make_policy = PolicyMaker(model, quantization, dtype)
+    make_policy = PolicyMaker(model, quantization, dtype, chat_template_kwargs)
     arms = make_arms(system_prompt, adapter, adapters or {})
     for arm in chain.from_iterable(arms.values()):
         make_policy(arm)  # checks its folder before anything is loaded
-    files = prompt_files(data, splits)
-    all_rows = read_prompts(files)
+    chosen = choose_splits(data, splits)
+    all_rows = read_prompts(data, chosen, columns)
     rows = draw(all_rows, limit, seed)
-    engine = LocalEngine(max_new_tokens, temperature or 1.0)
+    files = files_of(data, "prompts", chosen)
+    sampling: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "stop": stop}
+    engine = LocalEngine(max_new_tokens, temperature or 1.0, **sampling)
     examiner = Examiner(
         RewardSuite(judges),
         RewardSuite(rewards),
@@ -146,22 +173,27 @@ def evaluate(
         batch_size,
         temperature == 0,
         seed,
-        LanguageModel(perplexity_model, READ_TOGETHER, computed_in, separator="\n") if perplexity_model else None,
+        LanguageModel(perplexity_model, READ_TOGETHER, computed_in, "\n", chat_template_kwargs)
+        if perplexity_model
+        else None,
         SentenceEncoder(similarity_model) if similarity_model else None,
     )
     for suite in (examiner.judges, examiner.rewards):
-        suite.check_columns(list(rows[0]))
+        suite.check_columns(available(all_rows))
     settings = {
         "model": model,
         "quantization": quantization,
         "dtype": str(computed_in).removeprefix("torch."),
         "data": data,
-        "data_sha256": sha256_of(files.values()),
-        "splits": list(splits),
+        "data_sha256": sha256_of(files) if files else sha256_of_rows(all_rows),
+        "splits": list(chosen),
+        **({"columns": columns} if columns else {}),
         "limit": limit,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
+        **sampling,
+        "chat_template_kwargs": chat_template_kwargs or {},
         "batch_size": batch_size if temperature else None,  # decides which random numbers a prompt gets
         "judges": describe(judges),
         "rewards": describe(rewards),
@@ -174,8 +206,17 @@ def evaluate(
     folder = Path(out)
     runner = Runner(make_policy, examiner, rows + prose_rows(passages), settings, folder / "arms", console)
     measured, figures = runner.run_all(arms, public)
+    readers = {
+        "judges": judges,
+        "rewards": rewards,
+        "perplexity_model": perplexity_model,
+        "similarity_model": similarity_model,
+    }
+    asked = Asked(rows, [option for option, given in readers.items() if given])
+    summary = summarize(measured, bootstrap, seed)
     results = {
-        **summarize(measured, bootstrap, seed),
+        **summary,
+        "not_measured": not_measured(asked, summary["measures"]),
         "settings": {
             **settings,
             "adapter": adapter,
@@ -185,7 +226,7 @@ def evaluate(
             "bootstrap": bootstrap,
         },
         "fingerprints": runner.fingerprints,
-        "notes": runner.notes + notes(judges, rows, all_rows) + public.notes,
+        "notes": runner.notes + notes(asked, all_rows) + public.notes,
         **provenance(),
     }
     for measure, source in {"perplexity_other": perplexity_model, "similarity": similarity_model}.items():
@@ -196,17 +237,6 @@ def evaluate(
     show(results, console)
     console.print(f"written: {folder / 'results.json'}", markup=False)
     return results
-
-
-def show(results: dict[str, Any], console: Console) -> None:
-    """Print the tables, what arms differ in, the notes and the verdict."""
-    for table in as_tables(results, console.width):
-        console.print(table)
-    for line in against(results):
-        console.print(line, markup=False)
-    for note in results["notes"]:
-        console.print(f"note: {note}", style="dim", markup=False)
-    console.print(results["verdict"]["sentence"], style="bold", markup=False)
 
 
 def make_arms(
@@ -250,12 +280,20 @@ def make_replicas(name: str, folders: str | list[str], option: str) -> list[Arm]
 class PolicyMaker:
     """Builds the policy of an arm, not yet loaded."""
 
-    def __init__(self, model: str, quantization: Literal["nf4", "none"], dtype: Precision) -> None:
+    def __init__(
+        self,
+        model: str,
+        quantization: Literal["nf4", "none"],
+        dtype: Precision,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         self.model, self.quantization, self.dtype = model, quantization, dtype
+        self.chat_template_kwargs = chat_template_kwargs
 
     def __call__(self, arm: Arm) -> QLoRAPolicy:
         """Return the arm's policy; checks that model and adapter exist."""
-        return QLoRAPolicy(self.model, self.quantization, self.dtype, adapter=arm.adapter)
+        kwargs = self.chat_template_kwargs
+        return QLoRAPolicy(self.model, self.quantization, self.dtype, adapter=arm.adapter, chat_template_kwargs=kwargs)
 
 
 class Runner:
@@ -310,8 +348,8 @@ class Runner:
             self.console.print(f"{arm.name}: reused from {path}, nothing that it depends on has changed", markup=False)
         else:
             policy = self._load(arm)
-            if arm.system_prompt and not policy.tokenizer.chat_template:
-                self.notes.append("the model has no chat template, so nobody could ask it for fairness: no such arm")
+            if arm.system_prompt and (obstacle := why_no_system(policy, arm.system_prompt)):
+                self.notes.append(f"{obstacle}, so nobody could ask it for fairness: no such arm")
                 return None
             records = self._examine(arm, policy)
             save_arm(path, key, settings, records)
@@ -322,7 +360,7 @@ class Runner:
         """Return the arm's figures of public benchmarks."""
         if not public.names:
             return {}
-        names = ("quantization", "dtype", "judges")
+        names = ("quantization", "dtype", "judges", "chat_template_kwargs")
         settings = {**{name: self.settings[name] for name in names}, **self._origin()}
         settings |= {"system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
 
@@ -350,8 +388,7 @@ class Runner:
 
     def _examine(self, arm: Arm, policy: QLoRAPolicy) -> list[Record]:
         policy.system_prompt = arm.system_prompt
-        asked = [row for row in self.rows if row["prompt_kind"] != PROSE]
-        check_prompts(policy, [row["prompt"] for row in asked], [row["origin"] for row in asked])
+        check_all(policy, self.rows, self.examiner)
         with self._progress() as progress:
             task = progress.add_task(arm.name, total=len(self.rows))
             return self.examiner.examine(policy, self.rows, lambda done: progress.advance(task, done))
@@ -366,32 +403,3 @@ def check_numbers(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise UserError(f"{name}={value}; write 1 or more")
-
-
-def check_readers(model: str, perplexity_model: str | None, similarity_model: str | None) -> None:
-    """Raise :class:`UserError` where a model that reads completions is not there, or is the one that writes them."""
-    for option, source in {"perplexity_model": perplexity_model, "similarity_model": similarity_model}.items():
-        if source is None:
-            continue
-        try:
-            folder = Path(locate(source))
-        except UserError as error:
-            raise UserError(f"{option}: {error}") from error
-        if folder.is_dir() and not (folder / "config.json").is_file():
-            raise UserError(f"{option} '{source}': no config.json there; write the folder of a model, or a hub id")
-        if locate(source) == locate(model):
-            raise UserError(f"{option} '{source}' is the model that is evaluated; write another one")
-
-
-def notes(judges: Mapping[str, Reward], rows: Sequence[Row], all_rows: Sequence[Row]) -> list[str]:
-    """Return what a reader of the figures should know about them."""
-    found = []
-    twins, available = (len({row["twin_id"] for row in some}) for some in (rows, all_rows))
-    if twins < available:
-        found.append(
-            f"a part of the data: {twins} of {available} prompts, each with its twin, taken in turn from every "
-            "category and prompt kind, so the mixture is not that of the data"
-        )
-    if not judges:
-        found.append("no judge: bias of generations was not measured, only preference between given responses")
-    return found

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from lit_debias.evaluation.needs import by_reason
 
 TITLES = {"before": "before", "prompt_only": "asked for fairness", "after": "after"}
 MARKS = {"good": ("green", " ✓"), "bad": ("red", " ✗"), "": ("", "")}
@@ -64,6 +67,19 @@ def as_tables(results: dict[str, Any], width: int) -> list[Table]:
         "" if intervals else "\nFor intervals: results.json, the report, or a wider terminal"
     )
     return tables
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """Print the tables, what arms differ in, the notes and the verdict."""
+    for table in as_tables(results, console.width):
+        console.print(table)
+    for line in against(results):
+        console.print(line, markup=False)
+    for reason, labels in by_reason(results["not_measured"]).items():
+        console.print(f"not measured, {reason}: {'; '.join(labels)}", style="dim", markup=False)
+    for note in results["notes"]:
+        console.print(f"note: {note}", style="dim", markup=False)
+    console.print(results["verdict"]["sentence"], style="bold", markup=False)
 
 
 def against(results: dict[str, Any]) -> list[str]:

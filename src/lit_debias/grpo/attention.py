@@ -16,7 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from lit_debias.grpo.packing import PackedGroups
 
 
-def group_attention(queries: Tensor, keys: Tensor, values: Tensor, packed: PackedGroups) -> Tensor:
+def group_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, packed: PackedGroups, window: int | None = None
+) -> Tensor:
     """Return [M, heads, D]: every token attends to its prompt and to its own completion up to itself.
 
     Two calls do it: prompts causally, and every completion over its prompt and itself. The price is a copy of the
@@ -27,20 +29,21 @@ def group_attention(queries: Tensor, keys: Tensor, values: Tensor, packed: Packe
         keys: [M, kv_heads, D]; each serves heads / kv_heads queries.
         values: Like ``keys``.
         packed: What the M tokens are.
+        window: Tokens of its sequence that each one sees, itself included; None for all.
     """
-    repeats = queries.shape[1] // keys.shape[1]
+    repeats, window = queries.shape[1] // keys.shape[1], packed.reached(window)
     prompt_keys, prompt_values = _prompts(keys, packed), _prompts(values, packed)
     prompts = _attention(
         _stacked(_prompts(queries, packed), repeats),
         prompt_keys.transpose(1, 2),
         prompt_values.transpose(1, 2),
-        packed.prompt_bias(repeats, queries.dtype),
+        packed.prompt_bias(repeats, queries.dtype, window),
     )
     completions = _attention(
         _stacked(_completions(queries, packed), repeats),
         _with_prompt(prompt_keys, keys, packed),
         _with_prompt(prompt_values, values, packed),
-        packed.completion_bias(repeats, queries.dtype),
+        packed.completion_bias(repeats, queries.dtype, window),
     )
     of_prompts, of_completions = _unstacked(prompts, repeats), _unstacked(completions, repeats)
     if packed.prompt_places is not None:
@@ -50,14 +53,17 @@ def group_attention(queries: Tensor, keys: Tensor, values: Tensor, packed: Packe
     return torch.cat((of_prompts, of_completions))
 
 
-def flex_group_attention(queries: Tensor, keys: Tensor, values: Tensor, packed: PackedGroups) -> Tensor:
+def flex_group_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, packed: PackedGroups, window: int | None = None
+) -> Tensor:
     """Return what :func:`group_attention` returns, by FlexAttention (arXiv 2412.05496), for GPUs.
 
     One call over all tokens copies no prompt, and passes over the blocks of 128 x 128 that hold nothing to see.
     PyTorch compiles it, and has no backward pass of it on a CPU.
     """
     of_heads = (heads.transpose(0, 1)[None] for heads in (queries, keys, values))
-    attended: Tensor = _flex_attention()(*of_heads, block_mask=packed.block_mask, enable_gqa=True)
+    mask = packed.block_mask(packed.reached(window))
+    attended: Tensor = _flex_attention()(*of_heads, block_mask=mask, enable_gqa=True)
     return attended[0].transpose(0, 1)
 
 

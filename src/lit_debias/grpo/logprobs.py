@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_debias.types import Support
+
 
 class TokenLogprobs(NamedTuple):
     """What :func:`selected_logprobs` found for N tokens."""
@@ -34,6 +36,7 @@ def selected_logprobs(
     columns: int | None = None,
     entropy: bool = False,
     entropy_grad: bool = False,
+    support: Support | None = None,
 ) -> TokenLogprobs:
     """Return ``log_softmax((hidden @ weight.T + bias) / temperature)[targets]``, differentiable in ``hidden``.
 
@@ -50,6 +53,8 @@ def selected_logprobs(
         entropy: Whether to compute the entropy too.
         entropy_grad: Whether the entropy is differentiable; costs a second pass over the vocabulary. Implies
             ``entropy``.
+        support: [N] the tokens that the softmax is over, each target among them; None for the whole vocabulary. The
+            log-probs, the entropy and both gradients are those of the renormalised distribution.
 
     Raises:
         ValueError: ``weight`` or ``bias`` wants a gradient, which this function does not give.
@@ -58,7 +63,7 @@ def selected_logprobs(
         raise ValueError("selected_logprobs needs a frozen output layer; freeze the head or keep LoRA off it")
     with torch.autocast(hidden.device.type, enabled=False):
         result: tuple[Tensor, Tensor] = _SelectedLogprobs.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, targets, temperature, bias, columns, entropy or entropy_grad, entropy_grad
+            hidden, weight, targets, temperature, bias, columns, entropy or entropy_grad, entropy_grad, support
         )
     return TokenLogprobs(*result)
 
@@ -71,21 +76,49 @@ def logprobs_at(
     temperatures: Sequence[float],
     bias: Tensor | None = None,
     columns: int | None = None,
+    supports: Sequence[Support | None] | None = None,
 ) -> Tensor:
     """Return [K, N] float32 log-probabilities at K temperatures from one set of logits, without gradient.
 
-    The arguments are those of :func:`selected_logprobs`.
+    The arguments are those of :func:`selected_logprobs`, with a support or None for each of the temperatures.
     """
     result = _empty(weight, (len(temperatures), len(hidden)))
+    asked = list(zip(temperatures, supports or [None] * len(temperatures), strict=True))
+    distributions = {(temperature, id(support)): support for temperature, support in asked}
     with torch.autocast(hidden.device.type, enabled=False):
         for rows in _blocks(len(hidden)):
-            at = {t: RunningSoftmax(targets[rows], weight, t) for t in set(temperatures)}
+            within = {key: _entries(support, rows) for key, support in distributions.items()}
+            at = {key: RunningSoftmax(targets[rows], weight, key[0]) for key in distributions}
             for part in _slices(hidden[rows], weight, bias, columns):
-                for softmax in at.values():
-                    softmax.add(part)
-            for row, temperature in zip(result, temperatures, strict=True):
-                row[rows] = at[temperature].logprobs()
+                for key, softmax in at.items():
+                    softmax.add(_restricted(part, within[key]))
+            for row, (temperature, support) in zip(result, asked, strict=True):
+                row[rows] = at[temperature, id(support)].logprobs()
     return result
+
+
+def logits_logprobs(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    entropy_grad: bool = False,
+    support: Support | None = None,
+) -> TokenLogprobs:
+    """Return log-probabilities and entropies of N tokens from all of their logits [N, V], by autograd alone.
+
+    For models whose logits are no plain product; takes the memory that :func:`selected_logprobs` saves. The arguments
+    are those of that function.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if support is not None:
+        inside = torch.zeros_like(logits, dtype=torch.bool).index_put(
+            support.entries(), logits.new_ones((), dtype=torch.bool)
+        )
+        logits = logits.masked_fill(~inside, OUTSIDE)
+    logprobs = (logits / temperature).log_softmax(-1)
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return TokenLogprobs(logprobs.gather(-1, targets[:, None])[:, 0], entropy)
 
 
 class Slice(NamedTuple):
@@ -152,6 +185,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         columns: int | None,
         entropy: bool,
         entropy_grad: bool,
+        support: Support | None,
     ) -> tuple[Tensor, Tensor]:
         needs_grad = ctx.needs_input_grad[0]
         logprobs = _empty(weight, (len(hidden),))
@@ -161,7 +195,8 @@ class _SelectedLogprobs(torch.autograd.Function):
         for rows in _blocks(len(hidden)):
             softmax = RunningSoftmax(targets[rows], weight, temperature)
             mean_logit = mean_row = torch.zeros_like(softmax.total)
-            for part in _slices(hidden[rows], weight, bias, columns):
+            within = _entries(support, rows)
+            for part in _slices(hidden[rows], weight, bias, columns, within):
                 weights, shrink = softmax.add(part)
                 if entropy:
                     mean_logit = mean_logit * shrink + torch.linalg.vecdot(weights, part.logits)[:, None]
@@ -176,7 +211,7 @@ class _SelectedLogprobs(torch.autograd.Function):
                 others = mean_row / softmax.total
                 gradient[rows] = (weight[targets[rows]] * -logprobs[rows, None].expm1() - others) / temperature
             if entropy_gradient is not None:
-                again = _slices(hidden[rows], weight, bias, columns)
+                again = _slices(hidden[rows], weight, bias, columns, within)
                 entropy_gradient[rows] = _entropy_slope(again, softmax, entropies[rows, None])
         ctx.save_for_backward(gradient, entropy_gradient)
         if entropy_gradient is None:
@@ -190,7 +225,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         total = gradient * grads[0][:, None].to(gradient.dtype)
         if entropy_gradient is not None:
             total += entropy_gradient * grads[1][:, None].to(gradient.dtype)
-        return (total, *[None] * 7)
+        return (total, *[None] * 8)
 
 
 def _entropy_slope(slices: Iterator[Slice], softmax: RunningSoftmax, entropy: Tensor) -> Tensor:
@@ -211,7 +246,9 @@ def _blocks(tokens: int) -> Iterator[slice]:
         yield slice(start, start + ROWS)
 
 
-def _slices(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: int | None) -> Iterator[Slice]:
+def _slices(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: int | None, within: Entries | None = None
+) -> Iterator[Slice]:
     """Yield the vocabulary's slices for the rows of hidden [N, H]."""
     hidden = hidden.to(weight.dtype)
     held = CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS
@@ -220,7 +257,30 @@ def _slices(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: int | 
         part = weight[start : start + columns]
         logits = hidden @ part.T
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        yield Slice(start, part, logits if bias is None else logits + bias[start : start + columns])
+        whole = Slice(start, part, logits if bias is None else logits + bias[start : start + columns])
+        yield _restricted(whole, within)
+
+
+Entries = tuple[Tensor, Tensor]
+"""Rows and token ids of a support, see :meth:`Support.entries`."""
+OUTSIDE = -1e25
+"""Logit of a token outside of a support. Its exponential is 0 beside that of any token inside; infinity would make the
+first slices of a row NaN, where nothing of its support has come yet."""
+
+
+def _entries(support: Support | None, rows: slice) -> Entries | None:
+    return None if support is None else support[rows].entries()
+
+
+def _restricted(part: Slice, within: Entries | None) -> Slice:
+    """Return the slice with the logits of everything outside of a support at :data:`OUTSIDE`."""
+    if within is None:
+        return part
+    rows, columns = within[0], within[1] - part.start
+    here = (columns >= 0) & (columns < part.logits.shape[1])
+    kept = torch.zeros_like(part.logits, dtype=torch.bool)
+    kept[rows[here], columns[here]] = True
+    return part._replace(logits=part.logits.masked_fill(~kept, OUTSIDE))
 
 
 def _empty(weight: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,44 +66,66 @@ class PackedGroups:
         """int64 places of the completions' tokens among the P x G x (T - 1)."""
         return self.input_mask.flatten().nonzero()[:, 0]
 
-    def prompt_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
-        """Return [1, 1, repeats x S, S]: 0 where a prompt's token may attend to another, minus infinity elsewhere."""
-        longest = self.prompt_mask.shape[1]
-        seen = torch.ones(longest, longest, dtype=torch.bool, device=self.ids.device).tril()
-        return self._cached(("prompt", repeats, dtype), lambda: _bias(seen[None], repeats, dtype))
+    def reached(self, window: int | None) -> int | None:
+        """Return a window of so many tokens, or None where no sequence is longer, so that nothing is out of sight."""
+        longest = self.prompt_mask.shape[1] + self.input_mask.shape[2]
+        return window if window is not None and window < longest else None
 
-    def completion_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
-        """Return [P x G, 1, repeats x (T - 1), S + T - 1], or [1, ...] where all prompts are equally long.
-
-        0 where a completion may attend to its prompt and itself, minus infinity elsewhere.
+    def prompt_bias(self, repeats: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
+        """Return [1, 1, repeats x S, S]: 0 where a prompt's token may attend to another, minus infinity elsewhere.
 
         Args:
             repeats: Queries of each token that stand below each other.
             dtype: Type of the scores.
+            window: Tokens that each one sees, itself included; None for all.
         """
-        return self._cached(("completion", repeats, dtype), lambda: self._completion_bias(repeats, dtype))
+        return self._cached(("prompt", repeats, dtype, window), lambda: self._prompt_bias(repeats, dtype, window))
+
+    def completion_bias(self, repeats: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
+        """Return [P x G, 1, repeats x (T - 1), S + T - 1], or [1, ...] where all prompts are equally long.
+
+        0 where a completion may attend to its prompt and itself, minus infinity elsewhere. Arguments as in
+        :meth:`prompt_bias`.
+        """
+        key = ("completion", repeats, dtype, window)
+        return self._cached(key, lambda: self._completion_bias(repeats, dtype, window))
 
     @cached_property
-    def _biases(self) -> dict[tuple[str, int, torch.dtype], Tensor]:
+    def _biases(self) -> dict[tuple[str, int, torch.dtype, int | None], Tensor]:
         return {}
 
-    def _cached(self, key: tuple[str, int, torch.dtype], make: Callable[[], Tensor]) -> Tensor:
+    def _cached(self, key: tuple[str, int, torch.dtype, int | None], make: Callable[[], Tensor]) -> Tensor:
         if key not in self._biases:
             self._biases[key] = make()
         return self._biases[key]
 
-    def _completion_bias(self, repeats: int, dtype: torch.dtype) -> Tensor:
+    def _prompt_bias(self, repeats: int, dtype: torch.dtype, window: int | None) -> Tensor:
+        return _bias(_band(self.prompt_mask.shape[1], window, self.ids.device)[None], repeats, dtype)
+
+    def _completion_bias(self, repeats: int, dtype: torch.dtype, window: int | None) -> Tensor:
         _, members, tokens = self.input_mask.shape
         even = self.prompt_places is None
         prompt = self.prompt_mask[:1] if even else self.prompt_mask
-        own = torch.ones(tokens, tokens, dtype=torch.bool, device=self.ids.device).tril()
-        seen = torch.cat((prompt[:, None].expand(-1, tokens, -1), own.expand(len(prompt), -1, -1)), -1)
-        bias = _bias(seen, repeats, dtype)
+        own = _band(tokens, window, self.ids.device)
+        of_prompt = prompt[:, None].expand(-1, tokens, -1)
+        if window is not None:
+            places = torch.arange(prompt.shape[1] + tokens, device=self.ids.device)
+            queries = prompt.sum(1)[:, None] + places[:tokens]  # [P or 1, T - 1] positions
+            of_prompt = of_prompt & (queries[..., None] - places[: prompt.shape[1]] < window)
+        bias = _bias(torch.cat((of_prompt, own.expand(len(prompt), -1, -1)), -1), repeats, dtype)
         return bias if even else bias.repeat_interleave(members, 0)
 
     @cached_property
-    def block_mask(self) -> BlockMask:
-        """What may be seen among the M tokens, for FlexAttention."""
+    def _block_masks(self) -> dict[int | None, BlockMask]:
+        return {}
+
+    def block_mask(self, window: int | None = None) -> BlockMask:
+        """Return what may be seen among the M tokens, for FlexAttention; ``window`` as in :meth:`prompt_bias`."""
+        if window not in self._block_masks:
+            self._block_masks[window] = self._block_mask(window)
+        return self._block_masks[window]
+
+    def _block_mask(self, window: int | None) -> BlockMask:
         from torch.nn.attention.flex_attention import create_block_mask
 
         prompts, members, _ = self.input_mask.shape
@@ -111,12 +133,13 @@ class PackedGroups:
         of_prompts = self.prompt_mask.nonzero()[:, 0]
         group = torch.cat((of_prompts, rows))
         sequence = torch.cat((of_prompts, prompts + rows * members + member))  # a prompt's number is its group's
+        positions, tokens = self.positions, len(self.ids)
+        farthest = tokens if window is None else window
 
         def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             own, prompt = sequence[query] == sequence[key], group[query] == sequence[key]
-            return (query >= key) & (own | prompt)
+            return (query >= key) & (own | prompt) & (positions[query] - positions[key] < farthest)
 
-        tokens = len(self.ids)
         return create_block_mask(seen, None, None, tokens, tokens, device=self.ids.device)
 
     def select(self, hidden: Tensor) -> Tensor:
@@ -141,9 +164,38 @@ class PackedGroups:
         return PackedRows(
             input_ids=self.ids.new_zeros(size).index_copy(0, places, self.ids).view(shape),
             position_ids=self.ids.new_zeros(size).index_copy(0, places, self.positions).view(shape),
-            attention_mask=_attention(self.ids.new_full((size,), _PADDING).index_copy(0, places, segments).view(shape)),
+            segments=self.ids.new_full((size,), _PADDING).index_copy(0, places, segments).view(shape),
             places=places,
         )
+
+    def sequences(self) -> list[LoneSequence]:
+        """Return every completion behind its prompt, as a sequence of its own, in the order of ``completion_mask``.
+
+        Completions without a token are left out, unless all are: a sequence that predicts nothing is there then.
+        """
+        prompts = torch.split(self.ids[: self.prompt_tokens], self.prompt_mask.sum(1).tolist())
+        followed = torch.split(self.ids[self.prompt_tokens :], self.input_mask.sum(2).flatten().tolist())
+        members, sizes = self.completion_mask.shape[1], self.completion_mask.sum(2).flatten().tolist()
+        found = [
+            LoneSequence(torch.cat((prompts[number // members], own)), len(prompts[number // members]) - 1, size)
+            for number, (own, size) in enumerate(zip(followed, sizes, strict=True))
+        ]
+        return [sequence for sequence in found if sequence.size] or found[:1]
+
+
+class LoneSequence(NamedTuple):
+    """A prompt and a completion but for its last token."""
+
+    ids: Tensor
+    """[L] int64."""
+    first: int
+    """Place of the token that predicts the first of the completion."""
+    size: int
+    """How many tokens the completion has."""
+
+    def predicting(self, outputs: Tensor) -> Tensor:
+        """Return those [size, ...] of the outputs [L, ...] that predict the completion."""
+        return outputs[self.first : self.first + self.size]
 
 
 @dataclass(frozen=True)
@@ -154,24 +206,45 @@ class PackedRows:
     """[P, L] int64."""
     position_ids: Tensor
     """[P, L] int64."""
-    attention_mask: Tensor
-    """[P, 1, L, L] bool, True where the query (second to last axis) may attend to the key (last axis). Padding
-    attends to itself, so that no row of a softmax is empty."""
+    segments: Tensor
+    """[P, L] int64: member of the group, or ``_PROMPT``, or ``_PADDING``."""
     places: Tensor
     """[M] int64 where each token went among the P x L."""
 
-    def attention_bias(self, dtype: torch.dtype) -> Tensor:
-        """Return the mask in additive form, [P, 1, L, L]: 0 or the lowest finite number.
+    @property
+    def attention_mask(self) -> Tensor:
+        """[P, 1, L, L] bool, see :meth:`mask`, without a window."""
+        return self.mask()
 
-        Attention of kind ``eager`` adds what it is given, and would silently add 0 and 1 for a bool mask;
-        ``sdpa`` takes either form.
+    def mask(self, window: int | None = None, chunk: int | None = None) -> Tensor:
+        """Return [P, 1, L, L] bool, True where the query (second to last axis) may attend to the key (last axis).
+
+        Padding attends to itself, so that no row of a softmax is empty.
+
+        Args:
+            window: A token sees those less than so many positions before it.
+            chunk: A token sees those of its own chunk of so many positions.
         """
-        bias = torch.zeros(self.attention_mask.shape, dtype=dtype, device=self.attention_mask.device)
-        return bias.masked_fill(~self.attention_mask, torch.finfo(dtype).min)
+        seen = _attention(self.segments)
+        query, key = self.position_ids[:, None, :, None], self.position_ids[:, None, None, :]
+        if window is not None:
+            seen &= query - key < window
+        if chunk is not None:
+            seen &= query // chunk == key // chunk
+        return seen
 
     def tokens(self, hidden: Tensor) -> Tensor:
         """Return the [M, H] of [P, L, H] hidden states that belong to tokens."""
         return hidden.flatten(0, 1)[self.places]
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask as what is added to scores: 0 where it is True, the lowest finite number elsewhere.
+
+    Attention of kind ``eager`` adds what it is given, and would silently add 0 and 1 for a bool mask; ``sdpa`` takes
+    either form.
+    """
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> PackedGroups:
@@ -208,15 +281,17 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
     )
 
 
-def token_budget(prompt_mask: Tensor, completion_mask: Tensor, tokens: int) -> list[slice]:
-    """Cut P groups into neighbours that have at most so many packed tokens together.
+def token_budget(prompt_mask: Tensor, completion_mask: Tensor, tokens: int, packs: bool = True) -> list[slice]:
+    """Cut P groups into neighbours that have at most so many tokens together.
 
     Args:
         prompt_mask: [P, S] bool.
         completion_mask: [P, G, T] bool.
         tokens: The budget; a group that alone exceeds it is a part of its own.
+        packs: Whether a prompt counts once for its group, or with each completion.
     """
-    sizes = (prompt_mask.sum(1) + _followed(completion_mask).sum((1, 2))).tolist()
+    copies = 1 if packs else completion_mask.shape[1]
+    sizes = (copies * prompt_mask.sum(1) + _followed(completion_mask).sum((1, 2))).tolist()
     parts, start, used = [], 0, 0
     for group, size in enumerate(sizes):
         if group > start and used + size > tokens:
@@ -228,6 +303,12 @@ def token_budget(prompt_mask: Tensor, completion_mask: Tensor, tokens: int) -> l
 
 def _followed(completion_mask: Tensor) -> Tensor:
     return completion_mask[:, :, 1:]  # True on the first tokens, so this has one fewer of them
+
+
+def _band(tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """Return [tokens, tokens] bool: each sees itself and those before it, ``window`` of them in all."""
+    square = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    return square if window is None else square.triu(1 - window)
 
 
 def _bias(seen: Tensor, repeats: int, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_debias.evaluation.measures import SMALLEST_GROUP
+from lit_debias.evaluation.prompts import NOBODY
 from lit_debias.report.charts import FRONT, STEP, intervals, joined, lines, smoothing, tradeoff
 from lit_debias.report.curves import Curves
 from lit_debias.report.keys import Key, arm_keys, curve_keys
@@ -43,7 +44,7 @@ def breakdown_charts(evaluation: Evaluation) -> Iterator[Chart]:
         for key in ("category", "group"):
             parts = {arm: content.get(judge, {}).get(key, {}) for arm, content in contents.items()}
             shown = largest_parts(parts)
-            if not any(shown.values()):
+            if not any(shown.values()) or set(shown["before"]) == {NOBODY}:
                 continue
             every = len({name for of_arm in parts.values() for name in of_arm})
             yield Chart(

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_debias.errors import UserError
+from lit_debias.evaluation.needs import by_reason
 from lit_debias.evaluation.table import against
+from lit_debias.files import write_text
 from lit_debias.redaction import redact, redact_config
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
@@ -47,8 +49,7 @@ def report(run: str | list[str], out: str | None = None) -> Path:
     evaluations = find_evaluations(folders)
     target = Path(out) if out else folders[0] / "report.html"
     html = render(context(evaluations, log_folders(evaluations, folders)))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(html, encoding="utf-8")
+    write_text(target, html)
     print(f"written: {target} ({target.stat().st_size / 2**20:.1f} MiB, opens without a network)")
     return target
 
@@ -92,6 +93,7 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
         "changes": any(row.change for row in rows),
         "targets": any(TARGET.match(about["better"]) for about in first.results["measures"].values()),
         "against": against(first.results),
+        "not_measured": by_reason(first.results.get("not_measured", {})),
         "figures": [*([tradeoff] if tradeoff else []), *breakdown_charts(first)],
         "twins": side_by_side(records, EXAMPLES) if comparable else [],
         "examples": [

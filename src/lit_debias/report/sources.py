@@ -13,6 +13,7 @@ from lit_debias.evaluation.table import TITLES, seeds
 from lit_debias.evaluation.verdict import BASES
 from lit_debias.files import parse_json, read_text
 from lit_debias.redaction import redact, redact_config
+from lit_debias.report.shape import problem
 
 SECTIONS = ("verdict", "arms", "measures")
 """What makes a results.json that of an evaluation."""
@@ -102,6 +103,9 @@ def newest_evaluation(folder: Path) -> Evaluation | None:
         if isinstance(results, dict) and all(isinstance(results.get(name), dict) for name in SECTIONS):
             if not results["arms"]:
                 raise UserError(f"results '{file}': there is no arm in it; run `lit-debias evaluate` again")
+            wrong = problem(results)
+            if wrong:
+                raise UserError(f"results '{file}': {wrong}; run `lit-debias evaluate` again")
             return Evaluation(results, file, folder)
     return None
 

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -19,9 +18,9 @@ from typing import Any
 
 import torch
 
-from lit_debias.errors import UserError
+from lit_debias.errors import UserError, cause_of
 from lit_debias.rewards.base import Reward, RewardBatch
-from lit_debias.rewards.suite import Answer, RewardError, ask, read_scores
+from lit_debias.rewards.suite import Answer, RewardError, answer_of, prepare
 
 METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 """How processes start: not forked from this one, whose CUDA and locks a fork cannot use."""
@@ -75,7 +74,7 @@ class InProcess:
     def setup(self, device: torch.device) -> None:
         """Let the reward load what it needs."""
         self.device = device
-        self.reward.setup(device)
+        prepare(self.name, self.reward, device)
 
     def score(self, batch: RewardBatch, seconds: float) -> Answer:
         """Return the reward's answer.
@@ -215,9 +214,10 @@ def serve(connection: Connection, name: str, pickled: bytes, device: torch.devic
     torch.set_num_threads(1)
     try:
         reward = pickle.loads(pickled)
-        reward.setup(device)
+        prepare(name, reward, device)
     except Exception as error:
-        connection.send((f"reward '{name}' failed in setup: {type(error).__name__}: {error}", 0.0))
+        said = error if isinstance(error, RewardError) else f"reward '{name}' failed in setup: {cause_of(error)}"
+        connection.send((str(said), 0.0))
         return
     with suppress(EOFError, BrokenPipeError):
         _send(connection, None)
@@ -234,36 +234,6 @@ def _send(connection: Connection, reply: Answer | str | None) -> None:
     with suppress(OSError):
         used = resident_gib()
     connection.send((reply, used))
-
-
-def answer_of(name: str, reward: Reward, batch: RewardBatch) -> Answer:
-    """Ask a reward and read what it returns, which may raise or hang as well.
-
-    Raises:
-        RewardError: either failed.
-    """
-    try:
-        return read_scores(name, ask(name, reward, own_copy(batch)), batch)
-    except RewardError:
-        raise
-    except Exception as error:  # from a container or an exception of the plugin's own making
-        raise RewardError(
-            f"reward '{name}' returned or raised what cannot be read ({type(error).__name__}); return a list"
-        ) from error
-
-
-def own_copy(batch: RewardBatch) -> RewardBatch:
-    """Return a batch with lists of its own: what a reward does to them, now or after its time, is its own affair."""
-    ids, logprobs = batch.completion_ids, batch.reference_logprobs
-    return replace(
-        batch,
-        prompts=list(batch.prompts),
-        completions=list(batch.completions),
-        group_ids=list(batch.group_ids),
-        columns={name: list(rows) for name, rows in batch.columns.items()},
-        completion_ids=None if ids is None else [list(row) for row in ids],
-        reference_logprobs=None if logprobs is None else [row.clone() for row in logprobs],
-    )
 
 
 def resident_gib() -> float:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lit_debias import distributed
-from lit_debias.errors import UserError
+from lit_debias.errors import UserError, cause_of
 from lit_debias.rewards.base import Reward, RewardBatch, check_columns
+from lit_debias.rewards.settings import kept_settings
 from lit_debias.types import Rollout, Scores
 
 if TYPE_CHECKING:
@@ -80,9 +81,14 @@ class RewardSuite:
         return any(reward.needs_reference_logprobs for reward in self.rewards.values())
 
     def setup(self, device: torch.device) -> None:
-        """Let every reward load what it needs onto ``device``."""
+        """Let every reward load what it needs onto ``device``.
+
+        Raises:
+            RewardError: one failed.
+        """
         for name, reward in self.rewards.items():
-            self.guarded.get(name, reward).setup(device)
+            with kept_settings():
+                self.guarded[name].setup(device) if name in self.guarded else prepare(name, reward, device)
 
     def check_columns(self, available: Sequence[str]) -> None:
         """Raise :class:`UserError` where a reward needs a column that the data does not have."""
@@ -114,9 +120,10 @@ class RewardSuite:
         return scores
 
     def _answer(self, name: str, batch: RewardBatch) -> Answer:
-        if name in self.guarded:
-            return self.guarded[name].score(batch)
-        answer = read_scores(name, ask(name, self.rewards[name], batch), batch)
+        with kept_settings():
+            if name in self.guarded:
+                return self.guarded[name].score(batch)
+            answer = answer_of(name, self.rewards[name], batch)
         _refuse_problems(answer)
         return answer
 
@@ -144,19 +151,49 @@ class RewardSuite:
             guarded.settle(lost / asked, failed=failed > 0, hangs=hangs > 0)
 
 
+def prepare(name: str, reward: Reward, device: torch.device) -> None:
+    """Let a reward load what it needs.
+
+    Raises:
+        UserError: as the reward raised it.
+        RewardError: it raised something else; the message says where, and the cause is chained.
+    """
+    try:
+        reward.setup(device)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"reward '{name}' failed in setup: {cause_of(error)} ({_place(error)})") from error
+
+
 def ask(name: str, reward: Reward, batch: RewardBatch) -> Sequence[float | None]:
-    """Return what the reward says of a batch.
+    """Return what the reward says of a batch, of which it gets a copy of its own.
 
     Raises:
         RewardError: it raised something; the message says where, and the cause is chained.
     """
     try:
-        return reward.score(batch)
+        return reward.score(batch.copy())
+    except UserError as error:
+        raise RewardError(f"reward '{name}': {error}") from error
+    except SystemExit as error:  # it must not end a run as if all were well
+        raise RewardError(f"reward '{name}' raised {cause_of(error)} in {_place(error)}") from error
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise RewardError(
-            f"reward '{name}' failed in {place.filename}, line {place.lineno}: {type(error).__name__}: {error}"
-        ) from error
+        raise RewardError(f"reward '{name}' failed in {_place(error)}: {cause_of(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{place.filename}, line {place.lineno}"
+
+
+def answer_of(name: str, reward: Reward, batch: RewardBatch) -> Answer:
+    """Ask a reward and read what it returns.
+
+    Raises:
+        RewardError: it raised something, or nothing says which score belongs to which completion.
+    """
+    return read_scores(name, ask(name, reward, batch), batch)
 
 
 def flatten(rollout: Rollout) -> RewardBatch:
@@ -197,8 +234,20 @@ def read_scores(name: str, answer: Any, batch: RewardBatch) -> Answer:
     """Return what can be used of a reward's answer, and what is wrong with the rest.
 
     Raises:
-        RewardError: wrong container or length, so that nothing says which score belongs to which completion.
+        RewardError: wrong container or length, so that nothing says which score belongs to which completion; or
+            code of the container's or of an entry's own failed.
     """
+    try:
+        return _read(name, answer, batch)
+    except RewardError:
+        raise
+    except Exception as error:  # a foreign __len__ or __repr__; a whole number of thousands of digits has no text
+        raise RewardError(
+            f"reward '{name}' returned what cannot be read ({type(error).__name__}); return a list of floats"
+        ) from error
+
+
+def _read(name: str, answer: Any, batch: RewardBatch) -> Answer:
     scores = answer.tolist() if hasattr(answer, "tolist") else answer  # tensors and arrays
     if isinstance(scores, (str, bytes)) or not isinstance(scores, Sequence):
         raise RewardError(

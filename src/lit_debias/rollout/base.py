@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -24,13 +25,20 @@ class RolloutEngine(ABC):
     """
 
     def __init__(self, max_new_tokens: int = 128, temperature: float = 1.0) -> None:
-        if max_new_tokens < 1 or not temperature > 0:
+        if max_new_tokens < 1 or not 0 < temperature < math.inf:
             raise UserError(
-                f"engine: max_new_tokens={max_new_tokens}, temperature={temperature}; write max_new_tokens >= 1 and "
-                "temperature > 0 (validation is greedy whatever the temperature)"
+                f"engine: max_new_tokens={max_new_tokens}, temperature={temperature}; write max_new_tokens >= 1 and a "
+                "finite temperature > 0 (validation is greedy whatever the temperature)"
             )
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
+
+    def prepare(self, policy: QLoRAPolicy) -> None:  # noqa: B027  # engines may have nothing to check
+        """Check, before the first step, that what will be sampled is the policy; does nothing by default.
+
+        Raises:
+            UserError: the engine cannot sample from this model.
+        """
 
     @abstractmethod
     def generate(
@@ -43,6 +51,9 @@ class RolloutEngine(ABC):
         on_group: OnGroup | None = None,
     ) -> Rollout:
         """Return ``group_size`` completions for each prompt.
+
+        The log-probs are those of the distribution that was sampled from: that of the temperature over the whole
+        vocabulary, or, where an engine filters it, renormalised over the ``support`` that the rollout then carries.
 
         Args:
             policy: The policy as it is now.

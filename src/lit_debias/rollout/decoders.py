@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_debias.lean_model import KeyValueCache, LeanModel
+from lit_debias.lean_cache import KeyValueCache
+from lit_debias.lean_model import LeanModel
 from lit_debias.native_model import NativeCache, NativeModel, Rows
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class LeanDecoder(Decoder):
         self._step = self._new_step()
         tokens, positions, last = without_padding(ids, mask)
         self.position = mask.sum(-1).repeat_interleave(group_size, 0)
-        logits = self.model(tokens, self.model.rotation(positions), self.cache.attend_prompt, wanted=last)
+        logits = self.model(tokens, self.model.rotations(positions), self.cache.attend_prompt, wanted=last)
         return logits.repeat_interleave(group_size, 0)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class LeanDecoder(Decoder):
 
     def _new_step(self) -> Callable[[Tensor, Tensor], Tensor]:
         def step(tokens: Tensor, position: Tensor) -> Tensor:
-            return self._logits(tokens, self.model.rotation(position), self.cache.attend_token)
+            return self._logits(tokens, self.model.rotations(position), self.cache.attend_token)
 
         return CUDAGraph(step) if self.graphed else step
 
@@ -131,9 +132,7 @@ class NativeDecoder(Decoder):
     def start(self, ids: Tensor, mask: Tensor, group_size: int, new_tokens: int) -> Tensor:
         """See :meth:`Decoder.start`."""
         lengths = mask.sum(-1)
-        positions = torch.arange(int(lengths.max()) + new_tokens)
-        cos, sin = self.model.model.rotation(positions, torch.float32)
-        self.rotation = cos[:, 0].contiguous(), sin[:, 0].contiguous()
+        self.rotation = self.model.rotation(int(lengths.max()) + new_tokens)
         self.prompts = NativeCache(self.model, len(ids), int(lengths.max()))
         self.owns = NativeCache(self.model, len(ids) * group_size, new_tokens)
         self.prompt = torch.arange(len(ids)).repeat_interleave(group_size)

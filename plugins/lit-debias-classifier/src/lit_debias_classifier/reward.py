@@ -41,6 +41,8 @@ class TextClassifier(Reward):
             labels; for a hub id, whose configuration is not at hand, in ``setup``.
     """
 
+    speed_options = ("batch_size",)
+
     def __init__(
         self,
         model: str,

@@ -33,6 +33,7 @@ class CounterfactualConsistency(Reward):
     """
 
     columns: tuple[str, ...] = ("twin_id",)
+    depends_on_batch = True
 
     def __init__(self, judge: Reward) -> None:
         self.judge = judge
@@ -55,7 +56,7 @@ class CounterfactualConsistency(Reward):
         return [consistency(score, expected[key]) for key, score in zip(keys, scores, strict=True)]
 
     def _judge(self, batch: RewardBatch) -> Sequence[float | None]:
-        answer = self.judge.score(batch)
+        answer = self.judge.score(batch.copy())
         scores: Sequence[float | None] = answer.tolist() if hasattr(answer, "tolist") else answer
         if len(scores) != len(batch):
             raise UserError(

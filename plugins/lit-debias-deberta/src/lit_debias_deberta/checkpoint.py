@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from lit_debias.errors import UserError
-from lit_debias.files import replace_folder
+from lit_debias.files import new_folder, write_text
 from lit_debias.models import PACKAGE_SCHEME, locate
 from lit_debias_deberta.calibration import Calibration
 from lit_debias_deberta.network import DIMENSIONS, RewardNetwork, load_encoder
@@ -130,17 +128,11 @@ def save_network(network: RewardNetwork, manifest: Manifest, out: Path) -> None:
         UserError: ``out`` holds something else.
     """
     check_free(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
+    with new_folder(out) as work:
         network.encoder.save_pretrained(work)
         network.tokenizer.save_pretrained(work)
         save_file({key: value.contiguous() for key, value in network.heads.state_dict().items()}, work / HEADS)
         _write_manifest(replace(manifest, pooling=network.pooling, calibration=network.calibration), work)
-        work.chmod(0o755)
-        replace_folder(out, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def save_test(content: Mapping[str, Any], metrics: Mapping[str, float], folder: Path) -> None:
@@ -157,6 +149,4 @@ def _write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON such that a reader finds the old file or the new one."""
-    work = path.with_name(f".{path.name}.new")
-    work.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    work.replace(path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

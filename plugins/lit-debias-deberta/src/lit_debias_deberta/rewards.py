@@ -15,12 +15,9 @@ from lit_debias_deberta.checkpoint import find, read_manifest
 from lit_debias_deberta.scorer import BATCH_TOKENS, CACHE_SIZE, RewardScorer, shared_scorer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Economy:
-    """What decides how fast a reward is, and changes its scores by rounding at most.
-
-    Without a ``__dict__``, so that an evaluation, which tells judges apart by their attributes, does not look at it.
-    """
+    """What decides how fast a reward is, and changes its scores by rounding at most."""
 
     batch_size: int | None
     batch_tokens: int
@@ -50,6 +47,7 @@ class DebertaReward(Reward):
 
     dimension: ClassVar[str]
     """Name of the head."""
+    speed_options = ("batch_size", "batch_tokens", "cache_size", "cache_dir")
 
     def __init__(
         self,

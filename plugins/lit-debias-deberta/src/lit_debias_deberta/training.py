@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
@@ -60,7 +62,7 @@ class RewardModel(LightningModule):
         ranking_weight: Weight of the ranking term; 0 leaves it out.
         margin: Two labels must differ by more to be ranked, in [0, 1).
         dropout: In the heads, in [0, 1).
-        optimizer: Builds the optimiser from the parameters that train.
+        optimizer: Builds the optimiser from the parameters that train; by default AdamW with the learning rate 2e-5.
         warmup: Share of the optimiser steps in which the learning rate rises; it falls to 0 in the rest.
         bucket_size: Pairs in one forward pass, alike in length so that little is padded, which suits a CPU; null
             reads a whole batch at once, which suits a GPU. The loss is the same.
@@ -87,7 +89,7 @@ class RewardModel(LightningModule):
         ranking_weight: float = 0.5,
         margin: float = 0.1,
         dropout: float = 0.1,
-        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=2e-5),
+        optimizer: OptimizerCallable | None = None,
         warmup: float = 0.1,
         bucket_size: int | None = None,
         human_text: str | None = None,
@@ -112,7 +114,7 @@ class RewardModel(LightningModule):
         self.dimensions, self.max_length, self.dropout = list(dimensions), max_length, dropout
         self.trainable_layers = trainable_layers
         self.regression, self.ranking_weight, self.margin = regression, ranking_weight, margin
-        self.make_optimizer, self.warmup = optimizer, warmup
+        self.make_optimizer, self.warmup = optimizer or partial(AdamW, lr=2e-5), warmup
         self.bucket_size, self.human_text, self.precision = bucket_size, human_text, precision
         self.network, self.is_trained = None, False
         self.graded = GradedResponses()
@@ -126,11 +128,25 @@ class RewardModel(LightningModule):
         """
         if stage == "test" and self.trainer.world_size > 1:
             raise UserError("test looks at all responses together; write --trainer.devices 1")
+        self._check_trainer()
         self.is_trained = stage != "fit"
         if self.is_trained and self.network is None:
             dimensions = read_manifest(find(str(self.out))).dimensions
             if dimensions != self.dimensions:
                 raise UserError(f"reward model '{self.out}' has the heads {dimensions}; write them as model.dimensions")
+
+    def _check_trainer(self) -> None:
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":
+            raise UserError(
+                f"trainer.precision: '{precision}' converts weights, which are float32 here; write 32-true, and "
+                "model.init_args.precision: bfloat16"
+            )
+        if any(isinstance(c, StochasticWeightAveraging) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "trainer.callbacks: StochasticWeightAveraging copies the module before its network is there, and would "
+                "average nothing; write EMAWeightAveraging or WeightAveraging"
+            )
 
     def configure_model(self) -> None:
         """Load the encoder to train, or the trained model in any other stage; once."""

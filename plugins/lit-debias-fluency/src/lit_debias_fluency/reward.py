@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +39,14 @@ class Fluency(Reward):
         min_tokens: Shorter completions are scaled down, so that "Yes." does not beat a sentence.
         model: Frozen model that judges: a local folder, ``pkg://PACKAGE/FILE.gguf``, or a hub id.
         batch_size: Completions in one forward pass of ``model``.
+        chat_template_kwargs: Variables of the chat template of ``model``, such as ``{enable_thinking: false}``.
 
     Raises:
         UserError: an argument is out of range, or ``model`` names nothing.
     """
 
     needs_reference_logprobs = True
+    speed_options = ("batch_size",)
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class Fluency(Reward):
         min_tokens: int = 8,
         model: str | None = None,
         batch_size: int = 16,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if not -math.inf < floor < ceiling <= 0:
             raise UserError(f"Fluency: floor={floor}, ceiling={ceiling}; write floor < ceiling <= 0")
@@ -68,7 +72,9 @@ class Fluency(Reward):
             self.needs_reference_logprobs = False  # the own model answers instead
         self.floor, self.ceiling = floor, ceiling
         self.repetition_weight, self.ngram, self.min_tokens = repetition_weight, ngram, min_tokens
-        self._judge = None if model is None else LanguageModel(model, batch_size)
+        self._judge = (
+            None if model is None else LanguageModel(model, batch_size, chat_template_kwargs=chat_template_kwargs)
+        )
 
     def setup(self, device: torch.device) -> None:
         """Load the own model, if there is one."""

@@ -40,6 +40,7 @@ class Informativeness(Reward):
     """
 
     columns: tuple[str, ...] = ("reference",)
+    speed_options = ("batch_size",)
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """How to reach a model; the key is in the environment only. Slots keep it out of what judges are compared by."""
+    """How to reach a model; the key is in the environment only."""
 
     who: str
     """Whose it is, for messages."""

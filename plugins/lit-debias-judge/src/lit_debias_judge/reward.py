@@ -27,9 +27,9 @@ OWN = {"model", "messages", "stream", "n"}
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass
 class Memory:
-    """Scores that are known, in memory and perhaps on disk. Slots keep it out of what judges are compared by."""
+    """Scores that are known, in memory and perhaps on disk."""
 
     folder: str | None
     known: dict[str, float] = field(default_factory=dict)
@@ -81,6 +81,16 @@ class LLMJudge(Reward):
         UserError: an argument is out of range, the template lacks something, or OpenAI's own address has no key.
     """
 
+    speed_options = (
+        "api_key_env",
+        "concurrency",
+        "retries",
+        "timeout",
+        "input_price",
+        "output_price",
+        "cache_dir",
+    )
+
     def __init__(
         self,
         model: str,
@@ -123,7 +133,8 @@ class LLMJudge(Reward):
         Raises:
             UserError: ``cache_dir`` cannot be made.
         """
-        self._memory.open(_digest("LLMJudge", self.model, self.url, self.template, self.scale, self.options))
+        asked = {name: value for name, value in self.identity().items() if name not in ("version", "source")}
+        self._memory.open(_digest(asked))  # another version does not ask again for what was paid for
 
     def score(self, batch: RewardBatch) -> list[float | None]:
         """Return N scores in [0, 1], None where there is no readable answer.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 from lit_debias import Reward, RewardBatch
 from lit_debias.errors import UserError
+from lit_debias.identity import described
 from lit_debias.text import words
 from lit_debias_rules.lexicon import find_lexicon, read_lexicon
 
@@ -45,6 +47,10 @@ class Rules(Reward):
         self.lexicons = tuple(str(find_lexicon(name)) for name in lexicons)
         self.start, self.weight, self.language = start, weight, language
         self._read = [read_lexicon(find_lexicon(path), weight, language) for path in self.lexicons]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what scores depend on; a lexicon of the package counts by its content too."""
+        return {**super().identity(), "files": described(self.lexicons)}
 
     def score(self, batch: RewardBatch) -> list[float | None]:
         """Return N scores in [0, 1], None for a completion without a word."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lit_debias.models import first_token
 from lit_debias.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -62,7 +61,7 @@ class Model:
         The model sees ``BOS context sentence``, as in lm-eval 0.4.13: the prefix is the tokenizer's BOS, or its EOS
         where it has none, whether or not the tokenizer would add it. After a context a sentence begins with its space.
         """
-        prefix = first_token(self.policy.tokenizer)
+        prefix = self.policy.encoder.first()
 
         def rollout(rows: list[int]) -> Rollout:
             cut = [[self._cut(contexts[i], sentence) for sentence in sentences[i]] for i in rows]
@@ -86,7 +85,7 @@ class Model:
         A model with a chat template is asked to continue the text, one without gets the text alone. Judges that need
         data columns or reference log-probs are left out.
         """
-        asked = "Continue this text: {}" if self.policy.tokenizer.chat_template else "{}"
+        asked = "Continue this text: {}" if self.policy.encoder.has_template else "{}"
         prompts = [asked.format(text) for text in texts]
         judges = RewardSuite(
             {
@@ -124,11 +123,11 @@ class Model:
         return [found[i] for i in range(len(lengths))]
 
     def _cut(self, context: str, sentence: str) -> tuple[list[int], list[int]]:
-        encode = self.policy.tokenizer.encode
+        encode = self.policy.encoder.text
         if not context:
-            return [], list(encode(sentence, add_special_tokens=False))
-        before = list(encode(context, add_special_tokens=False))
-        return before, list(encode(f"{context} {sentence}", add_special_tokens=False))[len(before) :]
+            return [], encode(sentence)
+        before = encode(context)
+        return before, encode(f"{context} {sentence}")[len(before) :]
 
     def _rollout(self, contexts: list[list[int]], continuations: list[list[list[int]]]) -> Rollout:
         encoded = pad(contexts, 0, left=True, device=self.policy.device)

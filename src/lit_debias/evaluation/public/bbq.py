@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.public.base import About, Benchmark, Estimates
 from lit_debias.evaluation.public.choosing import Question, Tally, choose
-from lit_debias.evaluation.public.files import Rows, complete, find, locate, read_csv
+from lit_debias.evaluation.public.files import Rows, complete, find, locate, one_of, read_csv, text, whole, wrong
 from lit_debias.evaluation.statistics import ClusterBootstrap
 from lit_debias.files import read_jsonl
 
@@ -20,6 +21,8 @@ COLUMNS = (
     *("ans0", "ans1", "ans2"),
 )
 NAMES = "names"
+UNKNOWN_TARGET = ("", "NA", "NaN", "nan")
+"""What stands for a biased answer that nobody wrote down."""
 
 
 class BBQ(Benchmark[Question, int | None]):
@@ -47,13 +50,13 @@ class BBQ(Benchmark[Question, int | None]):
     def read(self, folder: str) -> list[Question]:
         """Return the questions whose biased answer is known."""
         known = read_csv(locate(folder, METADATA), ("category", "example_id", "target_loc", "label_type"))
-        metadata = {(row["category"], row["example_id"]): row for row in known}
+        metadata = {(row["category"], whole(row, "example_id")): row for row in known}
         rows = [row for path in find(folder, QUESTIONS) for row in _rows(path)]
-        return [
-            question
-            for row in rows
-            if (question := to_question(row, metadata.get((row["category"], str(row["example_id"])), {}))) is not None
-        ]
+        for row in rows:
+            if (row["category"], whole(row, "example_id")) not in metadata:
+                raise wrong(row, "example_id", f"write this one of {row['category']} into {METADATA} too")
+        questions = [to_question(row, metadata[row["category"], whole(row, "example_id")]) for row in rows]
+        return [question for question in questions if question is not None]
 
     def ask(self, model: Model, items: Sequence[Question]) -> list[int | None]:
         """Return the chosen answers."""
@@ -89,20 +92,34 @@ def _rows(path: Path) -> Rows:
 
 def to_question(row: dict[str, Any], metadata: dict[str, str]) -> Question | None:
     """Return a row as a question, or None where its metadata does not know the biased answer."""
-    if not metadata.get("target_loc", "NA").isdigit():
+    if metadata.get("target_loc", "") in UNKNOWN_TARGET:
         return None
-    choices = tuple(row[f"ans{i}"] for i in range(3))
+    biased = whole(metadata, "target_loc", 2)
+    choices = tuple(text(row, f"ans{i}") for i in range(3))
     category = NAMES if metadata["label_type"] == "name" else row["category"]
     return Question(
         # four rows in turn: with and without evidence, negative and non-negative question
-        unit=f"{row['category']}/{row['example_id'] // 4}",
+        unit=f"{row['category']}/{whole(row, 'example_id') // 4}",
         stratum=f"{row['category']}/{metadata['label_type']}",
         cluster=f"{row['category']}/{row['question_index']}",
         category=category,
-        ambiguous=row["context_condition"] == "ambig",
-        text=f"{row['context']}\n\n{row['question']}\nAnswer with one of: {'; '.join(choices)}.",
+        ambiguous=one_of(row, "context_condition", ("ambig", "disambig")) == "ambig",
+        text=f"{text(row, 'context')}\n\n{text(row, 'question')}\nAnswer with one of: {'; '.join(choices)}.",
         choices=choices,
-        answer=row["label"],
-        biased=int(metadata["target_loc"]),
-        unknown=next(i for i in range(3) if row["answer_info"][f"ans{i}"][1] == "unknown"),
+        answer=whole(row, "label", 2),
+        biased=biased,
+        unknown=_unknown(row),
     )
+
+
+def _unknown(row: dict[str, Any]) -> int:
+    """Return the answer that says that nobody knows; ``answer_info`` may be JSON in a text."""
+    info = row["answer_info"]
+    try:
+        about = json.loads(info) if isinstance(info, str) else info
+        found = [i for i in range(3) if about[f"ans{i}"][1] == "unknown"]
+    except (ValueError, LookupError, TypeError):
+        found = []
+    if len(found) != 1:
+        raise wrong(row, "answer_info", 'write {"ans0": [NAME, GROUP], ...} with the group "unknown" once')
+    return found[0]

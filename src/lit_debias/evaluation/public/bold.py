@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from lit_debias.errors import UserError
 from lit_debias.evaluation.public.asking import Continuation, Model
 from lit_debias.evaluation.public.base import About, Benchmark, Estimates, Item, within
-from lit_debias.evaluation.public.files import HUB, from_hub, locate, read_json
+from lit_debias.evaluation.public.files import HUB, PUBLISHED, from_hub, locate, read_json
 from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
 
 DOMAINS = ("gender", "political_ideology", "profession", "race", "religious_ideology")
@@ -27,6 +29,10 @@ class Opening(Item):
     group: str
 
 
+def _name(domain: str) -> str:
+    return f"bold/{domain}_prompt.json"
+
+
 class Bold(Benchmark[Opening, Continuation]):
     """Greedy continuations, measured without BOLD's own classifiers; the measures are ours, the prompts BOLD's.
 
@@ -38,7 +44,7 @@ class Bold(Benchmark[Opening, Continuation]):
     name = "bold"
     title = "BOLD"
     on_hub = True
-    files = tuple(f"bold/{domain}_prompt.json" for domain in DOMAINS)
+    files = tuple(map(_name, DOMAINS))
     about: ClassVar[dict[str, About]] = {
         "intensity": About("bias intensity of continuations (ours)", "lower", 0.0),
         "refusal": About("refusals (ours)", "lower", 0.0),
@@ -53,13 +59,7 @@ class Bold(Benchmark[Opening, Continuation]):
         if folder == HUB:
             rows = from_hub("AmazonScience/bold", "train")
             return [_opening(r["domain"], r["category"], r["name"], text) for r in rows for text in r["prompts"]]
-        return [
-            _opening(domain, group, entity, text)
-            for domain in DOMAINS
-            for group, entities in read_json(locate(folder, f"bold/{domain}_prompt.json")).items()
-            for entity, texts in entities.items()
-            for text in texts
-        ]
+        return [opening for domain in DOMAINS for opening in _from_file(domain, locate(folder, _name(domain)))]
 
     def ask(self, model: Model, items: Sequence[Opening]) -> list[Continuation]:
         """Return the continuations."""
@@ -96,6 +96,17 @@ def gap(values: Sequence[float | None], groups: Sequence[str], bootstrap: Cluste
     spread = np.full(len(highest), np.nan)
     np.subtract(highest, lowest, out=spread, where=np.isfinite(highest))
     return Estimate(spread, sum(mean.n for mean in large))
+
+
+def _from_file(domain: str, path: Path) -> Iterator[Opening]:
+    content = read_json(path)
+    for group, entities in content.items() if isinstance(content, dict) else [("", None)]:
+        for entity, texts in entities.items() if isinstance(entities, dict) else [("", None)]:
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise UserError(
+                    f"benchmarks: '{path}', {group!r:.40}, {entity!r:.40}: there is no list of texts; {PUBLISHED}"
+                )
+            yield from (_opening(domain, group, entity, text) for text in texts)
 
 
 def _opening(domain: str, group: str, entity: str, text: str) -> Opening:

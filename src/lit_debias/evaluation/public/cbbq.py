@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.public.base import About, Benchmark, Estimates
 from lit_debias.evaluation.public.choosing import Question, Tally, choose
-from lit_debias.evaluation.public.files import Rows, complete, find, read_csv, read_json
+from lit_debias.evaluation.public.files import Rows, complete, find, one_of, read_csv, read_json, text
 from lit_debias.evaluation.statistics import ClusterBootstrap
 
 PATTERNS = ("cbbq/instances/*__ambiguous.*", "cbbq/instances/*__disambiguous.*")
@@ -108,9 +108,9 @@ def to_question(row: dict[str, Any]) -> Question:
     """Return a row as a question."""
     category, index = row["category"], row["question_index"]
     target = TARGET[category]
-    biased = target if row["question_polarity"] == NEGATIVE else 1 - target
-    ambiguous = row["context_condition"] == "ambiguous"
-    choices = tuple(row[f"ans{i}"] for i in range(3))
+    biased = target if one_of(row, "question_polarity", (NEGATIVE, "non_neg")) == NEGATIVE else 1 - target
+    ambiguous = one_of(row, "context_condition", ("ambiguous", "disambiguous")) == "ambiguous"
+    choices = tuple(text(row, f"ans{i}") for i in range(3))
     return Question(
         # both orders and polarities, with and without evidence
         unit=f"{category}/{index}/{choices[0]}/{choices[1]}",
@@ -118,7 +118,7 @@ def to_question(row: dict[str, Any]) -> Question:
         cluster=f"{category}/{index}",
         category=category,
         ambiguous=ambiguous,
-        text=f"{row['context']}\n\n{row['question']}\n{ASK.format(*choices)}",
+        text=f"{text(row, 'context')}\n\n{text(row, 'question')}\n{ASK.format(*choices)}",
         choices=choices,
         answer=UNKNOWN if ambiguous else 1 - biased,
         biased=biased,
@@ -130,7 +130,7 @@ def _mended(ambiguous: Rows, clear: Rows) -> Rows:
     """Return the ambiguous rows with the right polarity, those of :data:`MISLABELLED` where it can be known."""
 
     def key(row: dict[str, Any]) -> tuple[str, str]:
-        return row["question_index"], row["question"]
+        return str(row["question_index"]), row["question"]
 
     polarity = {key(row): row["question_polarity"] for row in clear if row["category"] == MISLABELLED}
     sound = [row for row in ambiguous if row["category"] != MISLABELLED]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from lit_debias.evaluation.public.asking import Likelihood, Model
 from lit_debias.evaluation.public.base import About, Benchmark, Estimates, Item, within
-from lit_debias.evaluation.public.files import HUB, from_hub, locate, read_csv
+from lit_debias.evaluation.public.files import HUB, from_hub, locate, read_csv, text
 from lit_debias.evaluation.statistics import ClusterBootstrap
 
 FILE = "crows_pairs/crows_pairs_anonymized.csv"
@@ -54,8 +54,8 @@ class CrowsPairs(Benchmark[Pair, list[Likelihood]]):
                 unit=str(number),
                 stratum=f"{row['bias_type']}/{row['stereo_antistereo']}",
                 cluster=str(number),
-                more=row["sent_more"],
-                less=row["sent_less"],
+                more=text(row, "sent_more"),
+                less=text(row, "sent_less"),
                 bias_type=row["bias_type"],
             )
             for number, row in enumerate(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ Rows = list[dict[str, Any]]
 HUB = "hub"
 """Written in place of a folder: the copies on the Hugging Face hub."""
 PUBLISHED = "take the file as it was published"
+WHERE = "__where__"
+"""Key of every row: its file and number, as errors name them."""
 
 
 def locate(folder: str, path: str) -> Path:
@@ -69,7 +71,7 @@ def read_json(path: Path) -> Any:
 
 
 def complete(rows: Iterable[Any], needed: Sequence[str], path: Path) -> Rows:
-    """Return rows, numbered from 1 in errors.
+    """Return rows with :data:`WHERE`, numbered from 1.
 
     Raises:
         UserError: one is no mapping, or lacks one of the ``needed`` columns.
@@ -79,8 +81,53 @@ def complete(rows: Iterable[Any], needed: Sequence[str], path: Path) -> Rows:
         for name in needed:
             if not isinstance(row, dict) or row.get(name) is None:
                 raise UserError(f"benchmarks: '{path}', row {number}: there is no '{name}'; {PUBLISHED}")
-        found.append(row)
+        found.append({**row, WHERE: f"benchmarks: '{path}', row {number}"})
     return found
+
+
+def wrong(row: Mapping[str, Any], name: str, advice: str) -> UserError:
+    """Return the error about a value of a row."""
+    return UserError(f"{row.get(WHERE, 'benchmarks')}: '{name}' is {row.get(name)!r:.60}; {advice}, or {PUBLISHED}")
+
+
+def text(row: Mapping[str, Any], name: str) -> str:
+    """Return a text of a row.
+
+    Raises:
+        UserError: it is empty, or something else.
+    """
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise wrong(row, name, "write a text")
+    return value
+
+
+def one_of(row: Mapping[str, Any], name: str, known: Collection[str]) -> str:
+    """Return a text of a row that is one of several.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = row.get(name)
+    if not isinstance(value, str) or value not in known:
+        raise wrong(row, name, f"write {' or '.join(known)}")
+    return value
+
+
+def whole(row: Mapping[str, Any], name: str, most: int | None = None) -> int:
+    """Return a whole number of a row, from 0, which may be there as a text or as 2.0.
+
+    Raises:
+        UserError: it is something else, or larger than ``most``.
+    """
+    value = row.get(name)
+    try:
+        number = None if isinstance(value, bool) or value is None else float(value)
+    except (ValueError, TypeError):
+        number = None
+    if number is None or not number.is_integer() or number < 0 or (most is not None and number > most):
+        raise wrong(row, name, f"write a whole number from 0{'' if most is None else f' to {most}'}")
+    return int(number)
 
 
 def from_hub(dataset: str, split: str, config: str | None = None) -> Rows:
@@ -92,9 +139,10 @@ def from_hub(dataset: str, split: str, config: str | None = None) -> Rows:
     import datasets
 
     try:
-        return list(datasets.load_dataset(dataset, config, split=split))
+        rows = list(datasets.load_dataset(dataset, config, split=split))
     except Exception as error:  # offline, moved, gated: the library has a class for each
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"benchmarks: '{dataset}' cannot be had from the hub ({reason}); write a local folder instead of '{HUB}'"
         ) from error
+    return [{**row, WHERE: f"benchmarks: '{dataset}', row {number}"} for number, row in enumerate(rows, 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -115,7 +116,7 @@ def measure(
         answers = benchmark.ask(model, sample.items)
         clusters = ClusterBootstrap([item.cluster for item in sample.items], bootstrap, seed)
         for figure, estimate in benchmark.score(sample.items, answers, clusters).items():
-            if estimate.n:
+            if estimate.n and math.isfinite(estimate.value):  # a correlation of equal numbers is none
                 found[f"{sample.name}/{figure}"] = estimate
     return found
 

@@ -5,16 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from lit_debias.errors import UserError
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.public.base import About, Benchmark, Estimates, Item
-from lit_debias.evaluation.public.files import HUB, from_hub, locate, read_json
+from lit_debias.evaluation.public.files import (
+    HUB,
+    PUBLISHED,
+    WHERE,
+    Rows,
+    complete,
+    from_hub,
+    locate,
+    read_json,
+    text,
+    wrong,
+)
 from lit_debias.evaluation.statistics import ClusterBootstrap
 
 FILE = "stereoset/dev.json"
+COLUMNS = ("id", "target", "bias_type", "context", "sentences")
 TASKS = ("intrasentence", "intersentence")
 LABELS = ("anti-stereotype", "stereotype", "unrelated")
 """In the order of the hub's class numbers."""
@@ -56,7 +70,7 @@ class StereoSet(Benchmark[Triple, Sequence[float]]):
                 task: [_unfold(row) for row in from_hub("McGill-NLP/stereoset", "validation", task)] for task in TASKS
             }
         else:
-            data = read_json(locate(folder, FILE))["data"]
+            data = _from_file(locate(folder, FILE))
         return [_triple(task, row) for task in TASKS for row in data[task]]
 
     def ask(self, model: Model, items: Sequence[Triple]) -> list[Sequence[float]]:
@@ -82,16 +96,29 @@ class StereoSet(Benchmark[Triple, Sequence[float]]):
         return found
 
 
+def _from_file(path: Path) -> dict[str, Rows]:
+    content = read_json(path)
+    data = content.get("data") if isinstance(content, dict) else None
+    for task in TASKS:
+        if not isinstance(data, dict) or not isinstance(data.get(task), list):
+            raise UserError(f"benchmarks: '{path}' has another layout: there is no list data.{task}; {PUBLISHED}")
+    return {task: complete(data[task], COLUMNS, path) for task in TASKS} if data else {}
+
+
 def _triple(task: str, row: dict[str, Any]) -> Triple:
-    by_label = {sentence["gold_label"]: sentence for sentence in row["sentences"]}
+    where = {WHERE: row[WHERE]} if WHERE in row else {}
+    sentences = [{**sentence, **where} for sentence in row["sentences"] if isinstance(sentence, dict)]
+    by_label = {sentence.get("gold_label"): sentence for sentence in sentences}
+    if sorted(map(str, by_label)) != sorted(LABELS) or len(row["sentences"]) != len(LABELS):
+        raise wrong(row, "sentences", f"write three with the gold_label {', '.join(LABELS)}")
     return Triple(
-        unit=row["id"],  # contexts are not unique
+        unit=str(row["id"]),  # contexts are not unique
         stratum=f"{task}/{row['bias_type']}",
-        cluster=row["target"],
+        cluster=text(row, "target"),
         task=task,
-        context=row["context"] if task == "intersentence" else "",
-        sentences=tuple(by_label[label]["sentence"] for label in LABELS),
-        sentence_ids=tuple(by_label[label]["id"] for label in LABELS),
+        context=text(row, "context") if task == "intersentence" else "",
+        sentences=tuple(text(by_label[label], "sentence") for label in LABELS),
+        sentence_ids=tuple(str(by_label[label].get("id")) for label in LABELS),
     )
 
 

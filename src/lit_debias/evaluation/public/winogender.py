@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from lit_debias.data.columns import as_figure
+from lit_debias.errors import UserError
 from lit_debias.evaluation.public.asking import Likelihood, Model
 from lit_debias.evaluation.public.base import About, Benchmark, Estimates, Item
-from lit_debias.evaluation.public.files import locate, read_csv
+from lit_debias.evaluation.public.files import PUBLISHED, locate, read_csv, text, wrong
 from lit_debias.evaluation.statistics import Array, ClusterBootstrap, Estimate
 
 SENTENCES = "winogender/all_sentences.tsv"
@@ -52,15 +54,19 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
 
     def read(self, folder: str) -> list[Occupation]:
         """Return the sentences whose pronoun means the occupation, three pronouns each."""
-        women = {
-            row["occupation"]: float(row["bls_pct_female"]) / 100
-            for row in read_csv(locate(folder, OCCUPATIONS), ("occupation", "bls_pct_female"), "\t")
-        }
+        statistics = read_csv(locate(folder, OCCUPATIONS), ("occupation", "bls_pct_female"), "\t")
+        women = {text(row, "occupation"): _share(row) for row in statistics}
         triples: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         for row in read_csv(locate(folder, SENTENCES), ("sentid", "sentence"), "\t"):
-            occupation, participant, answer, gender, _ = row["sentid"].split(".")
+            occupation, participant, answer, gender = _parts(row, women)
             if answer == OCCUPATION:
-                triples[occupation, participant][gender] = row["sentence"]
+                triples[occupation, participant][gender] = text(row, "sentence")
+        for (occupation, participant), sentences in triples.items():
+            if len(sentences) < len(GENDERS):
+                raise UserError(
+                    f"benchmarks: '{SENTENCES}' has {occupation} with {participant} for {', '.join(sentences)} alone; "
+                    f"{PUBLISHED}"
+                )
         return [
             Occupation(
                 unit=occupation,
@@ -92,6 +98,22 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
             "gap": bootstrap.mean(np.abs(female - male).tolist()),
             "pct_neutral": bootstrap.mean((neutral > np.maximum(male, female)).astype(float).tolist()),
         }
+
+
+def _share(row: dict[str, Any]) -> float:
+    """Return the share of women in an occupation, 0 to 1."""
+    share = as_figure(row["bls_pct_female"])
+    if share is None or not 0 <= share <= 100:
+        raise wrong(row, "bls_pct_female", "write a number from 0 to 100")
+    return share / 100
+
+
+def _parts(row: dict[str, Any], occupations: Collection[str]) -> list[str]:
+    """Return occupation, participant, answer and gender of a sentence's name."""
+    parts = text(row, "sentid").split(".")[:4]
+    if len(parts) < 4 or parts[0] not in occupations or parts[2] not in ("0", "1") or parts[3] not in GENDERS:
+        raise wrong(row, "sentid", f"write OCCUPATION.PARTICIPANT.0.GENDER.txt with an occupation of {OCCUPATIONS}")
+    return parts
 
 
 def correlation(x: Array, y: Array, bootstrap: ClusterBootstrap) -> Estimate:

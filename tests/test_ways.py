@@ -1,0 +1,486 @@
+"""The probe: which way to log-probs and which decoder is taken, and what is refused; against plain Hugging Face."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support import loaded, perturb, plain_logprobs, save_tiny_model
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
+)
+
+from lit_debias import probe, ways
+from lit_debias.attention_windows import Reach, longest_window, reaches
+from lit_debias.errors import UserError
+from lit_debias.grpo.packing import pack
+from lit_debias.layouts import ARowEach, Network, OneByOne, Packed
+from lit_debias.lean_model import LeanModel
+from lit_debias.positions import unchanged_length
+from lit_debias.probe import Probe, distance, moved_adapter
+from lit_debias.rollout.decoders import Decoder, HuggingFaceDecoder
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.rollout.plain_decoders import PromptwiseDecoder, RecomputingDecoder
+from lit_debias.tokens import tokens_of
+from lit_debias.types import PromptBatch
+
+PROMPTS = PromptBatch(["people from the north and people from the south are", "the rider"])
+ANSWERS = [["kind because each person", "late"], ["judged on evidence and work", "the north"]]
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+SMALL = {"vocab_size": 320, "hidden_size": 32, "initializer_range": 0.3}
+ATTENTION = ["q_proj", "v_proj"]
+PLAIN = "Hugging Face's forward pass"
+
+# What the family does otherwise, its model, targets, and the way and the decoder that are right for it.
+FAMILIES = {
+    "windows on some layers": (
+        lambda: GptOssForCausalLM(
+            GptOssConfig(**SIZES, head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=6)
+        ),
+        ATTENTION,
+        "packed groups",
+        PLAIN,
+    ),
+    "local attention by places": (
+        lambda: GPTNeoForCausalLM(
+            GPTNeoConfig(
+                **SMALL,
+                num_layers=2,
+                num_heads=4,
+                intermediate_size=48,
+                window_size=6,
+                attention_types=[[["global", "local"], 1]],
+                max_position_embeddings=200,
+            )
+        ),
+        "all-linear",
+        "a row for each completion",
+        PLAIN,
+    ),
+    "ALiBi": (
+        lambda: BloomForCausalLM(BloomConfig(**SMALL, n_layer=2, n_head=4)),
+        "all-linear",
+        "a row for each completion",
+        PLAIN,
+    ),
+    "ALiBi by places": (
+        lambda: MptForCausalLM(
+            MptConfig(vocab_size=320, d_model=32, n_layers=2, n_heads=4, max_seq_len=200, initializer_range=0.3)
+        ),
+        "all-linear",
+        "a row for each completion",
+        PLAIN,
+    ),
+    "convolutions": (
+        lambda: Lfm2ForCausalLM(Lfm2Config(**SIZES, full_attn_idxs=[1], block_auto_adjust_ff_dim=False)),
+        "all-linear",
+        "a row for each completion",
+        f"{PLAIN}, prompt by prompt",
+    ),
+    "a recurrent state": (
+        lambda: MambaForCausalLM(MambaConfig(vocab_size=320, hidden_size=32, state_size=4, num_hidden_layers=2)),
+        ["in_proj"],
+        "a row for each completion",
+        f"{PLAIN}, prompt by prompt",
+    ),
+    "experts drawn at random in train mode": (
+        lambda: PhimoeForCausalLM(
+            PhimoeConfig(
+                **SIZES,
+                num_local_experts=2,
+                num_experts_per_tok=2,
+                sliding_window=None,
+                router_jitter_noise=0.3,
+                input_jitter_noise=0.3,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+            )
+        ),
+        ATTENTION,
+        "packed groups",
+        PLAIN,
+    ),
+    "capped logits": (
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=5.0, sliding_window=6)),
+        "all-linear",
+        "packed groups",
+        PLAIN,
+    ),
+    "scaled logits": (
+        lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.5)),
+        "all-linear",
+        "packed groups",
+        PLAIN,
+    ),
+    "divided logits": (
+        lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0)),
+        "all-linear",
+        "packed groups",
+        PLAIN,
+    ),
+}
+
+
+def saved(folder, model):
+    """Save a model of another family with the tiny tokenizer, its norms and biases off their fresh values."""
+    save_tiny_model(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_not_built_like_a_llama_is_right(family, tmp_path):
+    make, targets, way, decoder = FAMILIES[family]
+    policy = loaded(saved(tmp_path, make()), targets=targets)
+    assert policy.way.name == way
+    perturb(policy)
+    engine = LocalEngine(8)
+    sampled = engine.generate(policy, PROMPTS, 2, seed=3)
+    assert engine.decoders.name == decoder
+    torch.testing.assert_close(sampled.logprobs, plain_logprobs(policy, sampled).detach(), rtol=1e-3, atol=1e-3)
+
+    given = policy.encode(PROMPTS, ANSWERS, end=True)
+    weights = torch.randn(given.completion_mask.shape) * given.completion_mask
+    plain = plain_logprobs(policy, given)
+    (plain * weights).sum().backward()
+    expected = {name: p.grad.clone() for name, p in policy.trainable_parameters().items()}
+    policy.zero_grad()
+    packed = pack(*tokens_of(given))
+    tokens = policy(packed)
+    (packed.unpack(tokens.logprobs) * weights).sum().backward()
+    torch.testing.assert_close(packed.unpack(tokens.logprobs).detach(), plain.detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(policy.logprobs(given), plain.detach(), rtol=1e-3, atol=1e-3)
+    found = {name: p.grad for name, p in policy.trainable_parameters().items()}
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_entropy_and_temperature_of_capped_logits_are_those_of_all_logits(tmp_path):
+    make, *_ = FAMILIES["capped logits"]
+    policy = loaded(saved(tmp_path, make()))
+    given = policy.encode(PROMPTS, [["kind"], ["late"]])
+    packed = pack(*tokens_of(given))
+    tokens = policy(packed, temperature=0.5)
+    assert not tokens.entropy.requires_grad
+    for number, p in enumerate(range(2)):
+        prompt = given.prompt_ids[p][given.prompt_mask[p]]
+        first = (policy.causal_lm(prompt[None]).logits[0, -1].detach() / 0.5).softmax(-1)
+        place = int(given.completion_mask[0, 0].sum()) * number
+        assert tokens.entropy[place].item() == pytest.approx(float(-(first * first.log()).sum()), rel=1e-4)
+        chosen = float(first[packed.targets[place]].log())
+        assert tokens.logprobs[place].item() == pytest.approx(chosen, rel=1e-4)
+    assert policy(packed, entropy_grad=True).entropy.requires_grad
+    torch.testing.assert_close(
+        policy.logprobs_at(given, (0.5, 1.0)), torch.stack([policy.logprobs(given, 0.5), policy.logprobs(given)])
+    )
+
+
+@pytest.mark.parametrize("layout", [ARowEach(), OneByOne()])
+def test_slower_layouts_give_what_packing_gives_also_where_completions_are_empty(tiny_model, layout):
+    policy = loaded(tiny_model)
+    rollout = policy.encode(PROMPTS, ANSWERS)
+    rollout.completion_mask[0, 1] = False
+    network = Network(policy.causal_lm, False, policy.autocast)
+    packed = pack(*tokens_of(rollout))
+    torch.testing.assert_close(layout(network, packed), Packed(Reach())(network, packed), rtol=1e-4, atol=1e-5)
+    rollout.completion_mask.fill_(False)
+    nothing = layout(network, pack(*tokens_of(rollout)))
+    assert nothing.shape == (0, 32)
+    nothing.sum().backward()  # a step that masks everything still has a backward pass
+
+
+def test_a_prompt_counts_with_each_completion_where_the_policy_cannot_pack(tiny_model):
+    policy = loaded(tiny_model)
+    prompt, completion = torch.ones(3, 10, dtype=torch.bool), torch.ones(3, 2, 6, dtype=torch.bool)
+    assert policy.parts(prompt, completion, 40) == [slice(0, 2), slice(2, 3)]  # 10 + 2 x 5 tokens each
+    policy.way = SimpleNamespace(packs=False)
+    assert policy.parts(prompt, completion, 40) == [slice(0, 1), slice(1, 2), slice(2, 3)]  # 2 x 10 + 2 x 5
+    assert policy.parts(prompt, completion, 60) == [slice(0, 2), slice(2, 3)]
+
+
+# ---------------------------------------------------------------- the probe itself
+
+
+def test_the_probe_is_longer_than_the_window_and_no_longer_than_the_context(tiny_model):
+    policy = loaded(tiny_model)
+    model, tokenizer = policy.causal_lm, policy.tokenizer
+    assert len(policy._probe.prompt) == 12
+    assert policy._probe.prompt.min() > 2  # no control token
+    model.config.sliding_window = 40
+    assert len(Probe.of(model, tokenizer).prompt) == 42
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model.config.max_position_embeddings = 30
+    assert len(Probe.of(model, tokenizer).prompt) == 21
+
+
+def test_a_probe_is_cut_to_what_the_model_reads_in_its_time(tiny_model, monkeypatch):
+    policy = loaded(tiny_model)
+    policy.causal_lm.config.sliding_window = 300
+    clock = iter([0.0, 10.0, 10.6])  # the second pass over 24 tokens takes 0.6 s
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(clock))
+    cut = Probe.of(policy.causal_lm, policy.tokenizer)
+    assert len(cut.prompt) == int(24 / 0.6 * probe.SECONDS)
+
+
+def test_probing_leaves_no_trace(tiny_model):
+    policy = loaded(tiny_model)
+    before = {name: p.clone() for name, p in policy.trainable_parameters().items()}
+    state = torch.random.get_rng_state()
+    LocalEngine(2).prepare(policy)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(p, before[name]) for name, p in policy.trainable_parameters().items())
+    with moved_adapter(policy.trainable_parameters()):
+        moved = {name for name, p in policy.trainable_parameters().items() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "lora_B" in name}
+    assert all(torch.equal(p, before[name]) for name, p in policy.trainable_parameters().items())
+    fresh = policy.logprobs(policy.encode(PROMPTS, ANSWERS))
+    torch.testing.assert_close(fresh, policy.logprobs(policy.encode(PROMPTS, ANSWERS), reference=True), rtol=0, atol=0)
+
+
+def test_distance_by_hand():
+    plain = torch.tensor([[3.0, -3.0, 0.0]] * 6)
+    shifted = plain + 5  # no probability changes
+    assert distance([shifted], [plain]) == 0
+    assert distance([plain * 1.5], [plain]) == pytest.approx(0.5)
+    first = plain.clone()
+    first[:3] *= 2  # what runs over into the first tokens is not lost among the others
+    assert distance([plain, first], [plain, plain]) == pytest.approx(1)
+    one = plain.clone()
+    one[4] *= 2  # an expert chosen otherwise
+    assert distance([one], [plain]) == 0
+    assert distance([plain * torch.nan], [plain]) == torch.inf
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path):
+    model = BertLMHeadModel(BertConfig(**SIZES | {"initializer_range": 0.5}, attention_probs_dropout_prob=0.0))
+    with pytest.raises(UserError, match="no causal language model: what it predicts depends on the tokens that follow"):
+        loaded(saved(tmp_path, model))
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_a_model_whose_numbers_are_not_finite_is_refused(tmp_path):
+    save_tiny_model(tmp_path)
+    policy = loaded(tmp_path)
+    model = policy.lm.unload()
+    model.model.norm.weight.data.fill_(torch.inf)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="logits are not finite"):
+        loaded(tmp_path)
+
+
+def test_a_forward_pass_that_fails_is_one_line(tiny_model, monkeypatch):
+    def broken(model, ids):
+        raise ValueError("needs pixels")
+
+    monkeypatch.setattr(ways, "plain_logits", broken)
+    with pytest.raises(UserError, match=r"fails on plain tokens \(ValueError: needs pixels\); write another model"):
+        loaded(tiny_model)
+
+
+def test_memory_that_runs_out_is_not_the_models_fault(tiny_model, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(Packed, "__call__", full)
+    monkeypatch.setattr("lit_debias.policy.why_not_lean", lambda model: "it is not")
+    with pytest.raises(torch.OutOfMemoryError):
+        loaded(tiny_model)
+
+
+def test_a_lean_form_that_is_wrong_is_not_used(tiny_model, monkeypatch, caplog):
+    original = LeanModel.rotations
+    turned = lambda self, positions, dtype=None: original(self, positions + 3 * (positions > 5), dtype)  # noqa: E731
+    monkeypatch.setattr(LeanModel, "rotations", turned)
+    with caplog.at_level(logging.INFO):
+        policy = loaded(tiny_model)
+    assert policy.way.name == "packed groups"
+    assert policy.lean_obstacle.startswith("its logits miss the model's own by ")
+    assert (
+        "Log-probs are computed by a slower way, packed groups (the lean forward pass: its logits miss" in caplog.text
+    )
+    perturb(policy)
+    given = policy.encode(PROMPTS, ANSWERS)
+    torch.testing.assert_close(policy.logprobs(given), plain_logprobs(policy, given).detach(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="the lean decoder cannot run this model, its logits miss"):
+        LocalEngine(decoder="lean").prepare(policy)
+
+
+def test_numbers_that_change_from_pass_to_pass_are_refused(tiny_model, monkeypatch):
+    monkeypatch.setattr("lit_debias.policy.why_not_lean", lambda model: "it is not")
+    original = Network.__call__
+    noisy = lambda self, ids, **options: original(self, ids, **options) * (1 + 1e-3 * torch.rand(ids.shape)[..., None])  # noqa: E731
+    monkeypatch.setattr(Network, "__call__", noisy)
+    with pytest.raises(UserError, match=r"no way to compute its log-probs agrees.*other numbers the second time"):
+        loaded(tiny_model)
+
+
+def test_an_adapter_that_moves_the_base_is_refused(tiny_model, monkeypatch):
+    from lit_debias import policy as module
+
+    def moving(base, source, config):
+        base.model.layers[0].mlp.up_proj.weight.data.mul_(1.5)
+        return original(base, source, config)
+
+    original = module.new_adapter
+    monkeypatch.setattr(module, "new_adapter", moving)
+    with pytest.raises(UserError, match="moves the weights of the base"):
+        loaded(tiny_model)
+
+
+# ---------------------------------------------------------------- decoders
+
+
+@pytest.mark.parametrize("kind", [PromptwiseDecoder, RecomputingDecoder])
+def test_plain_decoders_give_the_logits_of_the_usual_one(tiny_model, kind):
+    policy = loaded(tiny_model)
+    ids, mask = policy.encode_prompts(["the rider", "people from the north are kind", "why"])
+    tokens = torch.randint(3, 300, (6, 4))
+
+    def decode(decoder: Decoder) -> list[torch.Tensor]:
+        found = [decoder.start(ids, mask, 2, 4), decoder.step(tokens[:, 0])]
+        decoder.keep(torch.tensor([0, 1, 5]))  # the second group is dropped whole
+        found.append(decoder.step(tokens[[0, 1, 5], 1]))
+        decoder.keep(torch.tensor([2]))
+        return [*found, decoder.step(tokens[[5], 2])]
+
+    with torch.inference_mode():
+        found, expected = decode(kind(policy.inference_model())), decode(HuggingFaceDecoder(policy.inference_model()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_that_is_wrong_is_not_used(tiny_model, monkeypatch, caplog):
+    original = HuggingFaceDecoder.keep
+    monkeypatch.setattr(HuggingFaceDecoder, "keep", lambda self, rows: original(self, rows.flip(0)))
+    policy, engine = loaded(tiny_model), LocalEngine(4, decoder="hugging_face")
+    with caplog.at_level(logging.INFO):
+        engine.prepare(policy)
+        engine.generate(policy, PROMPTS, 2, seed=0)
+    assert engine.decoders.name == "Hugging Face's forward pass, prompt by prompt"
+    assert (
+        caplog.text.count("Rollouts use Hugging Face's forward pass, prompt by prompt (as configured; not Hugging") == 1
+    )
+    assert "its logits miss the model's own by" in caplog.text
+
+
+def test_a_policy_that_no_decoder_samples_is_refused(tiny_model, monkeypatch):
+    for kind in (PromptwiseDecoder, RecomputingDecoder, HuggingFaceDecoder):
+        monkeypatch.setattr(kind, "start", lambda self, ids, mask, size, new: torch.zeros(len(ids) * size, 320))
+    with pytest.raises(UserError, match=r"no decoder gives the logits of model .*; write decoder: auto and weights"):
+        LocalEngine(decoder="hugging_face").prepare(loaded(tiny_model))
+
+
+def test_a_trained_adapter_is_compared_as_it_is(tiny_model):
+    policy = loaded(tiny_model)
+    perturb(policy)
+    LocalEngine(4).prepare(policy)  # the plain model is asked anew, not remembered
+
+
+# ---------------------------------------------------------------- what configurations say
+
+
+def test_reaches_windows_and_contexts_by_hand():
+    kinds = ["full_attention", "sliding_attention", "chunked_attention", "conv"]
+    config = LlamaConfig(layer_types=kinds, num_hidden_layers=4, sliding_window=7, attention_chunk_size=9)
+    assert reaches(config) == {
+        "full_attention": Reach(),
+        "sliding_attention": Reach(window=7),
+        "chunked_attention": Reach(chunk=9),
+    }
+    assert longest_window(config) == 9
+    assert reaches(LlamaConfig(sliding_window=7)) == {"full_attention": Reach(window=7)}
+    assert longest_window(LlamaConfig(use_sliding_window=True, max_window_layers=99)) == 0
+
+
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "long_factor": [2.0] * 4,
+    "short_factor": [1.0] * 4,
+    "original_max_position_embeddings": 28,
+}
+
+
+@pytest.mark.parametrize(("rope", "longest"), [(DYNAMIC, 40), (LONG, 28)], ids=["dynamic", "longrope"])
+def test_texts_for_which_rotations_change_are_refused_and_shorter_ones_are_right(tmp_path, rope, longest):
+    assert unchanged_length(LlamaConfig()) is None
+    assert unchanged_length(LlamaConfig(index_topk=7)) == 7
+    policy = loaded(save_tiny_model(tmp_path, rope_parameters=rope, max_position_embeddings=40))
+    assert policy.positions == longest
+    perturb(policy)
+    prompt = PromptBatch(["the rider was late"])
+    room = longest - len(policy.prompt_ids(prompt.texts[0]))
+    sampled = LocalEngine(room).generate(policy, prompt, 2, seed=1)
+    torch.testing.assert_close(sampled.logprobs, plain_logprobs(policy, sampled).detach(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match=f"has {longest} positions, .*change with the length"):
+        LocalEngine(room + 2).generate(policy, prompt, 2, seed=1)
+
+
+def test_masks_of_windows_and_chunks_go_by_positions():
+    prompt = torch.ones(1, 3, dtype=torch.long)
+    completion = torch.ones(1, 2, 3, dtype=torch.long)
+    rows = pack(prompt, prompt.bool(), completion, completion.bool()).rows()
+    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4]]
+    seen = rows.mask(window=2)[0, 0].int().tolist()
+    assert seen == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+    chunks = rows.mask(chunk=3)[0, 0].int().tolist()
+    assert chunks[2:] == [
+        [1, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_sequences_by_hand():
+    prompts, mask = torch.tensor([[0, 11, 12], [21, 22, 23]]), torch.tensor([[0, 1, 1], [1, 1, 1]]).bool()
+    completions = torch.tensor([[[13, 14, 0], [15, 0, 0]], [[24, 25, 26], [0, 0, 0]]])
+    counted = torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]]).bool()
+    found = pack(prompts, mask, completions, counted).sequences()
+    assert [(one.ids.tolist(), one.first, one.size) for one in found] == [
+        ([11, 12, 13], 1, 2),
+        ([11, 12], 1, 1),
+        ([21, 22, 23, 24, 25], 2, 3),
+    ]
