@@ -30,6 +30,7 @@ KNOWN = {one.name: one for one in every_architecture()}
         ("mistral", RIGHT),  # a window in every layer
         ("qwen2, window", RIGHT),  # a window in some layers
         ("gemma3_text", RIGHT),
+        ("gemma3n_text", RIGHT),  # where the embedding is zero, as that of padding is, its gradient is not a number
         ("gpt_neo", RIGHT),  # a window in its own attention
         ("bloom", RIGHT),  # ALiBi, and only plain masks
         ("mpt", RIGHT),  # ALiBi, in silence

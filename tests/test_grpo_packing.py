@@ -28,7 +28,7 @@ def test_layout_by_hand() -> None:
 
 def test_rows_by_hand() -> None:
     rows = by_hand().rows()
-    assert rows.input_ids.tolist() == [[11, 12, 13, 0, 0], [21, 22, 23, 24, 25]]
+    assert rows.input_ids.tolist() == [[11, 12, 13, 11, 11], [21, 22, 23, 24, 25]]
     assert rows.position_ids.tolist() == [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]]
     assert rows.tokens(rows.input_ids[..., None])[:, 0].equal(by_hand().ids)
 

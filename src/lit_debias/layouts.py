@@ -103,7 +103,8 @@ class ARowEach(Layout):
     def __call__(self, network: Network, packed: PackedGroups) -> Tensor:
         """See :class:`Layout`."""
         sequences = packed.sequences()
-        ids, mask = pad([sequence.ids.tolist() for sequence in sequences], 0, left=False, device=packed.ids.device)
+        rows = [sequence.ids.tolist() for sequence in sequences]
+        ids, mask = pad(rows, rows[0][0], left=False, device=packed.ids.device)  # not with padding, see PackedRows
         padding: dict[str, Tensor] = {} if bool(mask.all()) else {"attention_mask": mask.long()}
         outputs = network(ids, **padding)
         return torch.cat([sequence.predicting(row) for sequence, row in zip(sequences, outputs, strict=True)])

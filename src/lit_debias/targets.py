@@ -64,7 +64,7 @@ def called_layers(model: PreTrainedModel, source: str) -> set[str]:
     """
     found: set[str] = set()
     embedding: Any = model.get_input_embeddings()
-    ids = torch.arange(PASSAGE, device=model.device)[None] % embedding.weight.shape[0]
+    ids = _passage(embedding).to(model.device)[None]
     with ExitStack() as hooks, torch.enable_grad():
         hooks.callback(embedding.register_forward_hook(lambda _m, _i, output: output.requires_grad_()).remove)
         for name, layer in model.named_modules():
@@ -74,6 +74,16 @@ def called_layers(model: PreTrainedModel, source: str) -> set[str]:
             logits = model(input_ids=ids, use_cache=False).logits.float()
             logits.log_softmax(-1).square().sum().backward()
     return found
+
+
+def _passage(embedding: Any) -> Tensor:
+    """Return a few ids [PASSAGE] from the middle of the vocabulary, where neither control tokens nor images are.
+
+    Padding is not among them: its embedding is zero, where the gradients of several norms in turn overflow.
+    """
+    middle = range(len(embedding.weight) // 2, len(embedding.weight))
+    ordinary = [number for number in middle if number != getattr(embedding, "padding_idx", None)][:PASSAGE]
+    return torch.tensor(ordinary).repeat(PASSAGE)[:PASSAGE]
 
 
 def _noting(kind: str, found: set[str], source: str) -> Callable[..., None]:

@@ -162,7 +162,7 @@ class PackedGroups:
         segments = torch.cat((torch.full_like(prompt_rows, _PROMPT), member))
         size = shape[0] * shape[1]
         return PackedRows(
-            input_ids=self.ids.new_zeros(size).index_copy(0, places, self.ids).view(shape),
+            input_ids=self.ids[:1].repeat(size).index_copy(0, places, self.ids).view(shape),
             position_ids=self.ids.new_zeros(size).index_copy(0, places, self.positions).view(shape),
             segments=self.ids.new_full((size,), _PADDING).index_copy(0, places, segments).view(shape),
             places=places,
@@ -200,7 +200,10 @@ class LoneSequence(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedRows:
-    """The same tokens as P rows of L, right-padded with 0."""
+    """The same tokens as P rows of L, right-padded with some token of theirs.
+
+    The embedding of a padding token is often zero, where the gradient of a root is not finite, and times nothing NaN.
+    """
 
     input_ids: Tensor
     """[P, L] int64."""
