@@ -36,6 +36,7 @@ from lit_debias import probe, ways
 from lit_debias.attention_windows import Reach, longest_window, reaches
 from lit_debias.errors import UserError
 from lit_debias.grpo.packing import pack
+from lit_debias.language_model import LanguageModel
 from lit_debias.layouts import ARowEach, Network, OneByOne, Packed
 from lit_debias.lean_model import LeanModel
 from lit_debias.positions import unchanged_length
@@ -288,6 +289,8 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path):
     model = BertLMHeadModel(BertConfig(**SIZES | {"initializer_range": 0.5}, attention_probs_dropout_prob=0.0))
     with pytest.raises(UserError, match="no causal language model: what it predicts depends on the tokens that follow"):
         loaded(saved(tmp_path, model))
+    with pytest.raises(UserError, match="no causal language model"):  # completions are not read by it either
+        LanguageModel(str(tmp_path), 2).load(torch.device("cpu"))
 
 
 @pytest.mark.filterwarnings("ignore:.*")

@@ -14,7 +14,9 @@ from lit_debias.chat import check_reserved
 from lit_debias.conversations import Prompt, is_conversation, words_of
 from lit_debias.models import load_causal_lm, load_tokenizer
 from lit_debias.positions import check_fits, positions_held
+from lit_debias.probe import Probe
 from lit_debias.prompt_encoder import PromptEncoder, embeddings_of
+from lit_debias.ways import MOST, check_causal, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +60,7 @@ class LanguageModel:
 
         Raises:
             UserError: there is no such model, it cannot be reached, its weights are codes that would be read as
-                numbers, or its chat template loses a prompt.
+                numbers, it is no causal model, or its chat template loses a prompt.
         """
         if self._lm is not None:
             return
@@ -67,6 +69,10 @@ class LanguageModel:
         self._lm = load_causal_lm(self.source, dtype=dtype, device_map={"": device})
         check_codes(self.source)
         self._encoder.embeddings, self._positions = embeddings_of(self._lm), positions_held(self._lm)
+        tokens = Probe.shortest(self._lm, self._encoder.tokenizer)
+        half = len(tokens) // 2
+        whole, part = read(self._lm, tokens, self.source), read(self._lm, tokens[:half], self.source)
+        check_causal(whole[:half], part, MOST, self.source)
 
     def _new_encoder(self) -> PromptEncoder:
         encoder = PromptEncoder(load_tokenizer(self.source), self.source, self.chat_template_kwargs)

@@ -94,6 +94,15 @@ def read(model: PreTrainedModel, ids: Tensor, source: str) -> Tensor:
     return logits
 
 
+def check_causal(first: Tensor, second: Tensor, tolerance: float, source: str) -> None:
+    """Raise :class:`UserError` where what a model says of the same tokens [L, V] depends on what follows them."""
+    if len(first) and float(distances(first, second).median()) > tolerance:
+        raise UserError(
+            f"model '{source}' is no causal language model: what it predicts depends on the tokens that follow; "
+            "write a decoder, such as Llama or Qwen"
+        )
+
+
 @dataclass(frozen=True)
 class Expected:
     """What the plain model says of a probe."""
@@ -117,11 +126,7 @@ class Expected:
         before = len(probe.prompt) - 1  # what follows has seen the completion
         rounding = ROUNDINGS * distance([noisy[before:]], [second[before:]])
         tolerance = min(max(rounding, LEAST[torch.finfo(dtype).bits]), MOST)
-        if before and float(distances(first[:before], second[:before]).median()) > tolerance:
-            raise UserError(
-                f"model '{source}' is no causal language model: what it predicts depends on the tokens that follow; "
-                "write a decoder, such as Llama or Qwen"
-            )
+        check_causal(first[:before], second[:before], tolerance, source)
         return cls(probe, (first[before:], second[before:]), tolerance)
 
     @torch.no_grad()
