@@ -46,6 +46,7 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.rollout.plain_decoders import PromptwiseDecoder, RecomputingDecoder
 from lit_debias.tokens import tokens_of
 from lit_debias.types import PromptBatch
+from lit_debias.ways import Expected, Way
 
 PROMPTS = PromptBatch(["people from the north and people from the south are", "the rider"])
 ANSWERS = [["kind because each person", "late"], ["judged on evidence and work", "the north"]]
@@ -283,6 +284,25 @@ def test_distance_by_hand():
     one[4] *= 2  # an expert chosen otherwise
     assert distance([one], [plain]) == 0
     assert distance([plain * torch.nan], [plain]) == torch.inf
+
+
+def test_what_rounding_does_to_the_model_is_allowed_and_little_more(tiny_model):
+    policy = loaded(tiny_model)
+    with policy.moved_adapter() as expected:
+        assert expected.tolerance == 1e-3  # in fp32 rounding is less
+        half = Expected.of(policy.causal_lm, policy._probe, "tiny", torch.bfloat16).tolerance
+        assert 0.02 <= half < 0.3
+        for apart, right in ((5e-4, True), (2e-3, False)):
+            flip = torch.linspace(-1, 1, 320).sign()  # across the logits, whose mean does not count
+
+            def way(packed, apart=apart, flip=flip):
+                logits = policy.way.logits(packed)
+                return (
+                    logits
+                    + apart * flip * (logits - logits.mean(-1, keepdim=True)).norm(dim=-1, keepdim=True) / 320**0.5
+                )
+
+            assert (expected.missed_by(Way("other", way, None, packs=True)) is None) is right
 
 
 def test_a_model_that_looks_ahead_is_refused(tmp_path):
