@@ -13,6 +13,8 @@ from transformers import (
     BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPTNeoConfig,
@@ -37,7 +39,7 @@ from lit_debias.attention_windows import Reach, longest_window, reaches
 from lit_debias.errors import UserError
 from lit_debias.grpo.packing import pack
 from lit_debias.language_model import LanguageModel
-from lit_debias.layouts import ARowEach, Network, OneByOne, Packed
+from lit_debias.layouts import ARowEach, Network, OneByOne, Packed, why_not_packed
 from lit_debias.lean_model import LeanModel
 from lit_debias.positions import unchanged_length
 from lit_debias.probe import Probe, distance, moved_adapter
@@ -224,6 +226,17 @@ def test_slower_layouts_give_what_packing_gives_also_where_completions_are_empty
     nothing.sum().backward()  # a step that masks everything still has a backward pass
 
 
+def test_what_cannot_be_packed_says_why_before_it_is_tried():
+    alibi = FalconForCausalLM(FalconConfig(**SMALL, num_hidden_layers=1, num_attention_heads=4, alibi=True))
+    assert why_not_packed(alibi) == "its ALiBi positions are not position_ids"
+    convolution, *_ = FAMILIES["convolutions"]
+    assert why_not_packed(convolution()) == "layers of the kind 'conv' carry a state from one completion into the next"
+    bloom, *_ = FAMILIES["ALiBi"]
+    assert why_not_packed(bloom()) == "it takes no position_ids"
+    window, *_ = FAMILIES["windows on some layers"]
+    assert why_not_packed(window()) is None
+
+
 def test_a_prompt_counts_with_each_completion_where_the_policy_cannot_pack(tiny_model):
     policy = loaded(tiny_model)
     prompt, completion = torch.ones(3, 10, dtype=torch.bool), torch.ones(3, 2, 6, dtype=torch.bool)
@@ -268,6 +281,7 @@ def test_probing_leaves_no_trace(tiny_model):
         moved = {name for name, p in policy.trainable_parameters().items() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if "lora_B" in name}
     assert all(torch.equal(p, before[name]) for name, p in policy.trainable_parameters().items())
+    assert not any(module._forward_hooks for module in policy.causal_lm.modules())
     fresh = policy.logprobs(policy.encode(PROMPTS, ANSWERS))
     torch.testing.assert_close(fresh, policy.logprobs(policy.encode(PROMPTS, ANSWERS), reference=True), rtol=0, atol=0)
 
@@ -297,10 +311,8 @@ def test_what_rounding_does_to_the_model_is_allowed_and_little_more(tiny_model):
 
             def way(packed, apart=apart, flip=flip):
                 logits = policy.way.logits(packed)
-                return (
-                    logits
-                    + apart * flip * (logits - logits.mean(-1, keepdim=True)).norm(dim=-1, keepdim=True) / 320**0.5
-                )
+                spread = logits.std(-1, keepdim=True, correction=0)  # the norm without the mean, by the root of 320
+                return logits + apart * flip * spread
 
             assert (expected.missed_by(Way("other", way, None, packs=True)) is None) is right
 
@@ -423,6 +435,11 @@ def test_a_policy_that_no_decoder_samples_is_refused(tiny_model, monkeypatch):
         monkeypatch.setattr(kind, "start", lambda self, ids, mask, size, new: torch.zeros(len(ids) * size, 320))
     with pytest.raises(UserError, match=r"no decoder gives the logits of model .*; write decoder: auto and weights"):
         LocalEngine(decoder="hugging_face").prepare(loaded(tiny_model))
+
+
+def test_each_policy_is_compared_once(tiny_model):
+    first, second, choice = loaded(tiny_model), loaded(tiny_model), LocalEngine(4).decoders
+    assert [choice.settle(policy) for policy in (first, first, second)] == [True, False, True]
 
 
 def test_a_trained_adapter_is_compared_as_it_is(tiny_model):

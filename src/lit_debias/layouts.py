@@ -104,9 +104,9 @@ class ARowEach(Layout):
         """See :class:`Layout`."""
         sequences = packed.sequences()
         rows = [sequence.ids.tolist() for sequence in sequences]
-        ids, mask = pad(rows, rows[0][0], left=False, device=packed.ids.device)  # not with padding, see PackedRows
-        padding: dict[str, Tensor] = {} if bool(mask.all()) else {"attention_mask": mask.long()}
-        outputs = network(ids, **padding)
+        # No mask: what follows a token cannot change it. Not padded with a padding token, see PackedRows.
+        ids, _ = pad(rows, rows[0][0], left=False, device=packed.ids.device)
+        outputs = network(ids)
         return torch.cat([sequence.predicting(row) for sequence, row in zip(sequences, outputs, strict=True)])
 
 
