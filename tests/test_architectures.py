@@ -36,6 +36,8 @@ KNOWN = {one.name: one for one in every_architecture()}
         ("mpt", RIGHT),  # ALiBi, in silence
         ("gpt2", RIGHT),  # linear layers of its own kind
         ("mixtral", RIGHT),  # experts without linear layers
+        ("laguna", RIGHT),  # PEFT reads the names of its shared experts otherwise
+        ("axk2, all within the top k", RIGHT),  # layers that only choose keys
         ("phimoe", RIGHT | REFUSED),  # chooses experts at random in train mode
         ("lfm2", RIGHT),  # convolutions from one completion into the next
         ("falcon_h1", RIGHT),  # a recurrent state, and layers that PEFT must not touch
