@@ -25,7 +25,6 @@ from transformers import (
     GraniteForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
-    LlamaConfig,
     MambaConfig,
     MambaForCausalLM,
     MptConfig,
@@ -35,17 +34,14 @@ from transformers import (
 )
 
 from lit_debias import probe, ways
-from lit_debias.attention_windows import Reach, longest_window, reaches
+from lit_debias.attention_windows import Reach
 from lit_debias.errors import UserError
 from lit_debias.grpo.packing import pack
 from lit_debias.language_model import LanguageModel
 from lit_debias.layouts import ARowEach, Network, OneByOne, Packed, why_not_packed
 from lit_debias.lean_model import LeanModel
-from lit_debias.positions import unchanged_length
 from lit_debias.probe import Probe, distance, moved_adapter
-from lit_debias.rollout.decoders import Decoder, HuggingFaceDecoder
 from lit_debias.rollout.local import LocalEngine
-from lit_debias.rollout.plain_decoders import PromptwiseDecoder, RecomputingDecoder
 from lit_debias.tokens import tokens_of
 from lit_debias.types import PromptBatch
 from lit_debias.ways import Expected, Way
@@ -393,134 +389,3 @@ def test_an_adapter_that_moves_the_base_is_refused(tiny_model, monkeypatch):
     monkeypatch.setattr(module, "new_adapter", moving)
     with pytest.raises(UserError, match="moves the weights of the base"):
         loaded(tiny_model)
-
-
-# ---------------------------------------------------------------- decoders
-
-
-@pytest.mark.parametrize("kind", [PromptwiseDecoder, RecomputingDecoder])
-def test_plain_decoders_give_the_logits_of_the_usual_one(tiny_model, kind):
-    policy = loaded(tiny_model)
-    ids, mask = policy.encode_prompts(["the rider", "people from the north are kind", "why"])
-    tokens = torch.randint(3, 300, (6, 4))
-
-    def decode(decoder: Decoder) -> list[torch.Tensor]:
-        found = [decoder.start(ids, mask, 2, 4), decoder.step(tokens[:, 0])]
-        decoder.keep(torch.tensor([0, 1, 5]))  # the second group is dropped whole
-        found.append(decoder.step(tokens[[0, 1, 5], 1]))
-        decoder.keep(torch.tensor([2]))
-        return [*found, decoder.step(tokens[[5], 2])]
-
-    with torch.inference_mode():
-        found, expected = decode(kind(policy.inference_model())), decode(HuggingFaceDecoder(policy.inference_model()))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_decoder_that_is_wrong_is_not_used(tiny_model, monkeypatch, caplog):
-    original = HuggingFaceDecoder.keep
-    monkeypatch.setattr(HuggingFaceDecoder, "keep", lambda self, rows: original(self, rows.flip(0)))
-    policy, engine = loaded(tiny_model), LocalEngine(4, decoder="hugging_face")
-    with caplog.at_level(logging.INFO):
-        engine.prepare(policy)
-        engine.generate(policy, PROMPTS, 2, seed=0)
-    assert engine.decoders.name == "Hugging Face's forward pass, prompt by prompt"
-    assert (
-        caplog.text.count("Rollouts use Hugging Face's forward pass, prompt by prompt (as configured; not Hugging") == 1
-    )
-    assert "its logits miss the model's own by" in caplog.text
-
-
-def test_a_policy_that_no_decoder_samples_is_refused(tiny_model, monkeypatch):
-    for kind in (PromptwiseDecoder, RecomputingDecoder, HuggingFaceDecoder):
-        monkeypatch.setattr(kind, "start", lambda self, ids, mask, size, new: torch.zeros(len(ids) * size, 320))
-    with pytest.raises(UserError, match=r"no decoder gives the logits of model .*; write decoder: auto and weights"):
-        LocalEngine(decoder="hugging_face").prepare(loaded(tiny_model))
-
-
-def test_each_policy_is_compared_once(tiny_model):
-    first, second, choice = loaded(tiny_model), loaded(tiny_model), LocalEngine(4).decoders
-    assert [choice.settle(policy) for policy in (first, first, second)] == [True, False, True]
-
-
-def test_a_trained_adapter_is_compared_as_it_is(tiny_model):
-    policy = loaded(tiny_model)
-    perturb(policy)
-    LocalEngine(4).prepare(policy)  # the plain model is asked anew, not remembered
-
-
-# ---------------------------------------------------------------- what configurations say
-
-
-def test_reaches_windows_and_contexts_by_hand():
-    kinds = ["full_attention", "sliding_attention", "chunked_attention", "conv"]
-    config = LlamaConfig(layer_types=kinds, num_hidden_layers=4, sliding_window=7, attention_chunk_size=9)
-    assert reaches(config) == {
-        "full_attention": Reach(),
-        "sliding_attention": Reach(window=7),
-        "chunked_attention": Reach(chunk=9),
-    }
-    assert longest_window(config) == 9
-    assert reaches(LlamaConfig(sliding_window=7)) == {"full_attention": Reach(window=7)}
-    assert longest_window(LlamaConfig(use_sliding_window=True, max_window_layers=99)) == 0
-
-
-DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
-LONG = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "long_factor": [2.0] * 4,
-    "short_factor": [1.0] * 4,
-    "original_max_position_embeddings": 28,
-}
-
-
-@pytest.mark.parametrize(("rope", "longest"), [(DYNAMIC, 40), (LONG, 28)], ids=["dynamic", "longrope"])
-def test_texts_for_which_rotations_change_are_refused_and_shorter_ones_are_right(tmp_path, rope, longest):
-    assert unchanged_length(LlamaConfig()) is None
-    assert unchanged_length(LlamaConfig(index_topk=7)) == 7
-    policy = loaded(save_tiny_model(tmp_path, rope_parameters=rope, max_position_embeddings=40))
-    assert policy.positions == longest
-    perturb(policy)
-    prompt = PromptBatch(["the rider was late"])
-    room = longest - len(policy.prompt_ids(prompt.texts[0]))
-    sampled = LocalEngine(room).generate(policy, prompt, 2, seed=1)
-    torch.testing.assert_close(sampled.logprobs, plain_logprobs(policy, sampled).detach(), rtol=1e-3, atol=1e-3)
-    with pytest.raises(UserError, match=f"has {longest} positions, .*change with the length"):
-        LocalEngine(room + 2).generate(policy, prompt, 2, seed=1)
-
-
-def test_masks_of_windows_and_chunks_go_by_positions():
-    prompt = torch.ones(1, 3, dtype=torch.long)
-    completion = torch.ones(1, 2, 3, dtype=torch.long)
-    rows = pack(prompt, prompt.bool(), completion, completion.bool()).rows()
-    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4]]
-    seen = rows.mask(window=2)[0, 0].int().tolist()
-    assert seen == [
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0, 0],
-        [0, 0, 1, 1, 0, 0, 0],
-        [0, 0, 0, 1, 1, 0, 0],
-        [0, 0, 1, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 1, 1],
-    ]
-    chunks = rows.mask(chunk=3)[0, 0].int().tolist()
-    assert chunks[2:] == [
-        [1, 1, 1, 0, 0, 0, 0],
-        [0, 0, 0, 1, 0, 0, 0],
-        [0, 0, 0, 1, 1, 0, 0],
-        [0, 0, 0, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 1, 1],
-    ]
-
-
-def test_sequences_by_hand():
-    prompts, mask = torch.tensor([[0, 11, 12], [21, 22, 23]]), torch.tensor([[0, 1, 1], [1, 1, 1]]).bool()
-    completions = torch.tensor([[[13, 14, 0], [15, 0, 0]], [[24, 25, 26], [0, 0, 0]]])
-    counted = torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]]).bool()
-    found = pack(prompts, mask, completions, counted).sequences()
-    assert [(one.ids.tolist(), one.first, one.size) for one in found] == [
-        ([11, 12, 13], 1, 2),
-        ([11, 12], 1, 1),
-        ([21, 22, 23, 24, 25], 2, 3),
-    ]
