@@ -40,7 +40,7 @@ from lit_debias.grpo.packing import pack
 from lit_debias.language_model import LanguageModel
 from lit_debias.layouts import ARowEach, Network, OneByOne, Packed, why_not_packed
 from lit_debias.lean_model import LeanModel
-from lit_debias.probe import Probe, distance, moved_adapter
+from lit_debias.probe import Probe, distance, moved_adapter, plain_logits
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.tokens import tokens_of
 from lit_debias.types import PromptBatch
@@ -282,6 +282,24 @@ def test_probing_leaves_no_trace(tiny_model):
     torch.testing.assert_close(fresh, policy.logprobs(policy.encode(PROMPTS, ANSWERS), reference=True), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_only_the_last_logits_are_asked_for(tiny_model, able, monkeypatch):
+    policy = loaded(tiny_model)
+    ids, model, asked = policy._probe.prompt, policy.causal_lm, []
+    forward = model.forward
+
+    def plain(input_ids, use_cache):
+        return forward(input_ids=input_ids, use_cache=use_cache)
+
+    def keeping(input_ids, use_cache, logits_to_keep=0):
+        asked.append(logits_to_keep)
+        return forward(input_ids=input_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
+
+    monkeypatch.setattr(model, "forward", keeping if able else plain)
+    torch.testing.assert_close(plain_logits(model, ids, keep=3), plain_logits(model, ids)[-3:])
+    assert asked == ([3, 0] if able else [])
+
+
 def test_distance_by_hand():
     plain = torch.tensor([[3.0, -3.0, 0.0]] * 6)
     shifted = plain + 5  # no probability changes
@@ -333,7 +351,7 @@ def test_a_model_whose_numbers_are_not_finite_is_refused(tmp_path):
 
 
 def test_a_forward_pass_that_fails_is_one_line(tiny_model, monkeypatch):
-    def broken(model, ids):
+    def broken(model, ids, keep):
         raise ValueError("needs pixels")
 
     monkeypatch.setattr(ways, "plain_logits", broken)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,10 +96,18 @@ def affordable(model: PreTrainedModel, prompt: Tensor) -> int:
 
 
 @torch.no_grad()
-def plain_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Return the logits [L, V] fp32 of one sequence [L] by the model's own forward pass."""
-    logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
-    return logits.float()
+def plain_logits(model: PreTrainedModel, ids: Tensor, keep: int = 0) -> Tensor:
+    """Return the logits [L, V] fp32 of one sequence [L] by the model's own forward pass.
+
+    Args:
+        model: Hugging Face model.
+        ids: [L] int64.
+        keep: Return the last so many only; 0 is all. All of a long sequence's may not fit into memory.
+    """
+    able = keep and "logits_to_keep" in signature(model.forward).parameters
+    options = {"logits_to_keep": keep} if able else {}
+    logits: Tensor = model(input_ids=ids[None], use_cache=False, **options).logits[0]
+    return logits[-keep:].float()
 
 
 def distances(found: Tensor, expected: Tensor) -> Tensor:
@@ -132,6 +141,8 @@ def noisy_products(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
     How far that takes the logits of a model is how far a right way may be from the plain one, which rounds elsewhere.
     """
+    from transformers.pytorch_utils import Conv1D
+
     half = torch.finfo(dtype).eps / 2
     generators: dict[torch.device, torch.Generator] = {}
 
@@ -143,7 +154,8 @@ def noisy_products(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         noise = torch.randn(wide.shape, generator=generator, device=wide.device, dtype=wide.dtype)
         return (wide + half * wide * noise).to(output.dtype)
 
-    hooks = [layer.register_forward_hook(rounded) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    linear = (nn.Linear, Conv1D)
+    hooks = [layer.register_forward_hook(rounded) for layer in model.modules() if isinstance(layer, linear)]
     try:
         yield
     finally:

@@ -26,6 +26,8 @@ ROUNDINGS = 4
 """How often a right way may round where the plain model does once."""
 LEAST, MOST = {16: 0.02, 32: 1e-3, 64: 1e-6}, 0.5
 """Of the tolerance, by the bits of the type."""
+BEFORE = 8
+"""Tokens of the prompt whose predictions are compared."""
 HEAD_ROUNDING = 1e-6  # the same products in the same order
 
 
@@ -81,14 +83,14 @@ def plain_head(model: PreTrainedModel, ids: Tensor) -> nn.Linear | None:
     return head if float(distances(found, expected).max()) <= HEAD_ROUNDING else None
 
 
-def read(model: PreTrainedModel, ids: Tensor, source: str) -> Tensor:
-    """Return the plain model's logits [L, V] of one sequence.
+def read(model: PreTrainedModel, ids: Tensor, source: str, keep: int = 0) -> Tensor:
+    """Return the plain model's logits of one sequence, see :func:`plain_logits`.
 
     Raises:
         UserError: its forward pass fails, or they are not finite.
     """
     with plain_pass(source):
-        logits = plain_logits(model, ids)
+        logits = plain_logits(model, ids, keep)
     if not bool(logits.isfinite().all()):
         raise UserError(f"model '{source}': its logits are not finite; write a model that is not damaged")
     return logits
@@ -120,10 +122,13 @@ class Expected:
         Raises:
             UserError: see :func:`read`; or it is no causal model: what it says of the prompt depends on what follows.
         """
-        first, second = (read(model, ids[:-1], source) for ids in probe.sequences)
+        before = min(len(probe.prompt) - 1, BEFORE)  # what follows has seen the completion
+        asked = [
+            (ids[:-1], source, len(own) + before) for ids, own in zip(probe.sequences, probe.completions, strict=True)
+        ]
+        first, second = (read(model, *each) for each in asked)
         with noisy_products(model, dtype):
-            noisy = read(model, probe.sequences[1][:-1], source)
-        before = len(probe.prompt) - 1  # what follows has seen the completion
+            noisy = read(model, *asked[1])
         rounding = ROUNDINGS * distance([noisy[before:]], [second[before:]])
         tolerance = min(max(rounding, LEAST[torch.finfo(dtype).bits]), MOST)
         check_causal(first[:before], second[:before], tolerance, source)

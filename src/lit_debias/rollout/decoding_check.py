@@ -42,7 +42,7 @@ class DecodingCheck:
         prompts = [probe.prompt, probe.prompt[SHORTER:] if len(probe.prompt) > SHORTER else probe.prompt]
         completions = [completion[:STEPS] for completion in probe.completions]
         short = [
-            plain_logits(policy.causal_lm, torch.cat((prompts[1], completion[:-1])))[len(prompts[1]) - 1 :]
+            plain_logits(policy.causal_lm, torch.cat((prompts[1], completion[:-1])), keep=len(completion))
             for completion in completions
         ]
         everyone = [logits[:STEPS] for logits in (*expected.logits, *short)]
