@@ -134,10 +134,10 @@ class QLoRAPolicy(PolicyTokens):
 
     # ---------------------------------------------------------------- loading
 
-    def load(self, device: torch.device | str = "cpu") -> None:
-        """Load tokenizer, base and adapters onto ``device``; does nothing when they are there."""
+    def load(self, device: torch.device | str = "cpu") -> QLoRAPolicy:
+        """Load tokenizer, base and adapters onto ``device``, unless they are there, and return the policy."""
         if self.lm is not None:
-            return
+            return self
         self._check_attention(torch.device(device))
         self.dtype = dtype_of(self.precision, device)
         self.read_tokenizer(load_tokenizer(self.source))
@@ -163,6 +163,7 @@ class QLoRAPolicy(PolicyTokens):
         if self.reference_is_base:
             self._check_reference(untouched)
         self._choose_way(base, self._probe)
+        return self
 
     def _check_reference(self, untouched: Tensor) -> None:
         """Compare the frozen reference with the base before it had adapters, which it is said to be."""
