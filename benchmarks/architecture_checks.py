@@ -24,7 +24,8 @@ from benchmarks.tiny_fields import UNBUILT
 from lit_debias.errors import UserError
 from lit_debias.packing.groups import pack
 from lit_debias.packing.tokens import tokens_of
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.training.callbacks.adapter_export import export_adapter
 from lit_debias.types import PromptBatch, Rollout
@@ -201,8 +202,8 @@ def compare(work: Path, architecture: Architecture, finding: Finding) -> None:
     torch.manual_seed(3)
     options = {"quantization": "none", "dtype": "float32", "rank": 4, "targets": architecture.targets}
     policy = QLoRAPolicy(str(work / "model"), **options)
-    policy.load("cpu")
-    finding.way, finding.fast = policy.way.name, policy.way.packs
+    policy = policy.load("cpu")
+    finding.way, finding.fast = policy.forms.way.name, policy.forms.way.packs
     perturb(policy)
     export_adapter(SimpleNamespace(policy=policy), work / "adapter")
     engine, live = LocalEngine(NEW_TOKENS), LocalEngine(NEW_TOKENS, weights="live")
@@ -226,18 +227,18 @@ def compare(work: Path, architecture: Architecture, finding: Finding) -> None:
     finding.idle = sorted(short(name) for name in adapted if plain_name(name) not in acting)
 
 
-def perturb(policy: QLoRAPolicy) -> None:
+def perturb(policy: Policy) -> None:
     """Move a fresh adapter away from zero."""
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, parameter in policy.trainable_parameters().items():
             if "lora_B" in name:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    policy.weights_changed()
+    policy.forms.forget_merged()
 
 
 @torch.no_grad()
-def take_over(policy: QLoRAPolicy, tuned: PeftModel) -> float:
+def take_over(policy: Policy, tuned: PeftModel) -> float:
     """Give a model the policy's adapter, and return how far from it the one was that PEFT had loaded."""
     expected = {plain_name(name): parameter for name, parameter in policy.trainable_parameters().items()}
     found = {name: parameter for name, parameter in tuned.named_parameters() if parameter.requires_grad}
@@ -257,7 +258,7 @@ def unequal(one: Rollout, other: Rollout) -> float:
 
 
 def differences(
-    policy: QLoRAPolicy, tuned: PeftModel, rollout: Rollout, reference: Tensor
+    policy: Policy, tuned: PeftModel, rollout: Rollout, reference: Tensor
 ) -> tuple[dict[str, float], set[str]]:
     """Return the largest differences to the plain model, and the names of the parameters that get a gradient there."""
     mask = rollout.completion_mask
@@ -307,7 +308,7 @@ def one_by_one(model: Any, rollout: Rollout, weights: Tensor | None = None) -> T
     return result
 
 
-def training_pass(policy: QLoRAPolicy, rollout: Rollout, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def training_pass(policy: Policy, rollout: Rollout, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Return log-probs [P, G, T] as the update computes them, and the gradient of their weighted sum by plain name."""
     policy.zero_grad()
     packed = pack(*tokens_of(rollout))

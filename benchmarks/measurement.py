@@ -17,7 +17,7 @@ from benchmarks.gates import move_adapter
 from benchmarks.settings import Settings
 from benchmarks.workload import BETA, LEARNING_RATE, EvenShare, ending_ids, prompt_texts
 from lit_debias.grpo.loss import DAPOLoss
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -80,7 +80,7 @@ class MeasuredGRPO(GRPO):
 
     def train_dataloader(self) -> Iterator[PromptBatch]:
         """Return one batch of P prompts."""
-        return iter([PromptBatch(prompt_texts(self.settings, self.policy))])
+        return iter([PromptBatch(prompt_texts(self.settings, self.policy.prompt_ids))])
 
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Measure."""

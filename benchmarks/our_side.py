@@ -37,7 +37,7 @@ class Parity(MeasuredGRPO):
     def measure(self, prompts: PromptBatch) -> dict[str, Any]:
         """Return tensors: log-probs and reference log-probs [P, G, T], advantages [P, G], gradient [parameters]."""
         set_adapters(self.policy.lm)
-        self.policy.weights_changed()
+        self.policy.forms.forget_merged()
         completions = fixed_completions(self.settings, self.policy.causal_lm.config.vocab_size)
         rows = [row for group in completions for row in group]
         texts = [[""] * self.settings.group_size] * self.settings.prompts

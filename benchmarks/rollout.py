@@ -49,7 +49,7 @@ from lit_debias.errors import UserError
 from lit_debias.forward.lean import LeanModel
 from lit_debias.forward.native import NativeModel
 from lit_debias.models.sources import resolve
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.rollout.decoders import Decoder, LeanDecoder, NativeDecoder
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
@@ -86,13 +86,13 @@ class SplitEngine(LocalEngine):
 
     parts: Parts | None = None
 
-    def model(self, policy: QLoRAPolicy) -> LeanModel | NativeModel | None:
+    def model(self, policy: Policy) -> LeanModel | NativeModel | None:
         """Return what it decodes with; None for Hugging Face's forward pass."""
         with super()._decoder(policy) as decoder:
             return decoder.model if isinstance(decoder, LeanDecoder | NativeDecoder) else None
 
     @contextlib.contextmanager
-    def _decoder(self, policy: QLoRAPolicy) -> Iterator[Decoder]:
+    def _decoder(self, policy: Policy) -> Iterator[Decoder]:
         with contextlib.ExitStack() as stack:
             if self.parts is None:
                 yield stack.enter_context(super()._decoder(policy))
@@ -130,12 +130,12 @@ class MeasuredRollout(MeasuredGRPO):
 
     def _timed(self, prompts: PromptBatch, seed: int, clock: Clock) -> None:
         if OURS in self.arms:
-            self.policy.weights_changed()  # as after an update
+            self.policy.forms.forget_merged()  # as after an update
             with clock.phase(OURS):
                 rollout = self.sample(prompts, seed)
             clock.count(OURS, int(rollout.completion_mask.sum()), "tokens/s")
         if GENERATE in self.arms:
-            self.policy.weights_changed()
+            self.policy.forms.forget_merged()
             with clock.phase(GENERATE):
                 sampled = self._generate(prompts, seed)
             clock.count(GENERATE, sampled, "tokens/s")
@@ -149,7 +149,7 @@ class MeasuredRollout(MeasuredGRPO):
         """
         torch.manual_seed(seed)
         ids, mask = (each.repeat_interleave(self.group_size, 0) for each in self.policy.encode_prompts(prompts.texts))
-        model = self.policy.inference_model()
+        model = self.policy.forms.merged()
         model.generation_config = GenerationConfig(
             do_sample=True,
             temperature=1.0,
@@ -167,7 +167,7 @@ class MeasuredRollout(MeasuredGRPO):
 
     def _split(self, prompts: PromptBatch) -> dict[str, float]:
         self.engine.parts = parts = Parts(self.settings.device)
-        self.policy.weights_changed()
+        self.policy.forms.forget_merged()
         with parts.part("rollout"):
             self.sample(prompts, seed=0)
         self.engine.parts = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count, cycle, islice
 
 import torch
@@ -10,9 +10,11 @@ import torch
 from benchmarks.settings import Settings
 from lit_debias.errors import UserError
 from lit_debias.models.loading import load_tokenizer
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.models.prompt_encoder import PromptEncoder
 from lit_debias.rewards.reward import Reward, RewardBatch
 
+Encode = Callable[[str], list[int]]
+"""Returns the token ids of a prompt, chat template included."""
 LEARNING_RATE = 1e-6
 BETA = 0.04
 QUESTIONS = (
@@ -36,7 +38,7 @@ NOTES = (
 """What stands before a question whose prompt may be longer."""
 
 
-def prompt_texts(settings: Settings, policy: QLoRAPolicy) -> list[str]:
+def prompt_texts(settings: Settings, encode: Encode) -> list[str]:
     """Return P prompts: questions of at most S tokens where a real model ends its own answers, else filler of S.
 
     Raises:
@@ -44,19 +46,18 @@ def prompt_texts(settings: Settings, policy: QLoRAPolicy) -> list[str]:
     """
     if settings.lengths == "natural" and settings.shape is None:
         questions = islice(cycle(QUESTIONS), settings.prompts)
-        return [question_after_notes(policy, question, settings.prompt_tokens) for question in questions]
+        return [question_after_notes(encode, question, settings.prompt_tokens) for question in questions]
     starts = [f"w{index + 2}" for index in range(settings.prompts)]
-    return [sized_text(policy, start, settings.prompt_tokens) for start in starts]
+    return [sized_text(encode, start, settings.prompt_tokens) for start in starts]
 
 
 def prompt_ids(settings: Settings) -> list[list[int]]:
     """Return the token ids of :func:`prompt_texts`, chat template included, without loading weights."""
-    policy = QLoRAPolicy(settings.model, quantization="none")
-    policy.tokenizer = load_tokenizer(settings.model)
-    return [policy.prompt_ids(text) for text in prompt_texts(settings, policy)]
+    encoder = PromptEncoder(load_tokenizer(settings.model), settings.model, {})
+    return [encoder.prompt(text) for text in prompt_texts(settings, encoder.prompt)]
 
 
-def question_after_notes(policy: QLoRAPolicy, question: str, most_tokens: int) -> str:
+def question_after_notes(encode: Encode, question: str, most_tokens: int) -> str:
     """Return ``question`` after as many of ``NOTES``, from the top again after the last, as fit with the chat template.
 
     Raises:
@@ -65,7 +66,7 @@ def question_after_notes(policy: QLoRAPolicy, question: str, most_tokens: int) -
     fitting = None
     for notes in count():
         text = " ".join([*islice(cycle(NOTES), notes), question])
-        tokens = len(policy.prompt_ids(text))
+        tokens = len(encode(text))
         if tokens > most_tokens:
             break
         fitting = text
@@ -74,7 +75,7 @@ def question_after_notes(policy: QLoRAPolicy, question: str, most_tokens: int) -
     return fitting
 
 
-def sized_text(policy: QLoRAPolicy, start: str, tokens: int) -> str:
+def sized_text(encode: Encode, start: str, tokens: int) -> str:
     """Return ``start`` and filler words, exactly ``tokens`` tokens with the chat template.
 
     Raises:
@@ -82,7 +83,7 @@ def sized_text(policy: QLoRAPolicy, start: str, tokens: int) -> str:
     """
 
     def length(text: str) -> int:
-        return len(policy.prompt_ids(text))
+        return len(encode(text))
 
     text = start
     for filler in (" and", "1"):

@@ -17,7 +17,7 @@ from lightning import Callback, LightningDataModule
 from lit_debias import Aggregator, Reward, RewardBatch, data
 from lit_debias.cli import main as cli
 from lit_debias.plugins.manager import HookSpecs, components, get_plugin_manager
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards import contract
 from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.training import callbacks

@@ -13,7 +13,7 @@ from benchmarks.architecture_checks import check
 from benchmarks.tiny_architectures import architectures as every_architecture
 
 from lit_debias.errors import UserError
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 
 RIGHT = {"right", "slower but right"}
 REFUSED = {"refused"}
@@ -96,8 +96,9 @@ def test_a_damaged_policy_is_found_out(method, damage, verdict, reason, monkeypa
     def load_and_damage(policy, device):
         if method == "load":
             damage(load)()
-        load(policy, device)  # whatever it compares, it sees the undamaged policy
-        setattr(policy, method, damage(getattr(policy, method)))
+        loaded = load(policy, device)  # whatever it compares, it sees the undamaged policy
+        setattr(loaded, method, damage(getattr(loaded, method)))
+        return loaded
 
     monkeypatch.setattr(QLoRAPolicy, "load", load_and_damage)
     finding = check(KNOWN["llama"])

@@ -15,9 +15,9 @@ from benchmarks.workload import NOTES, ending_ids, prompt_ids, question_after_no
 from support import loaded
 
 from lit_debias.errors import UserError
+from lit_debias.forward import choose
 from lit_debias.forward.linear import FusedLinear
 from lit_debias.packing import groups as packing
-from lit_debias.policy import policy
 from lit_debias.rewards.overlap import OverlappedScoring
 from lit_debias.support.precision import dtype_of
 
@@ -259,7 +259,7 @@ def leaking_pack(monkeypatch):
         return torch.ones(length, length, dtype=torch.bool).tril().expand(rows, 1, length, length)
 
     monkeypatch.setattr(packing, "_attention", causal)
-    monkeypatch.setattr(policy, "why_not_lean", lambda model: "no reason")
+    monkeypatch.setattr(choose, "why_not_lean", lambda model: "no reason")
 
 
 def leaking_groups(monkeypatch):
@@ -352,9 +352,9 @@ def test_what_ends_a_completion():
 @pytest.mark.parametrize("tokens", [40, 41, 42])
 def test_prompts_have_exactly_the_tokens_asked_for(tokens, tiny_model):
     policy = loaded(tiny_model)
-    assert policy.encode_prompts([sized_text(policy, "w2", tokens)])[0].shape[1] == tokens
+    assert policy.encode_prompts([sized_text(policy.prompt_ids, "w2", tokens)])[0].shape[1] == tokens
     with pytest.raises(UserError, match="--prompt-tokens 3: the chat template takes"):
-        sized_text(policy, "w2", 3)
+        sized_text(policy.prompt_ids, "w2", 3)
 
 
 def test_questions_follow_as_many_notes_as_fit(tiny_model):
@@ -365,13 +365,13 @@ def test_questions_follow_as_many_notes_as_fit(tiny_model):
 
     question = "What is bread made of?"
     alone, with_note = tokens(question), tokens(f"{NOTES[0]} {question}")
-    assert question_after_notes(policy, question, alone) == question
-    assert question_after_notes(policy, question, with_note - 1) == question
-    assert question_after_notes(policy, question, with_note) == f"{NOTES[0]} {question}"
+    assert question_after_notes(policy.prompt_ids, question, alone) == question
+    assert question_after_notes(policy.prompt_ids, question, with_note - 1) == question
+    assert question_after_notes(policy.prompt_ids, question, with_note) == f"{NOTES[0]} {question}"
     twice = " ".join([*NOTES, *NOTES, question])
-    assert question_after_notes(policy, question, tokens(twice)) == twice
+    assert question_after_notes(policy.prompt_ids, question, tokens(twice)) == twice
     with pytest.raises(UserError, match=rf"--prompt-tokens {alone - 1}: '.+' takes {alone}; write that or more"):
-        question_after_notes(policy, question, alone - 1)
+        question_after_notes(policy.prompt_ids, question, alone - 1)
 
 
 def test_long_prompts_are_as_long_with_natural_lengths(tiny_model):

@@ -5,16 +5,17 @@ import torch
 from policy_answers import ANSWERS, PROMPTS, log_probs_and_gradients
 from support import perturb
 
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def on_gpu(model, **options) -> QLoRAPolicy:
+def on_gpu(model, **options) -> Policy:
     torch.manual_seed(1)
     policy = QLoRAPolicy(str(model), **{"quantization": "none", "dtype": "float32", "rank": 4, **options})
-    policy.load("cuda")
+    policy = policy.load("cuda")
     perturb(policy)
     return policy
 

@@ -20,7 +20,7 @@ from lit_debias.cli.main import main
 from lit_debias.errors import UserError
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.synthetic.card import plain, written_section
 from lit_debias.synthetic.taxonomy import WORDING, Taxonomy
 
@@ -101,7 +101,7 @@ def adapter(tiny_model, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-def continued(model: Path, adapter: Path) -> QLoRAPolicy:
+def continued(model: Path, adapter: Path) -> Policy:
     return loaded(model, adapter=str(adapter))
 
 

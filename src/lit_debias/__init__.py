@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lit_debias.evaluation import evaluate
     from lit_debias.grpo.loss import BNPOLoss, CISPOLoss, DAPOLoss, DrGRPOLoss, GRPOLoss, GSPOLoss
     from lit_debias.plugins.manager import hookimpl
-    from lit_debias.policy.policy import QLoRAPolicy
+    from lit_debias.policy.recipe import QLoRAPolicy
     from lit_debias.rewards.overlong import SoftOverlong
     from lit_debias.rewards.reward import Reward, RewardBatch
     from lit_debias.rollout.local import LocalEngine
@@ -64,7 +64,7 @@ MODULES = {
     "GRPO": "lit_debias.training.grpo",
     "LocalEngine": "lit_debias.rollout.local",
     "PromptDataModule": "lit_debias.data.prompt_data",
-    "QLoRAPolicy": "lit_debias.policy.policy",
+    "QLoRAPolicy": "lit_debias.policy.recipe",
     "ResponseDataModule": "lit_debias.data.response_data",
     "Reward": "lit_debias.rewards.reward",
     "RewardBatch": "lit_debias.rewards.reward",

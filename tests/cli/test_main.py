@@ -110,7 +110,7 @@ def test_a_mistake_gives_one_line_and_exit_code_2(config, tmp_path, capsys, path
 
 def test_an_empty_data_set_is_found_before_the_model_is_loaded(config, tmp_path, capsys, monkeypatch):
     (tmp_path / "prompts.jsonl").write_text("")
-    monkeypatch.setattr("lit_debias.policy.policy.load_base", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("lit_debias.policy.recipe.load_base", lambda *a, **k: pytest.fail("loaded a model"))
     assert run("fit", "-c", write(tmp_path, config)) == 2
     assert "prompts.jsonl" in capsys.readouterr().err
 

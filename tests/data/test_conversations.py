@@ -16,6 +16,7 @@ from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
 from lit_debias.policy.lengths import check_prompts
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.training.baseline import responses
 from lit_debias.training.sft import SFT
 from lit_debias.types import PromptBatch
@@ -109,10 +110,11 @@ def test_responses_may_be_one_message_of_the_assistant():
 
 
 def test_sft_trains_a_response_after_a_conversation(tiny_model):
-    policy = loaded(tiny_model)
+    module = SFT(QLoRAPolicy(str(tiny_model), quantization="none", dtype="float32", rank=4))
+    policy = module.load_policy()
     answer = [{"role": "assistant", "content": "Because."}]
     batch = PromptBatch([TRANSCRIPT], {"reference": [answer]}, [SEVERAL])
-    [(loss, _, _)] = SFT(policy)._micro_batches(batch)
+    [(loss, _, _)] = module._micro_batches(batch)
     before = policy.tokenizer.apply_chat_template(SEVERAL, add_generation_prompt=True, return_dict=False)
     ids = torch.tensor([*policy.tokenizer.encode("Because."), policy.tokenizer.eos_token_id])
     with torch.no_grad():

@@ -16,7 +16,7 @@ from lit_debias.forward.functions import Norm
 from lit_debias.forward.lean import LeanModel, why_not_lean
 from lit_debias.forward.linear import FusedLinear
 from lit_debias.forward.memory import KeptBytes
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.choose import DecoderChoice
 from lit_debias.rollout.decoders import HuggingFaceDecoder, LeanDecoder
 from lit_debias.rollout.local import LocalEngine
@@ -235,14 +235,14 @@ def test_the_engine_says_which_decoder_it_uses(policy, caplog):
 def test_asking_for_the_lean_decoder_where_it_cannot_be_is_an_error(policy, monkeypatch):
     with pytest.raises(UserError, match="merged weights only"):
         LocalEngine(weights="live", decoder="lean")
-    monkeypatch.setattr(policy, "lean_obstacle", "it has no lean form of Mine")
+    monkeypatch.setattr(policy.forms, "lean_obstacle", "it has no lean form of Mine")
     with pytest.raises(UserError, match="no lean form of Mine; write decoder: auto"):
         LocalEngine(2, decoder="lean").generate(policy, PromptBatch(["the rider"]), 2, 0)
 
 
 def assert_samples_what_the_plain_engine_does(model_folder, **options):
     policy = QLoRAPolicy(str(model_folder), quantization="none", dtype="float32", rank=4)
-    policy.load("cpu")
+    policy = policy.load("cpu")
     policy.eos_token_ids = tuple(range(3, 40))  # rows end early, and are dropped
     engines = [LocalEngine(6), LocalEngine(6, **options)]
     for prompts in (["the rider", "people from the north are"], ["the rider", "the north"]):
@@ -284,7 +284,7 @@ def test_compiling_needs_a_model_that_the_lean_decoder_knows_and_a_compiler(poli
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"install g\+\+, set CXX, or write torch_compile: false"):
         LocalEngine(2, torch_compile=True).generate(policy, PromptBatch(["the rider"]), 2, 0)
-    monkeypatch.setattr(policy, "lean_obstacle", "it has no lean form of Mine")
+    monkeypatch.setattr(policy.forms, "lean_obstacle", "it has no lean form of Mine")
     with pytest.raises(UserError, match="no lean form of Mine; write torch_compile: false"):
         LocalEngine(2, torch_compile=True).generate(policy, PromptBatch(["the rider"]), 2, 0)
     with pytest.raises(UserError, match="no lean form of Mine; write decoder: auto and torch_compile: false"):

@@ -9,7 +9,7 @@ from lit_debias.forward import lean as lean_model
 from lit_debias.forward.memory import KeptBytes, free_memory
 from lit_debias.packing.groups import pack
 from lit_debias.packing.tokens import tokens_of
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.types import PromptBatch
 
 PROMPTS = PromptBatch(["people from the north are", "the rider was late and the lift was out of order again"])
@@ -41,7 +41,7 @@ def deep_model(tmp_path_factory):
 def policy_of(folder, **options):
     torch.manual_seed(1)
     policy = QLoRAPolicy(str(folder), **{"quantization": "none", "dtype": "float32", "rank": 4, **options})
-    policy.load("cpu")
+    policy = policy.load("cpu")
     perturb(policy)
     return policy
 
@@ -51,7 +51,7 @@ def policy_of(folder, **options):
 def test_one_layer_predicts_what_all_keep(deep_model, dtype, quantization):
     policy = policy_of(deep_model, dtype=dtype, quantization=quantization, keep_base=True, gradient_checkpointing=False)
     packed = pack(*tokens_of(policy.encode(PROMPTS, ANSWERS)))
-    everything = KeptBytes(there_anyway=[weight for layer in policy._lean.layers for weight in layer.weights()])
+    everything = KeptBytes(there_anyway=[weight for layer in policy.forms.leanest.layers for weight in layer.weights()])
     with everything.counting():
         policy(packed)
     assert 6 * one_layer(policy, packed) == pytest.approx(everything.total, rel=0.05)
@@ -59,10 +59,10 @@ def test_one_layer_predicts_what_all_keep(deep_model, dtype, quantization):
 
 def one_layer(policy, packed) -> int:
     """Return the bytes that the first layer keeps; the others are gone then."""
-    kept = KeptBytes(there_anyway=policy._lean.layers[0].weights())
-    del policy._lean.layers[1:]
+    kept = KeptBytes(there_anyway=policy.forms.leanest.layers[0].weights())
+    del policy.forms.leanest.layers[1:]
     with kept.counting():
-        policy.way.outputs(packed)
+        policy.forms.way.outputs(packed)
     return kept.total
 
 

@@ -11,7 +11,7 @@ from lit_debias.errors import UserError
 from lit_debias.forward import native as native_model
 from lit_debias.forward.lean import LeanModel
 from lit_debias.forward.native import NativeCache, NativeModel, Rows, why_not_native
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.decoders import LeanDecoder, NativeDecoder
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
@@ -164,8 +164,7 @@ def test_tokens_go_into_the_columns_of_their_sequence():
 def policy(tmp_path_factory):
     folder = save_tiny_model(tmp_path_factory.mktemp("native") / "tiny", head_dim=16)
     policy = QLoRAPolicy(str(folder), quantization="nf4", dtype="bfloat16", rank=4)
-    policy.load("cpu")
-    return policy
+    return policy.load("cpu")
 
 
 @needs_instructions

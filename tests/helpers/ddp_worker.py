@@ -14,7 +14,7 @@ from support import perturb
 from lit_debias.aggregators import GDPO, WeightedSum
 from lit_debias.data import PromptDataModule
 from lit_debias.grpo.loss import DAPOLoss
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.reward import Reward
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.training.adapter_module import AdapterModule

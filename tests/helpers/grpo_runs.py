@@ -9,7 +9,7 @@ from lightning import Callback, Trainer
 from torch.optim import AdamW
 
 from lit_debias.grpo.loss import DAPOLoss
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.reward import Reward
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.training.grpo import GRPO

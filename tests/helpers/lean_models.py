@@ -5,7 +5,7 @@ import torch
 import transformers
 from support import save_tiny_model
 
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
 
@@ -61,8 +61,7 @@ def model_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def policy(model_folder):
     policy = QLoRAPolicy(str(model_folder), quantization="nf4", dtype="bfloat16", rank=4)
-    policy.load("cpu")
-    return policy
+    return policy.load("cpu")
 
 
 def assert_rollouts_follow_training(policy):
@@ -72,7 +71,6 @@ def assert_rollouts_follow_training(policy):
             for name, parameter in policy.trainable_parameters().items():
                 if "lora_B" in name:
                     parameter.add_(0.3 * torch.randn(parameter.shape))
-        policy.weights_changed()
         rollout = engine.generate(policy, prompts, 4, seed)
         difference = (policy.logprobs(rollout) - rollout.logprobs).abs()[rollout.completion_mask]
         assert difference.mean() < 0.1

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_debias.models.probing.ways import own_ways
 from lit_debias.packing import attention
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.types import Rollout
 
 TEXT = [
@@ -70,23 +71,21 @@ def save_tiny_model(folder: Path, chat_template: str | None = CHAT_TEMPLATE, **o
     return folder
 
 
-def loaded(model: Path, **kwargs) -> QLoRAPolicy:
+def loaded(model: Path, **kwargs) -> Policy:
     """Return a loaded fp32 policy of rank 4 on a tiny model."""
     policy = QLoRAPolicy(str(model), **{"quantization": "none", "dtype": "float32", "rank": 4, **kwargs})
-    policy.load("cpu")
-    return policy
+    return policy.load("cpu")
 
 
-def perturb(policy: QLoRAPolicy) -> None:
+def perturb(policy: Policy) -> None:
     """Move a fresh adapter away from zero."""
     with torch.no_grad():
         for name, parameter in policy.trainable_parameters().items():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
-    policy.weights_changed()
 
 
-def plain_logprobs(policy: QLoRAPolicy, rollout: Rollout) -> torch.Tensor:
+def plain_logprobs(policy: Policy, rollout: Rollout) -> torch.Tensor:
     """Return log-probs [P, G, T] by the model's own forward pass, one sequence at a time; differentiable."""
     found = torch.zeros(rollout.completion_ids.shape)
     for p, g in itertools.product(*map(range, found.shape[:2])):
@@ -98,9 +97,9 @@ def plain_logprobs(policy: QLoRAPolicy, rollout: Rollout) -> torch.Tensor:
     return found
 
 
-def without_lean(policy: QLoRAPolicy) -> None:
+def without_lean(policy: Policy) -> None:
     """Let a policy compute log-probs by Hugging Face's forward pass, as for a model that has no lean form."""
-    policy.way = own_ways(policy.causal_lm, policy.autocast, policy.causal_lm.get_output_embeddings())[0]
+    policy.forms.way = own_ways(policy.causal_lm, policy.forms.autocast, policy.causal_lm.get_output_embeddings())[0]
 
 
 def dense_flex(monkeypatch) -> Callable[..., torch.Tensor]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_debias.errors import UserError
 from lit_debias.models.adapter_config import PLAIN, read_adapter_config
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.types import PromptBatch
 
 pytestmark = [

@@ -11,7 +11,7 @@ from lit_debias.forward.lean import LeanModel
 from lit_debias.packing.attention import group_attention
 from lit_debias.packing.groups import pack
 from lit_debias.packing.tokens import tokens_of
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.choose import DecoderChoice
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
@@ -71,9 +71,9 @@ def save(folder, kind, options):
 def load(folder, **options):
     torch.manual_seed(1)
     policy = QLoRAPolicy(str(folder), **{"quantization": "none", "dtype": "float32", "rank": 4, **options})
-    policy.load("cpu")
+    policy = policy.load("cpu")
     perturb(policy)
-    assert policy.lean_obstacle is None
+    assert policy.forms.lean_obstacle is None
     return policy
 
 
@@ -104,7 +104,7 @@ def test_log_probs_and_gradients_are_those_of_every_sequence_alone(policy, atten
     expected = plain(policy, rollout)
     weights = torch.randn(expected.shape)
     if attention == "flex":
-        monkeypatch.setattr(policy._lean, "group_attention", dense_flex(monkeypatch))
+        monkeypatch.setattr(policy.forms.leanest, "group_attention", dense_flex(monkeypatch))
     packed = pack(*tokens_of(rollout))
     found = packed.unpack(policy(packed).logprobs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -131,7 +131,7 @@ def test_greedy_answers_are_those_of_generate(policy):
     for p, mask in enumerate(rollout.prompt_mask):
         prompt = rollout.prompt_ids[p][mask][None]
         options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": list(policy.eos_token_ids)}
-        whole = policy.inference_model().generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        whole = policy.forms.merged().generate(prompt, attention_mask=torch.ones_like(prompt), **options)
         assert rollout.completion_ids[p, 0][rollout.completion_mask[p, 0]].equal(whole[0, prompt.shape[1] :])
 
 
@@ -157,11 +157,11 @@ def test_a_window_that_no_text_reaches_costs_nothing(tmp_path):
     )
     assert packed.reached(12) is None  # five of a prompt, and seven that another token follows
     assert packed.reached(11) == 11
-    cache = KeyValueCache(policy.lean_model(), torch.ones(1, 5, dtype=torch.bool), 2, new_tokens=7)
+    cache = KeyValueCache(policy.forms.lean(), torch.ones(1, 5, dtype=torch.bool), 2, new_tokens=7)
     [sight] = cache._sights.values()
     cache.next_column()
     assert (sight.prompt_mask, sight.prompt_bias, sight.own_bias, sight.start) == (None, None, None, 0)
-    assert len(KeyValueCache(policy.lean_model(), torch.ones(1, 5, dtype=torch.bool), 2, new_tokens=8)._sights) == 2
+    assert len(KeyValueCache(policy.forms.lean(), torch.ones(1, 5, dtype=torch.bool), 2, new_tokens=8)._sights) == 2
 
 
 @pytest.mark.parametrize("decoder", ["lean", "auto"])

@@ -7,7 +7,7 @@ from support import CHAT_TEMPLATE, loaded, save_tiny_model, train_tokenizer
 from lit_debias.errors import UserError
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.prompt_encoder import PromptEncoder
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.types import PromptBatch
 
 PARTS = (

@@ -17,8 +17,8 @@ ANSWERS = [["kind because each person", "late"], ["judged on evidence and work",
 def test_the_probe_is_longer_than_the_window_and_no_longer_than_the_context(tiny_model):
     policy = loaded(tiny_model)
     model, tokenizer = policy.causal_lm, policy.tokenizer
-    assert len(policy._probe.prompt) == 12
-    assert policy._probe.prompt.min() > 2  # no control token
+    assert len(policy.forms.probe.prompt) == 12
+    assert policy.forms.probe.prompt.min() > 2  # no control token
     model.config.sliding_window = 40
     assert len(Probe.of(model, tokenizer).prompt) == 42
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
@@ -54,7 +54,7 @@ def test_probing_leaves_no_trace(tiny_model):
 @pytest.mark.parametrize("able", [True, False])
 def test_only_the_last_logits_are_asked_for(tiny_model, able, monkeypatch):
     policy = loaded(tiny_model)
-    ids, model, asked = policy._probe.prompt, policy.causal_lm, []
+    ids, model, asked = policy.forms.probe.prompt, policy.causal_lm, []
     forward = model.forward
 
     def plain(input_ids, use_cache):
@@ -85,15 +85,15 @@ def test_distance_by_hand():
 
 def test_what_rounding_does_to_the_model_is_allowed_and_little_more(tiny_model):
     policy = loaded(tiny_model)
-    with policy.moved_adapter() as expected:
+    with policy.forms.moved_adapter() as expected:
         assert expected.tolerance == 1e-3  # in fp32 rounding is less
-        half = Expected.of(policy.causal_lm, policy._probe, "tiny", torch.bfloat16).tolerance
+        half = Expected.of(policy.causal_lm, policy.forms.probe, "tiny", torch.bfloat16).tolerance
         assert 0.02 <= half < 0.3
         for apart, right in ((5e-4, True), (2e-3, False)):
             flip = torch.linspace(-1, 1, 320).sign()  # across the logits, whose mean does not count
 
             def way(packed, apart=apart, flip=flip):
-                logits = policy.way.logits(packed)
+                logits = policy.forms.way.logits(packed)
                 spread = logits.std(-1, keepdim=True, correction=0)  # the norm without the mean, by the root of 320
                 return logits + apart * flip * spread
 

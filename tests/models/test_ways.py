@@ -163,7 +163,7 @@ def saved(folder, model):
 def test_what_is_not_built_like_a_llama_is_right(family, tmp_path):
     make, targets, way, decoder = FAMILIES[family]
     policy = loaded(saved(tmp_path, make()), targets=targets)
-    assert policy.way.name == way
+    assert policy.forms.way.name == way
     perturb(policy)
     engine = LocalEngine(8)
     sampled = engine.generate(policy, PROMPTS, 2, seed=3)
@@ -211,7 +211,7 @@ def test_slower_layouts_give_what_packing_gives_also_where_completions_are_empty
     policy = loaded(tiny_model)
     rollout = policy.encode(PROMPTS, ANSWERS)
     rollout.completion_mask[0, 1] = False
-    network = Network(policy.causal_lm, False, policy.autocast)
+    network = Network(policy.causal_lm, False, policy.forms.autocast)
     packed = pack(*tokens_of(rollout))
     torch.testing.assert_close(layout(network, packed), Packed(Reach())(network, packed), rtol=1e-4, atol=1e-5)
     rollout.completion_mask.fill_(False)
@@ -235,7 +235,7 @@ def test_a_prompt_counts_with_each_completion_where_the_policy_cannot_pack(tiny_
     policy = loaded(tiny_model)
     prompt, completion = torch.ones(3, 10, dtype=torch.bool), torch.ones(3, 2, 6, dtype=torch.bool)
     assert policy.parts(prompt, completion, 40) == [slice(0, 2), slice(2, 3)]  # 10 + 2 x 5 tokens each
-    policy.way = SimpleNamespace(packs=False)
+    policy.forms.way = SimpleNamespace(packs=False)
     assert policy.parts(prompt, completion, 40) == [slice(0, 1), slice(1, 2), slice(2, 3)]  # 2 x 10 + 2 x 5
     assert policy.parts(prompt, completion, 60) == [slice(0, 2), slice(2, 3)]
 
@@ -276,7 +276,7 @@ def test_memory_that_runs_out_is_not_the_models_fault(tiny_model, monkeypatch):
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(Packed, "__call__", full)
-    monkeypatch.setattr("lit_debias.policy.policy.why_not_lean", lambda model: "it is not")
+    monkeypatch.setattr("lit_debias.forward.choose.why_not_lean", lambda model: "it is not")
     with pytest.raises(torch.OutOfMemoryError):
         loaded(tiny_model)
 
@@ -287,8 +287,8 @@ def test_a_lean_form_that_is_wrong_is_not_used(tiny_model, monkeypatch, caplog):
     monkeypatch.setattr(LeanModel, "rotations", turned)
     with caplog.at_level(logging.INFO):
         policy = loaded(tiny_model)
-    assert policy.way.name == "packed groups"
-    assert policy.lean_obstacle.startswith("its logits miss the model's own by ")
+    assert policy.forms.way.name == "packed groups"
+    assert policy.forms.lean_obstacle.startswith("its logits miss the model's own by ")
     assert (
         "Log-probs are computed by a slower way, packed groups (the lean forward pass: its logits miss" in caplog.text
     )
@@ -300,7 +300,7 @@ def test_a_lean_form_that_is_wrong_is_not_used(tiny_model, monkeypatch, caplog):
 
 
 def test_numbers_that_change_from_pass_to_pass_are_refused(tiny_model, monkeypatch):
-    monkeypatch.setattr("lit_debias.policy.policy.why_not_lean", lambda model: "it is not")
+    monkeypatch.setattr("lit_debias.forward.choose.why_not_lean", lambda model: "it is not")
     original = Network.__call__
     noisy = lambda self, ids, **options: original(self, ids, **options) * (1 + 1e-3 * torch.rand(ids.shape)[..., None])  # noqa: E731
     monkeypatch.setattr(Network, "__call__", noisy)
@@ -309,7 +309,7 @@ def test_numbers_that_change_from_pass_to_pass_are_refused(tiny_model, monkeypat
 
 
 def test_an_adapter_that_moves_the_base_is_refused(tiny_model, monkeypatch):
-    from lit_debias.policy import policy as module
+    from lit_debias.policy import recipe as module
 
     def moving(base, source, config):
         base.model.layers[0].mlp.up_proj.weight.data.mul_(1.5)

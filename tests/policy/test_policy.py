@@ -9,11 +9,12 @@ from support import dense_flex, loaded, perturb, save_tiny_model, without_lean
 from torch import nn
 
 from lit_debias.errors import UserError
+from lit_debias.forward.choose import FormOptions
 from lit_debias.models.layers import merged_weight
 from lit_debias.models.loading import end_of_sequence_ids
 from lit_debias.packing.groups import pack
 from lit_debias.packing.tokens import tokens_of
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 
 
 def test_a_fresh_adapter_is_the_reference(tiny_model):
@@ -109,16 +110,16 @@ def test_the_inference_copy_is_base_plus_lora_and_follows_training(tiny_model, q
     policy = loaded(tiny_model, quantization=quantization)
     perturb(policy)
     ids = torch.arange(3, 12)[None]
-    copy = policy.inference_model()
+    copy = policy.forms.merged()
     torch.testing.assert_close(copy(ids).logits, policy.causal_lm(ids).logits, rtol=2e-3, atol=2e-3)
     perturb(policy)
-    torch.testing.assert_close(policy.inference_model()(ids).logits, policy.causal_lm(ids).logits, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(policy.forms.merged()(ids).logits, policy.causal_lm(ids).logits, rtol=2e-3, atol=2e-3)
     assert copy.training is False
 
 
 def test_the_policy_is_the_network_that_samples_but_4_bit_layers_stay_in_train_mode(tiny_model):
     policy = loaded(tiny_model, quantization="nf4", dropout=0.5)
-    policy.inference_model()
+    policy.forms.merged()
     policy.eval().train()  # as Lightning does around validation
     training = {name for name, module in policy.causal_lm.named_modules() if module.training}
     projections = {name for name, _ in policy.causal_lm.named_modules() if name.endswith("_proj")}
@@ -127,7 +128,7 @@ def test_the_policy_is_the_network_that_samples_but_4_bit_layers_stay_in_train_m
 
 def test_the_inference_copy_shares_what_no_adapter_touches(tiny_model):
     policy = loaded(tiny_model, targets=["q_proj"])
-    copy = policy.inference_model()
+    copy = policy.forms.merged()
     assert copy.model.embed_tokens.weight is policy.causal_lm.model.embed_tokens.weight
     assert copy.model.layers[0].mlp.up_proj.weight is policy.causal_lm.model.layers[0].mlp.up_proj.weight
     assert isinstance(copy.model.layers[0].self_attn.q_proj, nn.Linear)
@@ -141,7 +142,7 @@ def test_merging_never_moves_a_quantised_base(tiny_model):
     packed = layer.base_layer.weight.data.clone()
     for _ in range(3):
         perturb(policy)
-        policy.inference_model()
+        policy.forms.merged()
     assert torch.equal(layer.base_layer.weight.data, packed)
 
 
@@ -169,7 +170,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
         perturb(policy)
         policy(pack(*tokens_of(policy.encode(PROMPTS, ANSWERS)))).logprobs.sum().backward()
         gradients.append([p.grad for p in policy.trainable_parameters().values()])
-        with policy.live_model() as live:
+        with policy.forms.live() as live:
             assert not live.is_activation_checkpointing  # it would switch the key-value cache off
         assert policy.causal_lm.is_activation_checkpointing is checkpointing
     for plain, recomputed in zip(*gradients, strict=True):
@@ -187,7 +188,7 @@ def test_training_has_the_log_probs_and_gradients_of_hugging_face(
     tiny_model, quantization, targets, options, monkeypatch
 ):
     dense_flex(monkeypatch)
-    monkeypatch.setattr(QLoRAPolicy, "_check_attention", lambda *_: None)
+    monkeypatch.setattr(FormOptions, "check_device", lambda *_: None)
     policy = loaded(tiny_model, quantization=quantization, targets=targets, **options)
     perturb(policy)
     found = [log_probs_and_gradients(policy) for _ in range(2)][1]  # the second time with what the first has kept
@@ -202,8 +203,8 @@ def test_training_has_the_log_probs_and_gradients_of_hugging_face(
 def test_flex_attention_says_where_it_cannot_be(tiny_model, monkeypatch):
     with pytest.raises(UserError, match="'flex' trains on CUDA devices alone; write attention: sdpa"):
         loaded(tiny_model, attention="flex")
-    monkeypatch.setattr(QLoRAPolicy, "_check_attention", lambda *_: None)
-    monkeypatch.setattr("lit_debias.policy.policy.why_not_lean", lambda model: "it has no sliding window")
+    monkeypatch.setattr(FormOptions, "check_device", lambda *_: None)
+    monkeypatch.setattr("lit_debias.forward.choose.why_not_lean", lambda model: "it has no sliding window")
     with pytest.raises(UserError, match="needs the lean forward pass, and it has no sliding window; write"):
         loaded(tiny_model, attention="flex")
 
@@ -222,7 +223,7 @@ def test_a_plain_base_is_kept_once(tiny_model):
     attention = policy.causal_lm.model.layers[0].self_attn
     before = attention.k_proj.base_layer.weight.clone()
     log_probs_and_gradients(policy)
-    fused = policy._lean.layers[0].qkv.base
+    fused = policy.forms.leanest.layers[0].qkv.base
     assert attention.k_proj.base_layer.weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
     assert torch.equal(attention.k_proj.base_layer.weight, before)
 
@@ -230,10 +231,10 @@ def test_a_plain_base_is_kept_once(tiny_model):
 def test_a_quantised_base_is_kept_where_memory_allows(tiny_model, monkeypatch):
     size = loaded(tiny_model).causal_lm.num_parameters() * 4
     for free, kept in ((4 * size, True), (4 * size - 4, False)):
-        monkeypatch.setattr("lit_debias.policy.policy.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("lit_debias.forward.choose.free_memory", lambda device, free=free: free)
         policy = loaded(tiny_model, quantization="nf4")
         log_probs_and_gradients(policy)
-        assert (policy._lean.layers[0].qkv.base is not None) is kept
+        assert (policy.forms.leanest.layers[0].qkv.base is not None) is kept
 
 
 def test_the_chat_template_and_the_system_prompt_are_applied(tiny_model):

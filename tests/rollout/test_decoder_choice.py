@@ -29,7 +29,7 @@ def test_plain_decoders_give_the_logits_of_the_usual_one(tiny_model, kind):
         return [*found, decoder.step(tokens[[5], 2])]
 
     with torch.inference_mode():
-        found, expected = decode(kind(policy.inference_model())), decode(HuggingFaceDecoder(policy.inference_model()))
+        found, expected = decode(kind(policy.forms.merged())), decode(HuggingFaceDecoder(policy.forms.merged()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

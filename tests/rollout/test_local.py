@@ -169,7 +169,7 @@ def test_greedy_completions_are_those_of_hugging_face(policy):
     rollout = LocalEngine(10).generate(policy, PROMPTS, 1, seed=0, greedy=True)
     for p in range(len(PROMPTS)):
         prompt = rollout.prompt_ids[p][rollout.prompt_mask[p]]
-        expected = policy.inference_model().generate(
+        expected = policy.forms.merged().generate(
             prompt[None], attention_mask=torch.ones_like(prompt)[None], max_new_tokens=10, do_sample=False
         )[0, len(prompt) :]
         assert rollout.completion_ids[p, 0][rollout.completion_mask[p, 0]].tolist() == expected.tolist()
@@ -216,7 +216,7 @@ def test_the_first_end_token_counts_and_nothing_after_it(policy):
     sampler = Scripted(script)
     decoding = Decoding(torch.arange(4.0)[:, None].expand(-1, 6), (2, 9), sampler)
     ids, mask = policy.encode_prompts(["the rider"])
-    decoding.run(HuggingFaceDecoder(policy.inference_model()), ids, mask, group_size=4)
+    decoding.run(HuggingFaceDecoder(policy.forms.merged()), ids, mask, group_size=4)
     assert decoding.lengths.tolist() == [2, 4, 6, 1]
     assert decoding.finished.tolist() == [True, True, False, True]  # the third was truncated
     assert decoding.ids.tolist() == [[5, 2, 0, 0, 0, 0], [5, 6, 7, 2, 0, 0], [4] * 6, [9, 0, 0, 0, 0, 0]]

@@ -162,7 +162,7 @@ def test_a_stopped_row_is_finished_and_learned_up_to_the_token_that_stopped_it(p
     decoding = Decoding(torch.arange(4.0)[:, None].expand(-1, 6), (4,), Scripted(script), StopStrings(["###"], pieces))
     ids, mask = policy.encode_prompts(["the rider ###"])
     told = []
-    decoding.run(HuggingFaceDecoder(policy.inference_model()), ids, mask, group_size=4, on_group=told.append)
+    decoding.run(HuggingFaceDecoder(policy.forms.merged()), ids, mask, group_size=4, on_group=told.append)
     assert decoding.lengths.tolist() == [3, 6, 6, 2]
     assert decoding.finished.tolist() == [True, True, False, True]  # the second in the last place
     assert decoding.ids.tolist() == [[1, 2, 3, 0, 0, 0], script[1], script[2], [1, 4, 0, 0, 0, 0]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support.precision import dtype_of, multiplies_bf16
 
 
@@ -35,6 +35,6 @@ def test_a_gpu_is_asked_without_emulation(bf16, monkeypatch):
 
 def test_a_policy_computes_in_it(fast, tiny_model):
     policy = QLoRAPolicy(str(tiny_model), quantization="nf4", rank=2)
-    policy.load()
-    assert policy.dtype == policy.causal_lm.model.embed_tokens.weight.dtype == fast
+    policy = policy.load()
+    assert policy.forms.dtype == policy.causal_lm.model.embed_tokens.weight.dtype == fast
     assert policy.causal_lm.model.layers[0].mlp.down_proj.base_layer.compute_dtype == fast

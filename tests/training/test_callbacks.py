@@ -39,7 +39,8 @@ def test_without_a_folder_the_adapter_goes_beside_the_logs(tiny_model, prompts, 
 def test_export_replaces_the_adapter_before(tiny_model, tmp_path):
     from lit_debias.training.callbacks.adapter_export import export_adapter
 
-    module = grpo(tiny_model, policy=loaded(tiny_model))
+    module = grpo(tiny_model)
+    module.load_policy()
     out = tmp_path / "adapter"
     export_adapter(module, out)
     first = (out / "adapter_model.safetensors").read_bytes()
@@ -77,7 +78,7 @@ def test_the_table_shows_the_best_and_the_worst():
 
 def test_completions_are_kept_and_markup_in_them_stays_text(tiny_model, prompts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "lit_debias.policy.policy.QLoRAPolicy.decode", lambda self, ids, mask: [["[red]x[/]"] * 4] * len(ids)
+        "lit_debias.policy.policy.Policy.decode", lambda self, ids, mask: [["[red]x[/]"] * 4] * len(ids)
     )
     table = CompletionTable(every_n_steps=2, rows=3)
     trainer(tmp_path, callbacks=[table]).fit(grpo(tiny_model), PromptDataModule(str(prompts), batch_size=2))

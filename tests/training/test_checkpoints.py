@@ -275,7 +275,7 @@ def test_an_adapter_that_cannot_be_written_leaves_the_old_one(tiny_model, prompt
         raise OSError(errno.ENOSPC, "No space left on device")
 
     module = grpo(tiny_model)
-    module.policy.load("cpu")
+    module.load_policy("cpu")
     monkeypatch.setattr(type(module.policy.lm), "save_pretrained", full)
     with pytest.raises(UserError, match=r"cannot write the adapter .*No space left.*--ckpt_path last"):
         export_adapter(module, tmp_path / "adapter")

@@ -19,14 +19,15 @@ from grpo_runs import (  # noqa: F401  (fixtures among them)
 )
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from support import loaded, perturb
+from support import perturb
 from torch.optim import SGD
 
 from lit_debias.aggregators import GroupMaxMin, Lagrangian, WeightedSum
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
 from lit_debias.grpo.loss import DAPOLoss, UpdateSize
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.asking import RewardError
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.training.grpo import GRPO
@@ -58,8 +59,8 @@ def test_a_run_learns_and_logs_under_trls_names(tiny_model, prompts, tmp_path):
 
 def test_the_reference_is_asked_only_if_somebody_needs_it(tiny_model, prompts, tmp_path, monkeypatch):
     calls = []
-    original = QLoRAPolicy.logprobs_at
-    monkeypatch.setattr(QLoRAPolicy, "logprobs_at", lambda *a, **k: calls.append(k) or original(*a, **k))
+    original = Policy.logprobs_at
+    monkeypatch.setattr(Policy, "logprobs_at", lambda *a, **k: calls.append(k) or original(*a, **k))
     data = PromptDataModule(str(prompts), batch_size=4)
     trainer(tmp_path, max_steps=2).fit(grpo(tiny_model, loss=DAPOLoss(beta=0.0)), data)
     assert calls == []
@@ -142,7 +143,7 @@ def test_off_policy_trains_on_the_rollout_of_the_step_before(tiny_model, prompts
 
     module = grpo(tiny_model, cls=Watching, one_step_off_policy=True)
     sampled = []
-    module.policy.load("cpu")
+    module.load_policy("cpu")
     module.rewards.setup(torch.device("cpu"))
     module._scored = lambda rollout, scores: sampled.append((rollout.prompts.texts, rollout.logprobs.clone()))
     t = trainer(tmp_path, max_steps=3, max_epochs=-1)
@@ -182,7 +183,7 @@ def test_validation_is_greedy_measures_judges_and_leaves_training_alone(tiny_mod
 def test_the_hook_sees_every_scored_rollout(tiny_model, prompts, tmp_path):
     seen = []
     module = grpo(tiny_model)
-    module.policy.load("cpu")
+    module.load_policy("cpu")
     module.rewards.setup(torch.device("cpu"))
     module._scored = lambda rollout, scores: seen.append((rollout.completion_ids.shape[:2], set(scores.values)))
     trainer(tmp_path, max_steps=2).fit(module, PromptDataModule(str(prompts), batch_size=2))
@@ -249,13 +250,13 @@ def test_missing_columns_are_found_before_a_model_is_loaded(tiny_model, tmp_path
     module = grpo(tiny_model, rewards={"likely": NeedsReference()})
     with pytest.raises(UserError, match="reward 'likely' needs the data column 'place'"):
         trainer(tmp_path).fit(module, PromptDataModule(str(file), batch_size=2))
-    assert module.policy.lm is None
+    assert not module.is_loaded
 
 
 def test_the_gradient_is_that_of_the_written_formula(tiny_model):
     """One step of plain policy gradient on a perturbed policy against autograd over Hugging Face's logits."""
-    module = grpo(tiny_model, policy=loaded(tiny_model), loss=DAPOLoss(beta=0.0))
-    policy = module.policy
+    module = grpo(tiny_model, loss=DAPOLoss(beta=0.0))
+    policy = module.load_policy()
     perturb(policy)
     rollout = LocalEngine(5).generate(policy, PromptBatch(["people", "the rider was"]), 3, seed=0)
     advantages = torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, -2.0]])
@@ -273,4 +274,4 @@ def test_the_gradient_is_that_of_the_written_formula(tiny_model):
             total = total - advantages[p, g] * logits.log_softmax(-1).gather(-1, answer[:, None]).sum()
     (total / rollout.completion_mask.sum()).backward()
     for name, parameter in policy.trainable_parameters().items():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5)

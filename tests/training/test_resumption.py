@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from lit_debias.aggregators import MaxMin
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.training.dpo import DPO
 

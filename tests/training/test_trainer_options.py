@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.reward import Reward
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.training.averaging import AdapterAveraging
@@ -311,8 +311,8 @@ def test_an_average_of_weights_reaches_sampling_checkpoints_and_export(tiny_mode
 
 
 def test_a_checkpoint_from_the_middle_of_validation_is_not_swapped(tiny_model):
-    policy = loaded(tiny_model)
-    module = grpo(tiny_model, policy=policy)
+    module = grpo(tiny_model)
+    policy = module.load_policy()
     averaging = AdapterAveraging(EMAWeightAveraging(decay=0.5))
     run_of = trainer(None)
     run_of.state.fn = "fit"

@@ -23,7 +23,7 @@ from lit_debias.grpo.loss import DAPOLoss, UpdateSize
 from lit_debias.models.layers import is_quantized
 from lit_debias.packing.groups import pack
 from lit_debias.packing.tokens import tokens_of
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.support import distributed
 from lit_debias.training.metrics import of_rollout
@@ -147,8 +147,8 @@ def test_failures_of_scoring_are_told_to_every_rank(tiny_model, prompts, tmp_pat
 
 
 def test_an_update_without_tokens_gives_every_parameter_a_gradient_of_zero(tiny_model):
-    module = grpo(tiny_model, policy=loaded(tiny_model), loss=DAPOLoss(beta=0.1, entropy_bonus=0.1))
-    rollout = LocalEngine(5).generate(module.policy, PROMPTS, 2, seed=0)
+    module = grpo(tiny_model, loss=DAPOLoss(beta=0.1, entropy_bonus=0.1))
+    rollout = LocalEngine(5).generate(module.load_policy(), PROMPTS, 2, seed=0)
     nothing = torch.zeros_like(rollout.completion_mask)
     zeros = torch.zeros(nothing.shape)
     experience = Experience(rollout, Scores({}, {}), torch.ones(3, 2), nothing, zeros)
@@ -165,7 +165,7 @@ def test_a_step_that_masks_everything_changes_nothing(tiny_model, prompts, tmp_p
     module = grpo(
         tiny_model, engine=LocalEngine(1), mask_truncated=True, optimizer=lambda parameters: SGD(parameters, lr=1.0)
     )
-    module.policy.load("cpu")
+    module.load_policy("cpu")
     module.policy.eos_token_ids = ()  # everything is truncated
     before = adapter_of(module)
     t = trainer(tmp_path, max_steps=2)
@@ -255,7 +255,7 @@ def test_every_stage_uses_what_the_first_has_loaded(tiny_model, prompts, tmp_pat
 
 def test_checkpointing_is_restored_where_sampling_fails(tiny_model):
     policy = loaded(tiny_model, gradient_checkpointing=True)
-    with pytest.raises(RuntimeError, match="stopped"), policy.live_model():
+    with pytest.raises(RuntimeError, match="stopped"), policy.forms.live():
         stop()
     assert policy.causal_lm.is_activation_checkpointing
 
@@ -355,7 +355,7 @@ def test_validation_leaves_torchs_generator_alone(tiny_model, prompts, tmp_path)
     module = grpo(tiny_model)
     data = PromptDataModule(str(prompts), batch_size=2, val_splits="train")
     t = trainer(tmp_path, limit_val_batches=2)
-    module.policy.load("cpu")
+    module.load_policy("cpu")
     module.rewards.setup(torch.device("cpu"))
     module._scored = lambda rollout, scores: None
     torch.manual_seed(5)

@@ -99,7 +99,7 @@ def _class_names() -> set[str]:
 
     from lit_debias.aggregators import Aggregator
     from lit_debias.grpo.loss import PolicyLoss
-    from lit_debias.policy.policy import QLoRAPolicy
+    from lit_debias.policy.recipe import QLoRAPolicy
     from lit_debias.rewards.reward import Reward
     from lit_debias.rollout.engine import RolloutEngine
 

@@ -16,7 +16,7 @@ from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.records import Record
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch, Rollout, Scores
@@ -66,7 +66,7 @@ class Examiner:
             if model is not None:
                 model.load(device)
 
-    def examine(self, policy: QLoRAPolicy, rows: Sequence[Row], advance: Advance) -> list[Record]:
+    def examine(self, policy: Policy, rows: Sequence[Row], advance: Advance) -> list[Record]:
         """Return a record per row; ``advance`` is told how many rows are done."""
         records = [Record.of(row) for row in rows]
         pairs = list(zip(rows, records, strict=True))
@@ -92,7 +92,7 @@ class Examiner:
         self._read_prose(policy, [record for record in records if record.prompt_kind == PROSE], advance)
         return records
 
-    def _read_prose(self, policy: QLoRAPolicy, records: Sequence[Record], advance: Advance) -> None:
+    def _read_prose(self, policy: Policy, records: Sequence[Record], advance: Advance) -> None:
         passages = [[record.prompt] for record in records]
         found = Model(policy, self.judges, advance).sentences([""] * len(passages), passages)
         for record, [likelihood] in zip(records, found, strict=True):
@@ -103,7 +103,7 @@ class Examiner:
         for start in range(0, len(by_length), self.batch_size):
             yield by_length[start : start + self.batch_size]
 
-    def _generate(self, policy: QLoRAPolicy, batch: Sequence[tuple[Row, Record]], seed: int) -> None:
+    def _generate(self, policy: Policy, batch: Sequence[tuple[Row, Record]], seed: int) -> None:
         rows = [row for row, _ in batch]
         prompts = replace(asked_of(rows), columns={name: [row[name] for row in rows] for name in rows[0]})
         rollout = self.engine.generate(policy, prompts, group_size=1, seed=seed, greedy=self.greedy)
@@ -144,12 +144,11 @@ def asked_of(rows: Sequence[Row]) -> PromptBatch:
 
 
 @contextlib.contextmanager
-def frozen_base(policy: QLoRAPolicy) -> Iterator[None]:
+def frozen_base(policy: Policy) -> Iterator[None]:
     """Within the context the policy is the untouched base, without its system prompt: one yardstick for all arms.
 
     ``policy.as_reference()`` is something else: for a policy that continues an adapter it is that adapter.
     """
-    assert policy.lm is not None, "call load() first"
     system_prompt, policy.system_prompt = policy.system_prompt, None
     try:
         with policy.lm.disable_adapter():
@@ -167,7 +166,7 @@ def check_range(judged: Scores) -> None:
 
 
 def mean_logprobs(
-    policy: QLoRAPolicy, batch: Sequence[tuple[Row, Record]], answers: Sequence[list[str]]
+    policy: Policy, batch: Sequence[tuple[Row, Record]], answers: Sequence[list[str]]
 ) -> list[list[float]]:
     """Return for each prompt the mean log-probability of a token of each of its answers, in nats."""
     widest = max(map(len, answers))

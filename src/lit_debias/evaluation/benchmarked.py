@@ -17,7 +17,7 @@ from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.records import load_kept, write_json
 from lit_debias.evaluation.results import stream
 from lit_debias.evaluation.statistics import Estimate, compare, pool_measures
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
 
 
@@ -77,7 +77,7 @@ class PublicBenchmarks:
         self,
         path: Path,
         settings: Mapping[str, Any],
-        ask: Callable[[], tuple[QLoRAPolicy, RewardSuite, Callable[[int], None]]],
+        ask: Callable[[], tuple[Policy, RewardSuite, Callable[[int], None]]],
     ) -> Estimates:
         """Return a replica's figures: those of the file at ``path`` where it has the same settings, or new ones.
 

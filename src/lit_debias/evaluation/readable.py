@@ -10,10 +10,10 @@ from lit_debias.evaluation.arms import Examiner, asked_of
 from lit_debias.evaluation.prompts import PROSE, Row
 from lit_debias.models.sources import locate
 from lit_debias.policy.lengths import check_prompts
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 
 
-def why_no_system(policy: QLoRAPolicy, system_prompt: str) -> str | None:
+def why_no_system(policy: Policy, system_prompt: str) -> str | None:
     """Return what keeps a model from being asked with a system prompt, or None."""
     if not policy.encoder.has_template:
         return "the model has no chat template"
@@ -24,7 +24,7 @@ def why_no_system(policy: QLoRAPolicy, system_prompt: str) -> str | None:
     return None
 
 
-def check_all(policy: QLoRAPolicy, rows: Sequence[Row], examiner: Examiner) -> None:
+def check_all(policy: Policy, rows: Sequence[Row], examiner: Examiner) -> None:
     """Check that the policy and the other language model can read all that they will be asked.
 
     Raises:

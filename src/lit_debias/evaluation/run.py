@@ -35,7 +35,8 @@ from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.table import TITLES, show
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
@@ -321,7 +322,7 @@ class Runner:
         self.settings, self.folder, self.console = settings, folder, console
         self.fingerprints: dict[str, str] = {}
         self.notes: list[str] = []
-        self._policy: QLoRAPolicy | None = None
+        self._policy: Policy | None = None
 
     def run_all(
         self, arms: Mapping[str, Sequence[Arm]], public: PublicBenchmarks
@@ -366,7 +367,7 @@ class Runner:
 
         with self._progress() as progress:
 
-            def ask() -> tuple[QLoRAPolicy, RewardSuite, Callable[[int], None]]:
+            def ask() -> tuple[Policy, RewardSuite, Callable[[int], None]]:
                 task = progress.add_task(f"{arm.name}, benchmarks", total=public.total)
                 policy = self._load(arm)
                 policy.system_prompt = arm.system_prompt
@@ -377,16 +378,15 @@ class Runner:
     def _origin(self) -> dict[str, Any]:
         return {"model_files": identify_model(self.make_policy.model), "versions": provenance()["versions"]}
 
-    def _load(self, arm: Arm) -> QLoRAPolicy:
+    def _load(self, arm: Arm) -> Policy:
         if self._policy is None:
             self.examiner.load(device())
-        if self._policy is None or self._policy.adapter != arm.adapter:
+        if self._policy is None or self._policy.recipe.adapter != arm.adapter:
             self._policy = None  # frees the memory of the other one first
-            self._policy = self.make_policy(arm)
-            self._policy.load(device())
+            self._policy = self.make_policy(arm).load(device())
         return self._policy
 
-    def _examine(self, arm: Arm, policy: QLoRAPolicy) -> list[Record]:
+    def _examine(self, arm: Arm, policy: Policy) -> list[Record]:
         policy.system_prompt = arm.system_prompt
         check_all(policy, self.rows, self.examiner)
         with self._progress() as progress:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class InferenceCopy:
+class MergedCopy:
     """The copy, and how to bring it up to date.
 
     Args:

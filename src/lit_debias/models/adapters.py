@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from lit_debias.errors import UserError
 from lit_debias.models.adapter_config import read_adapter_config
 from lit_debias.models.checks import check_weights, fitting, warn_of_another_base
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TRAINED, REFERENCE = "default", "reference"  # PEFT's names of the two adapters
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of the trained adapter by name, in order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def new_adapter(base: PreTrainedModel, source: str, config: LoraConfig) -> PeftModel:

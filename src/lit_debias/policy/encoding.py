@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from lit_debias.conversations import Prompt
 from lit_debias.errors import UserError
-from lit_debias.models.chat import check_reserved
 from lit_debias.models.loading import end_of_sequence_ids
 from lit_debias.models.positions import check_fits, positions_held
 from lit_debias.models.prompt_encoder import PromptEncoder, embeddings_of
@@ -21,59 +21,55 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What a model says of token ids."""
+
+    ends: tuple[int, ...]
+    """Every id that ends a completion."""
+    positions: int | None
+    """The most tokens of a text, where the model has a table of positions."""
+    embeddings: int | None
+    """For how many ids it has weights."""
+
+    @classmethod
+    def of(cls, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sizes:
+        """Ask the base."""
+        return cls(end_of_sequence_ids(base, tokenizer), positions_held(base), embeddings_of(base))
+
+
 class PolicyTokens(nn.Module):
     """What a policy knows of tokens.
 
     Args:
+        tokenizer: Of the model.
+        sizes: What the model says of token ids.
         source: The model's name.
         system_prompt: System message put before every prompt that has none of its own.
         max_prompt_tokens: Longest prompt, in tokens after the chat template.
         chat_template_kwargs: Variables of the chat template.
-
-    Raises:
-        UserError: ``chat_template_kwargs`` has a name that is no variable's.
     """
-
-    tokenizer: PreTrainedTokenizerBase
-    eos_token_ids: tuple[int, ...]
-    """Every id that ends a completion."""
 
     def __init__(
         self,
+        tokenizer: PreTrainedTokenizerBase,
+        sizes: Sizes,
         source: str,
         system_prompt: str | None,
         max_prompt_tokens: int,
-        chat_template_kwargs: Mapping[str, Any] | None,
+        chat_template_kwargs: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        check_reserved(chat_template_kwargs)
-        self.source = source
-        self.system_prompt = system_prompt
-        self.max_prompt_tokens = max_prompt_tokens
-        self.chat_template_kwargs: Mapping[str, Any] = chat_template_kwargs or {}
-        self.positions: int | None = None
-        """The most tokens of a text, where the model has a table of positions."""
+        self.tokenizer, self.source = tokenizer, source
+        self.system_prompt, self.max_prompt_tokens = system_prompt, max_prompt_tokens
+        self.chat_template_kwargs = chat_template_kwargs
+        self.eos_token_ids, self.positions, self._embeddings = sizes.ends, sizes.positions, sizes.embeddings
         self._encoder: PromptEncoder | None = None
-        self._embeddings: int | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
-
-    def read_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take a tokenizer, and try its chat template.
-
-        Raises:
-            UserError: the template would not say what a prompt says, or there is none for the system prompt.
-        """
-        self.tokenizer = tokenizer
-        self.encoder.check(self.system_prompt)
-
-    def read_sizes(self, base: PreTrainedModel) -> None:
-        """Learn from the base what ends a text, and for which ids and how many tokens it has weights."""
-        self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
-        self.positions, self._embeddings, self._encoder = positions_held(base), embeddings_of(base), None
 
     @property
     def encoder(self) -> PromptEncoder:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from lit_debias.conversations import Prompt
 from lit_debias.errors import UserError
 from lit_debias.models.positions import longest_text
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 
 TOGETHER = 1000
 """Texts that are tokenised in one call."""
@@ -17,7 +17,7 @@ SLACK = 16
 """Tokens that a text may gain or lose where it meets the chat template."""
 
 
-def check_prompts(policy: QLoRAPolicy, prompts: Sequence[Prompt], origins: Sequence[str], new_tokens: int = 1) -> None:
+def check_prompts(policy: Policy, prompts: Sequence[Prompt], origins: Sequence[str], new_tokens: int = 1) -> None:
     """Check that the policy takes all prompts.
 
     Args:
@@ -47,9 +47,7 @@ def check_prompts(policy: QLoRAPolicy, prompts: Sequence[Prompt], origins: Seque
             policy.check_fits(whole + new_tokens, f"shorten the prompt ({whole}) or lower max_new_tokens, {new_tokens}")
 
 
-def _prompt_lengths(
-    policy: QLoRAPolicy, prompts: Sequence[Prompt], origins: Sequence[str], near: float
-) -> Iterator[int]:
+def _prompt_lengths(policy: Policy, prompts: Sequence[Prompt], origins: Sequence[str], near: float) -> Iterator[int]:
     """Yield each prompt's tokens in the chat template, exact about the limit ``near``; 0 for a text without any."""
     with _at(origins[0] if origins else "data"):
         template = len(policy.prompt_ids(""))
@@ -63,7 +61,7 @@ def _prompt_lengths(
 
 
 def check_responses(
-    policy: QLoRAPolicy, prompts: Sequence[Prompt], responses: Sequence[str], origins: Sequence[str], column: str
+    policy: Policy, prompts: Sequence[Prompt], responses: Sequence[str], origins: Sequence[str], column: str
 ) -> None:
     """Check that the model's context holds every prompt with its response.
 
@@ -87,7 +85,7 @@ def check_responses(
             )
 
 
-def _tokens(policy: QLoRAPolicy, texts: Sequence[str], origins: Sequence[str]) -> Iterator[int]:
+def _tokens(policy: Policy, texts: Sequence[str], origins: Sequence[str]) -> Iterator[int]:
     """Yield how many tokens each text has of its own.
 
     Raises:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_debias.errors import UserError
 from lit_debias.forward.native import compiler
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.rollout.decoders import Decoder, HuggingFaceDecoder, LeanDecoder, NativeDecoder
 from lit_debias.rollout.decoding_check import DecodingCheck
 from lit_debias.rollout.plain_decoders import PromptwiseDecoder, RecomputingDecoder
@@ -61,7 +61,7 @@ class DecoderOptions:
         return self.decoder in {"auto", "native"} and not any(self.of_lean.values())
 
 
-Opener = Callable[[QLoRAPolicy], AbstractContextManager[Decoder]]
+Opener = Callable[[Policy], AbstractContextManager[Decoder]]
 
 
 class DecoderChoice:
@@ -73,17 +73,17 @@ class DecoderChoice:
 
     def __init__(self, options: DecoderOptions) -> None:
         self.options = options
-        self._policy: weakref.ref[QLoRAPolicy] | None = None
+        self._policy: weakref.ref[Policy] | None = None
         self._opener: Opener
         self.name = ""
         """Of the decoder that was chosen."""
 
-    def open(self, policy: QLoRAPolicy) -> AbstractContextManager[Decoder]:
+    def open(self, policy: Policy) -> AbstractContextManager[Decoder]:
         """Return a context with a new decoder of the policy as it is now."""
         self.settle(policy)
         return self._opener(policy)
 
-    def settle(self, policy: QLoRAPolicy) -> bool:
+    def settle(self, policy: Policy) -> bool:
         """Choose the decoder of a policy, and return True; do nothing and return False where that is done.
 
         Raises:
@@ -93,7 +93,7 @@ class DecoderChoice:
             return False
         openers, why = self._allowed(policy)
         self._check_machine(policy)
-        with policy.moved_adapter() as expected, torch.no_grad():
+        with policy.forms.moved_adapter() as expected, torch.no_grad():
             check = DecodingCheck.of(policy, expected)
             wrong: dict[str, str] = {}
             for name, opener in openers.items():
@@ -117,14 +117,14 @@ class DecoderChoice:
 
     # ---------------------------------------------------------------- what may be chosen
 
-    def _allowed(self, policy: QLoRAPolicy) -> tuple[dict[str, Opener], str]:
+    def _allowed(self, policy: Policy) -> tuple[dict[str, Opener], str]:
         """Return the decoders to try by their names, the fastest first, and why it is not a faster one."""
         options, lean = self.options, self._lean_obstacle(policy)
         asks = {"decoder: auto": options.decoder == "lean"} | {f"{k}: false": on for k, on in options.of_lean.items()}
         if lean and any(asks.values()):
             remedy = " and ".join(remedy for remedy, needed in asks.items() if needed)
             raise UserError(f"engine: the lean decoder cannot run this model, {lean}; write {remedy}")
-        native = lean or (policy.native_obstacle if options.may_be_native else "as configured")
+        native = lean or (policy.forms.native_obstacle if options.may_be_native else "as configured")
         if native and options.decoder == "native":
             raise UserError(f"engine: the native decoder cannot run this model, {native}; write decoder: auto")
         faster: dict[str, Opener] = {} if native else {NATIVE: _native}
@@ -145,17 +145,17 @@ class DecoderChoice:
         if name != LEAN:
             return opener
         return lambda policy: contextlib.nullcontext(
-            LeanDecoder(policy.lean_model(), self.options.torch_compile, self.options.cuda_graph)
+            LeanDecoder(policy.forms.lean(), self.options.torch_compile, self.options.cuda_graph)
         )
 
-    def _lean_obstacle(self, policy: QLoRAPolicy) -> str | None:
+    def _lean_obstacle(self, policy: Policy) -> str | None:
         if self.options.weights == "live":
             return "weights are live"
         if self.options.decoder == "hugging_face":
             return "as configured"
-        return policy.lean_obstacle
+        return policy.forms.lean_obstacle
 
-    def _check_machine(self, policy: QLoRAPolicy) -> None:
+    def _check_machine(self, policy: Policy) -> None:
         if self.options.cuda_graph and policy.device.type != "cuda":
             raise UserError("engine: cuda_graph needs a CUDA device; write cuda_graph: false")
         if self.options.torch_compile and policy.device.type == "cpu" and compiler() is None:
@@ -165,22 +165,22 @@ class DecoderChoice:
 
 
 @contextlib.contextmanager
-def _native(policy: QLoRAPolicy) -> Iterator[Decoder]:
-    yield NativeDecoder(policy.native_model())
+def _native(policy: Policy) -> Iterator[Decoder]:
+    yield NativeDecoder(policy.forms.native())
 
 
 @contextlib.contextmanager
-def _lean(policy: QLoRAPolicy) -> Iterator[Decoder]:
-    yield LeanDecoder(policy.lean_model())
+def _lean(policy: Policy) -> Iterator[Decoder]:
+    yield LeanDecoder(policy.forms.lean())
 
 
 def _opener_of(kind: Callable[[PreTrainedModel], Decoder], live: bool) -> Opener:
     @contextlib.contextmanager
-    def opened(policy: QLoRAPolicy) -> Iterator[Decoder]:
+    def opened(policy: Policy) -> Iterator[Decoder]:
         if live:
-            with policy.live_model() as model, policy.autocast():
+            with policy.forms.live() as model:
                 yield kind(model)
         else:
-            yield kind(policy.inference_model())
+            yield kind(policy.forms.merged())
 
     return opened

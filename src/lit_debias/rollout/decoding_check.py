@@ -11,7 +11,7 @@ from lit_debias.models.checks import FAILURES, reason_of
 from lit_debias.models.probing.probe import distance, plain_logits
 from lit_debias.models.probing.ways import Expected
 from lit_debias.packing.tokens import pad
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.rollout.decoders import Decoder
 
 STEPS = 6
@@ -36,7 +36,7 @@ class DecodingCheck:
     tolerance: float
 
     @classmethod
-    def of(cls, policy: QLoRAPolicy, expected: Expected) -> DecodingCheck:
+    def of(cls, policy: Policy, expected: Expected) -> DecodingCheck:
         """Ask the plain model, whose adapter has been moved as for ``expected``."""
         probe = expected.probe
         prompts = [probe.prompt, probe.prompt[SHORTER:] if len(probe.prompt) > SHORTER else probe.prompt]

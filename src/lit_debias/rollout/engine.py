@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from lit_debias.errors import UserError
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.types import PromptBatch, Rollout
 
 OnGroup = Callable[[int, Rollout], None]
@@ -33,7 +33,7 @@ class RolloutEngine(ABC):
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
 
-    def prepare(self, policy: QLoRAPolicy) -> None:  # noqa: B027  # engines may have nothing to check
+    def prepare(self, policy: Policy) -> None:  # noqa: B027  # engines may have nothing to check
         """Check, before the first step, that what will be sampled is the policy; does nothing by default.
 
         Raises:
@@ -43,7 +43,7 @@ class RolloutEngine(ABC):
     @abstractmethod
     def generate(
         self,
-        policy: QLoRAPolicy,
+        policy: Policy,
         prompts: PromptBatch,
         group_size: int,
         seed: int,

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_debias.errors import UserError
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.rollout.choose import DecoderChoice, DecoderOptions
 from lit_debias.rollout.decoders import Decoder
 from lit_debias.rollout.engine import OnGroup, RolloutEngine
@@ -86,7 +86,7 @@ class LocalEngine(RolloutEngine):
         self.top_k, self.top_p, self.min_p, self.stop = top_k, top_p, min_p, list(stop or [])
         self.decoders = DecoderChoice(DecoderOptions(weights, decoder, torch_compile, cuda_graph))
 
-    def prepare(self, policy: QLoRAPolicy) -> None:
+    def prepare(self, policy: Policy) -> None:
         """Choose the decoder, and check it against the plain model; see :meth:`RolloutEngine.prepare`."""
         if self.decoders.settle(policy):
             self._say_what_is_left_out(policy.causal_lm.generation_config)
@@ -94,7 +94,7 @@ class LocalEngine(RolloutEngine):
     @torch.no_grad()
     def generate(
         self,
-        policy: QLoRAPolicy,
+        policy: Policy,
         prompts: PromptBatch,
         group_size: int,
         seed: int,
@@ -135,7 +135,7 @@ class LocalEngine(RolloutEngine):
             decoding.run(decoder, prompt_ids, prompt_mask, group_size, tell if on_group else None)
         return rollout_of(slice(None))
 
-    def _decoder(self, policy: QLoRAPolicy) -> AbstractContextManager[Decoder]:
+    def _decoder(self, policy: Policy) -> AbstractContextManager[Decoder]:
         self.prepare(policy)
         return self.decoders.open(policy)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from lit_debias.errors import UserError
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.support.endpoint import api_key, check_endpoint, is_busy, refusal
 from lit_debias.support.hashing import stable_hash
@@ -146,23 +147,27 @@ class LocalModel(Author):
     ) -> None:
         if batch_size < 1:
             raise UserError(f"author: batch_size={batch_size}; write 1 or more")
-        self.policy = QLoRAPolicy(model, quantization, dtype, chat_template_kwargs=chat_template_kwargs)
+        self.recipe = QLoRAPolicy(model, quantization, dtype, chat_template_kwargs=chat_template_kwargs)
         self.engine = LocalEngine(max_new_tokens, temperature)
         self.batch_size = batch_size
 
     def describe(self) -> dict[str, Any]:
         """Return model, quantization and sampling."""
         return {
-            "model": self.policy.source,
-            "quantization": self.policy.quantization,
+            "model": self.recipe.source,
+            "quantization": self.recipe.quantization,
             "max_new_tokens": self.engine.max_new_tokens,
             "temperature": self.engine.temperature,
-            **({"chat_template_kwargs": dict(options)} if (options := self.policy.chat_template_kwargs) else {}),
+            **({"chat_template_kwargs": dict(options)} if (options := self.recipe.chat_template_kwargs) else {}),
         }
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The model, loaded."""
+        return self.recipe.load("cuda" if torch.cuda.is_available() else "cpu")
 
     def write(self, instructions: Sequence[str]) -> Iterator[str | None]:
         """Sample batch by batch, seeded by the instructions; see :meth:`Author.write`."""
-        self.policy.load("cuda" if torch.cuda.is_available() else "cpu")
         for start in range(0, len(instructions), self.batch_size):
             batch = PromptBatch(list(instructions[start : start + self.batch_size]))
             seed = stable_hash(batch.texts[0]) % 2**31

@@ -20,7 +20,8 @@ from lit_debias.data import PromptDataModule
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.policy.lengths import check_prompts
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support.precision import dtype_of
 from lit_debias.training.averaging import average_adapters
 from lit_debias.training.metrics import OVER_RANKS
@@ -46,6 +47,8 @@ class AdapterModule(LightningModule):
 
     remedy: ClassVar[str] = "lower the learning rate"
     """What to do where a gradient is not finite."""
+    policy: Policy
+    """The model that is trained, from :meth:`load_policy` on."""
     new_tokens: int = 1
     """Tokens of the longest completion that is sampled."""
 
@@ -61,7 +64,7 @@ class AdapterModule(LightningModule):
             raise UserError("max_grad_norm must be positive")
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the adapter alone; on_load_checkpoint compares the names
-        self.policy = policy
+        self.policy_recipe = policy
         # Not the default of the argument: options of AdamW would reach another optimiser that a file names.
         self.make_optimizer, self.make_scheduler = optimizer or AdamW, lr_scheduler
         self.max_grad_norm = max_grad_norm
@@ -88,7 +91,6 @@ class AdapterModule(LightningModule):
                 f"the gradient of {name} is not finite (first prompt: {prompts.texts[0]!r:.60}); "
                 f"{self.remedy}; the last checkpoint is untouched"
             ) from error
-        self.policy.weights_changed()
         schedule = self._schedule()
         if schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
             try:
@@ -146,7 +148,7 @@ class AdapterModule(LightningModule):
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # it is, see settle_mode
         device, plugin = self.trainer.strategy.root_device, self.trainer.precision_plugin
-        check_precision(self.trainer, dtype_of(self.policy.precision, device))
+        check_precision(self.trainer, dtype_of(self.policy_recipe.precision, device))
         with plugin.forward_context():
             mixed = autocast_dtype(device) is not None
         if mixed:  # the policy has an autocast of its own; rewards, judges and sampling are to have none
@@ -180,9 +182,20 @@ class AdapterModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the policy onto this rank's device, and check the prompts; called for every stage, loads once."""
-        self.policy.load(self.trainer.strategy.root_device)
+        self.load_policy(self.trainer.strategy.root_device)
         for prompts in self._tables():
             check_prompts(self.policy, prompts.asked, prompts.columns[ORIGIN], self.new_tokens)
+
+    def load_policy(self, device: torch.device | str = "cpu") -> Policy:
+        """Load the policy onto a device, unless it is there, and return it."""
+        if not self.is_loaded:
+            self.policy = self.policy_recipe.load(device)
+        return self.policy
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the policy is there."""
+        return "policy" in self._modules
 
     def _tables(self) -> list[PromptBatch]:
         """Return every split of the data that this stage reads, with file and row of each prompt in ``ORIGIN``."""
@@ -223,4 +236,3 @@ class AdapterModule(LightningModule):
                 f"the checkpoint does not fit the policy (first difference: {odd[0]} {list(odd[1])}); "
                 "write the model, rank and targets that it was trained with"
             )
-        self.policy.weights_changed()

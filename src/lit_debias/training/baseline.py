@@ -20,7 +20,7 @@ from lit_debias.grpo.loss import UpdateSize
 from lit_debias.packing.groups import pack
 from lit_debias.packing.tokens import tokens_of
 from lit_debias.policy.lengths import check_responses
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support import distributed
 from lit_debias.training.adapter_module import AdapterModule
 from lit_debias.types import PromptBatch

@@ -22,7 +22,7 @@ from lit_debias.errors import UserError, did_you_mean
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
 from lit_debias.packing.groups import pack
 from lit_debias.plugins.manager import get_plugin_manager, show_scored
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.guard import Guard, UnreliableRewardError
 from lit_debias.rewards.overlap import OverlappedScoring
 from lit_debias.rewards.reward import Reward
@@ -296,7 +296,7 @@ class GRPO(AdapterModule):
 
     def configure_model(self) -> None:
         """Load policy and rewards onto this rank's device; called for every stage, loads once."""
-        if self.policy.lm is not None:
+        if self.is_loaded:
             return
         super().configure_model()
         self.engine.prepare(self.policy)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lit_debias.packing.tokens import pad
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.support.text import is_refusal
@@ -51,7 +51,7 @@ class Model:
         advance: Told how many items are done.
     """
 
-    policy: QLoRAPolicy
+    policy: Policy
     judges: RewardSuite
     advance: Callable[[int], None]
 

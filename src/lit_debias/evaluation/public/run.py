@@ -19,7 +19,7 @@ from lit_debias.evaluation.public.files import HUB, PUBLISHED
 from lit_debias.evaluation.public.stereoset import StereoSet
 from lit_debias.evaluation.public.winogender import Winogender
 from lit_debias.evaluation.statistics import ClusterBootstrap
-from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
 
 BENCHMARKS: dict[str, AnyBenchmark] = {
@@ -85,7 +85,7 @@ def samples(names: Sequence[str], folder: str, limit: int | None, seed: int) -> 
 
 
 def measure(
-    policy: QLoRAPolicy,
+    policy: Policy,
     names: Sequence[str],
     folder: str,
     limit: int | None,

@@ -37,7 +37,6 @@ def export_adapter(module: AdapterModule, out: Path) -> None:
     Raises:
         UserError: it cannot be written; what stood there is untouched.
     """
-    assert module.policy.lm is not None
     try:
         with new_folder(out) as work:
             module.policy.lm.save_pretrained(work, selected_adapters=[TRAINED], save_embedding_layers=False)
