@@ -117,11 +117,11 @@ study: $(READY)
 	$(PIP) install --quiet -c constraints.txt --no-deps $(SECOND_LM)
 	$(BIN)/python -m benchmarks.study $(STUDY)
 
-# The site, build/site/index.html, opens from the disk. MkDocs reads docs/ alone: `pip` runs once, the rest needs no network.
+# The site opens from the disk, build/site/index.html. `pip` runs once, all else needs no network.
 docs: $(READY) $(DOCS_READY)
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "build/site/index.html is ready"
+	@echo "build/site/index.html is ready; to search in it: $(PYTHON) -m http.server -d build/site"
 
 $(DOCS_READY): $(READY)
 	$(PIP) install -c constraints.txt -e '.[docs]'

@@ -75,11 +75,11 @@ def table(target: Callable[..., Any]) -> str:
     described = parse(target.__doc__ or "").params
     meaning = {p.arg_name: markdown(" ".join((p.description or "").split())) for p in described}
     rows = [
-        f"| `{p.name}` | `{escaped(p.annotation)}` | {default(p)} | {escaped(meaning.get(p.name, ''))} |"
+        f"| `{p.name}` | {escaped(meaning.get(p.name, ''))} | `{escaped(p.annotation)}` | {default(p)} |"
         for p in signature(target).parameters.values()
         if p.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
     ]
-    head = "\n| option | type | default | meaning |\n|---|---|---|---|\n"
+    head = "\n| option | meaning | type | default |\n|---|---|---|---|\n"
     return head + "\n".join(rows) + "\n" if rows else ""
 
 

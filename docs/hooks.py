@@ -20,6 +20,8 @@ COPIES = "repository/"
 """Where the site keeps what does not lie in docs/."""
 PAGES = ["CHANGELOG.md", "CONTRIBUTING.md", *(str(file.relative_to(ROOT)) for file in ROOT.glob("plugins/*/README.md"))]
 """What the navigation may name beside docs/."""
+CELL = re.compile(r"<td.*?</td>", re.DOTALL)
+FIGURE = re.compile(r"(?<=\d) (?=(?:s|ms|us|min|times|tokens|GiB|MiB|GB/s|GFLOP/s)\b|to [-\d])|(?<=\d to) (?=[-\d])")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)")
 
 
@@ -40,6 +42,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or ".")
 
     return LINK.sub(turned, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep a figure and its unit on one line of a table's cell, and show there a bar that Markdown has to escape."""
+    return CELL.sub(lambda cell: FIGURE.sub("\N{NO-BREAK SPACE}", cell[0].replace("\\|", "|")), html)
 
 
 def reached(waiting: list[str]) -> set[str]:
