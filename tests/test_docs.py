@@ -1,4 +1,4 @@
-"""Links of the documents lead to files and headings of the repository; `make docs` holds the site to them as well."""
+"""The documents: links lead to files and headings of the repository, as `make docs` asks of the site; examples run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from lit_debias import RewardBatch
+from lit_debias.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
@@ -48,3 +52,42 @@ def test_every_decision_has_a_number_a_context_a_choice_and_a_consequence():
 def test_every_decision_is_found_by_its_subject():
     head, *decisions = re.split(r"^## ", text_of(ROOT / "docs" / "decisions.md"), flags=re.MULTILINE)
     assert sorted(map(int, re.findall(r"\[(\d+)\]\(#", head))) == [*range(1, len(decisions) + 1)]
+
+
+# ---------------------------------------------------------------- examples
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the blocks of code of one language on a page of docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_configuration_is_one(tmp_path, capsys):
+    [text] = blocks("configs.md", "yaml")
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "-c", str(tmp_path / "run.yaml"), "--print_config"])
+    assert not stopped.value.code
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["batch_size"] == 16
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+def test_own_data_become_an_adapter_where_the_page_says(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    [rows], [text] = blocks("data.md", "csv"), blocks("data.md", "yaml")
+    Path("prompts.csv").write_text(rows)
+    Path("run.yaml").write_text(text)
+    small = ("--model.policy.model", str(tiny_model), "--model.engine.max_new_tokens", "6", "--trainer.max_steps", "1")
+    assert main(["fit", "-c", "run.yaml", *small]) == 0
+    assert Path("runs/mine/adapter/adapter_model.safetensors").exists()
+    assert list(Path("runs/mine/logs").rglob("metrics.csv"))
+
+
+def test_the_reward_scores_as_its_docstring_says():
+    [source] = blocks("rewards.md", "python")
+    names: dict = {}
+    exec(compile(source, "rewards.md", "exec", dont_inherit=True), names)
+    batch = RewardBatch(["", ""], ["It may rain.", "It rains."], [0, 0], {})
+    assert names["Hedging"]().score(batch) == [1.0, 0.0]
+    assert names["lit_debias_rewards"]() == [names["Hedging"]]
