@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.provenance import describe_device, provenance
-from lit_debias.grpo.loss import DAPOLoss, UpdateSize
-from lit_debias.rewards.aggregators import (
+from lit_debias.aggregators import (
     GDPO,
     Aggregator,
     Gate,
@@ -35,6 +34,7 @@ from lit_debias.rewards.aggregators import (
     WeightedSum,
     WorstCase,
 )
+from lit_debias.grpo.loss import DAPOLoss, UpdateSize
 from lit_debias.types import Scores
 
 RESULT = Path(__file__).parent / "results" / "aggregators.json"

@@ -21,12 +21,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.tiny_architectures import VOCABULARY, Architecture, save
 from benchmarks.tiny_fields import UNBUILT
-from lit_debias.callbacks.adapter_export import export_adapter
 from lit_debias.errors import UserError
-from lit_debias.grpo.packing import pack
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.packing.groups import pack
+from lit_debias.packing.tokens import tokens_of
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
-from lit_debias.tokens import tokens_of
+from lit_debias.training.callbacks.adapter_export import export_adapter
 from lit_debias.types import PromptBatch, Rollout
 
 NATS, RELATIVE = 1e-3, 1e-3

@@ -20,8 +20,8 @@ import torch
 from scipy.optimize import nnls
 
 from benchmarks.settings import Settings
-from lit_debias.grpo.logprobs import CPU_LOGITS, GPU_LOGITS
-from lit_debias.policy import FORWARD_TOKENS
+from lit_debias.packing.logprobs import CPU_LOGITS, GPU_LOGITS
+from lit_debias.policy.policy import FORWARD_TOKENS
 
 RANK = 16
 MICRO_BATCH_TOKENS = 2048  # of GRPO, by default

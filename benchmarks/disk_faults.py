@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.fault_bench import Bench, Finding
 from benchmarks.fault_runs import Ended, checkpoints, disk_full_after
-from lit_debias import checkpoint_io
+from lit_debias.training import checkpoints as checkpoint_io
 
 REFUSED = "refused in one line, the one before offered, then bitwise"
 STOPS = "exit code 2, one line, nothing damaged, then bitwise"

@@ -31,10 +31,11 @@ from lightning.pytorch.callbacks import model_checkpoint
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
 from benchmarks.shapes import save_model
-from lit_debias import checkpoint_io, training_cli  # noqa: F401
-from lit_debias.cli import main
+from lit_debias.cli import training as training_cli  # noqa: F401
+from lit_debias.cli.main import main
 from lit_debias.errors import UserError
-from lit_debias.rewards.base import Reward, RewardBatch
+from lit_debias.rewards.reward import Reward, RewardBatch
+from lit_debias.training import checkpoints as checkpoint_io
 
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 300.0  # seconds after which a process hangs; machines may be busy

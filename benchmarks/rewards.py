@@ -30,9 +30,9 @@ from benchmarks import report
 from benchmarks.clock import Clock
 from benchmarks.encoders import ENCODERS, classifier, encoder_config, save_reward_model
 from benchmarks.options import add_rewards, build_reward, device_of, positive, program
-from lit_debias.precision import dtype_of
-from lit_debias.rewards.base import Reward, RewardBatch
-from lit_debias.rewards.suite import ask, check_scores
+from lit_debias.rewards.asking import ask, check_scores
+from lit_debias.rewards.reward import Reward, RewardBatch
+from lit_debias.support.precision import dtype_of
 from lit_debias_deberta.checkpoint import build_network
 from lit_debias_deberta.network import DIMENSIONS
 

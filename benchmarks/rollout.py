@@ -46,10 +46,10 @@ from benchmarks.roofline import decoding_figures
 from benchmarks.settings import Settings
 from benchmarks.workload import prompt_ids
 from lit_debias.errors import UserError
-from lit_debias.lean_model import LeanModel
-from lit_debias.models import resolve
-from lit_debias.native_model import NativeModel
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.forward.lean import LeanModel
+from lit_debias.forward.native import NativeModel
+from lit_debias.models.sources import resolve
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rollout.decoders import Decoder, LeanDecoder, NativeDecoder
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch

@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.clock import Clock, spread
 from benchmarks.settings import Settings
-from lit_debias.fused_linear import FusedLinear
-from lit_debias.lean_cache import KeyValueCache
-from lit_debias.lean_model import LeanModel
-from lit_debias.native_model import NativeCache, NativeModel
+from lit_debias.forward.cache import KeyValueCache
+from lit_debias.forward.lean import LeanModel
+from lit_debias.forward.linear import FusedLinear
+from lit_debias.forward.native import NativeCache, NativeModel
 
 COPIED_BYTES = 2**29
 REPEATS = 7

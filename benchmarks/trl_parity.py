@@ -36,20 +36,11 @@ from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
 
 from benchmarks.adapters import adapters, set_adapters
 from benchmarks.provenance import describe_device, provenance
-from lit_debias.grpo.logprobs import TokenLogprobs, selected_logprobs
-from lit_debias.grpo.loss import (
-    BNPOLoss,
-    CISPOLoss,
-    DAPOLoss,
-    DrGRPOLoss,
-    GRPOLoss,
-    GSPOLoss,
-    PolicyLoss,
-    UpdateSize,
-)
-from lit_debias.grpo.packing import pack
-from lit_debias.lean_model import LeanModel
-from lit_debias.rewards.aggregators import GDPO, Aggregator, WeightedSum
+from lit_debias.aggregators import GDPO, Aggregator, WeightedSum
+from lit_debias.forward.lean import LeanModel
+from lit_debias.grpo.loss import BNPOLoss, CISPOLoss, DAPOLoss, DrGRPOLoss, GRPOLoss, GSPOLoss, PolicyLoss, UpdateSize
+from lit_debias.packing.groups import pack
+from lit_debias.packing.logprobs import TokenLogprobs, selected_logprobs
 from lit_debias.types import Scores
 
 PACKAGES = ("lit-debias", "trl", "torch", "transformers", "peft")

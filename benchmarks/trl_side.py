@@ -21,7 +21,7 @@ from benchmarks.adapters import adapters, flat_gradient, set_adapters
 from benchmarks.clock import Parts, peak_memory
 from benchmarks.settings import Settings
 from benchmarks.workload import BETA, LEARNING_RATE, ending_ids, even_share, fixed_completions, prompt_ids
-from lit_debias.models import load_causal_lm, load_tokenizer, nf4_config
+from lit_debias.models.loading import load_causal_lm, load_tokenizer, nf4_config
 
 NOBODY = -1  # an id that no token has
 

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.settings import Settings
 from lit_debias.errors import UserError
-from lit_debias.models import load_tokenizer
-from lit_debias.policy import QLoRAPolicy
-from lit_debias.rewards.base import Reward, RewardBatch
+from lit_debias.models.loading import load_tokenizer
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.rewards.reward import Reward, RewardBatch
 
 LEARNING_RATE = 1e-6
 BETA = 0.04

@@ -14,12 +14,16 @@ from typing import Any
 from docstring_parser import parse, parse_from_object
 from lightning import Callback, LightningDataModule
 
-from lit_debias import Aggregator, Reward, RewardBatch, callbacks, cli, contract, data
-from lit_debias.baselines import DPO, SFT
-from lit_debias.module import GRPO
-from lit_debias.plugins import HookSpecs, components, get_plugin_manager
-from lit_debias.policy import QLoRAPolicy
-from lit_debias.rollout.base import RolloutEngine
+from lit_debias import Aggregator, Reward, RewardBatch, data
+from lit_debias.cli import main as cli
+from lit_debias.plugins.manager import HookSpecs, components, get_plugin_manager
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.rewards import contract
+from lit_debias.rollout.engine import RolloutEngine
+from lit_debias.training import callbacks
+from lit_debias.training.dpo import DPO
+from lit_debias.training.grpo import GRPO
+from lit_debias.training.sft import SFT
 
 WRITTEN = "Written by `make docs` from the code; a test compares the two."
 HEAD = f"""# Reference
@@ -149,7 +153,7 @@ def plugged(kind: str) -> Iterator[str]:
 def authors() -> Iterator[str]:
     """Yield the page for plugin authors."""
     yield from map(interface, (HookSpecs, Reward, RewardBatch, Aggregator, RolloutEngine))
-    yield section("`lit_debias.contract.examine`", contract.examine)
+    yield section("`lit_debias.rewards.contract.examine`", contract.examine)
 
 
 def models(report: Mapping[str, Any]) -> str:

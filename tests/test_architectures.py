@@ -13,7 +13,7 @@ from benchmarks.architecture_checks import check
 from benchmarks.tiny_architectures import architectures as every_architecture
 
 from lit_debias.errors import UserError
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.policy.policy import QLoRAPolicy
 
 RIGHT = {"right", "slower but right"}
 REFUSED = {"refused"}

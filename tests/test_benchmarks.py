@@ -14,12 +14,12 @@ from benchmarks.settings import Settings
 from benchmarks.workload import NOTES, ending_ids, prompt_ids, question_after_notes, sized_text
 from support import loaded
 
-from lit_debias import policy
 from lit_debias.errors import UserError
-from lit_debias.fused_linear import FusedLinear
-from lit_debias.grpo import packing
-from lit_debias.precision import dtype_of
+from lit_debias.forward.linear import FusedLinear
+from lit_debias.packing import groups as packing
+from lit_debias.policy import policy
 from lit_debias.rewards.overlap import OverlappedScoring
+from lit_debias.support.precision import dtype_of
 
 PHASES = {"rollout": "tokens/s", "reference": "packed tokens/s", "reward Fluency": "completions/s"}
 PHASES |= {"update": "packed tokens/s", "step": "tokens/s"}
@@ -281,7 +281,10 @@ def test_a_planted_fault_fails_its_gate_and_nothing_is_timed(
     program, fault, gate, tiny_model, tmp_path, monkeypatch, capsys
 ):
     fault(monkeypatch)
-    for check in ("ways.Expected", "rollout.decoding_check.DecodingCheck"):  # would take another way at load
+    for check in (
+        "models.probing.ways.Expected",
+        "rollout.decoding_check.DecodingCheck",
+    ):
         monkeypatch.setattr(f"lit_debias.{check}.missed_by", lambda *_: None)
     status, report = run(program, tmp_path, "--prompt-tokens", "40", "--quick", *tiny(tiny_model))
     assert status == 1

@@ -14,10 +14,10 @@ from benchmarks.settings import Settings
 from benchmarks.shapes import model_config, random_model, save_model
 from benchmarks.vs_trl import ArmError, Arms
 
-from lit_debias.activation_memory import KeptBytes
-from lit_debias.grpo.packing import pack
-from lit_debias.module import GRPO
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.forward.memory import KeptBytes
+from lit_debias.packing.groups import pack
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.training.grpo import GRPO
 
 NOISE = [
     "ignore:You defined a `validation_step`:lightning.fabric.utilities.warnings.PossibleUserWarning",

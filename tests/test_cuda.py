@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from policy_answers import ANSWERS, PROMPTS, log_probs_and_gradients
 from support import perturb
-from test_policy import ANSWERS, PROMPTS, log_probs_and_gradients
 
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

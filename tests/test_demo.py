@@ -9,7 +9,7 @@ from peft import PeftConfig
 from support import train_tokenizer
 from transformers import BertConfig, BertModel
 
-from lit_debias.cli import main
+from lit_debias.cli.main import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lit_debias import RewardBatch
-from lit_debias.cli import main
+from lit_debias.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_line import config, run, write  # noqa: F401  # a fixture
 from safetensors.torch import load_file
 from support import loaded, save_tiny_model
-from test_cli import config, run, write  # noqa: F401  # a fixture
 
-from lit_debias.cli import main
-from lit_debias.data.card import plain, written_section
-from lit_debias.data.taxonomy import WORDING, Taxonomy
+from lit_debias.cli.main import main
 from lit_debias.errors import UserError
-from lit_debias.language_model import LanguageModel
-from lit_debias.policy import QLoRAPolicy
-from lit_debias.sentence_encoder import SentenceEncoder
+from lit_debias.models.language_model import LanguageModel
+from lit_debias.models.sentence_encoder import SentenceEncoder
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.synthetic.card import plain, written_section
+from lit_debias.synthetic.taxonomy import WORDING, Taxonomy
 
 CPU = torch.device("cpu")
 LOADERS: dict[str, Callable[[str], object]] = {
@@ -125,7 +125,7 @@ def test_an_adapter_names_no_module_to_import(tiny_model, adapter, mark, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's, before it gets that far
-def test_a_checkpoint_that_makes_objects_is_refused(config, tmp_path, mark, capsys):  # noqa: F811
+def test_a_checkpoint_that_makes_objects_is_refused(config, tmp_path, mark, capsys):
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0", "bomb": Bomb(mark)}, tmp_path / "last.ckpt")
     assert run("fit", "-c", write(tmp_path, config), "--ckpt_path", tmp_path / "last.ckpt") == 2
     assert "and no code is run" in capsys.readouterr().err
@@ -190,13 +190,13 @@ UNSAFE = re.compile(
     r"|(pd|pandas)\.read_pickle|eval|exec|os\.system|os\.popen|(\w+\.)?extractall|tempfile\.mktemp|(\w+\.)?from_pretrained"
 )
 KNOWN = {
-    "lit_debias/contract.py": {"pickle.loads"},  # of its own copy
+    "lit_debias/rewards/contract.py": {"pickle.loads"},  # of its own copy
     "lit_debias/rewards/calls.py": {"pickle.loads"},  # what the parent process sends
-    "lit_debias/models.py": {"from_pretrained"},  # with safetensors, without code
-    "lit_debias/gguf_file.py": {"from_pretrained"},  # a GGUF file, without code
-    "lit_debias/adapter_config.py": {"from_pretrained"},  # of a configuration
-    "lit_debias/base_weights.py": {"from_pretrained"},  # of a configuration
-    "lit_debias/adapters.py": {"from_pretrained"},  # of an adapter that adapter_config has passed
+    "lit_debias/models/loading.py": {"from_pretrained"},  # with safetensors, without code
+    "lit_debias/models/gguf_file.py": {"from_pretrained"},  # a GGUF file, without code
+    "lit_debias/models/adapter_config.py": {"from_pretrained"},  # of a configuration
+    "lit_debias/models/base_weights.py": {"from_pretrained"},  # of a configuration
+    "lit_debias/models/adapters.py": {"from_pretrained"},  # of an adapter that adapter_config has passed
     "lit_debias_classifier/reward.py": {"from_pretrained"},  # with safetensors, without code
 }
 
@@ -222,8 +222,9 @@ def test_benchmarks_load_models_of_their_own_and_nothing_else_that_is_unsafe():
 
 
 def test_every_test_that_the_page_names_exists():
-    named = re.findall(r"`([a-z_]+)::([a-z_0-9]+)`", (ROOT / "docs" / "security.md").read_text())
+    named = re.findall(r"`([a-z_/]+)::([a-z_0-9]+)`", (ROOT / "docs" / "security.md").read_text())
     assert len(named) > 20
     for file, test in named:
-        (path,) = [*ROOT.glob(f"tests/test_{file}.py"), *ROOT.glob(f"plugins/*/tests/test_{file}.py")]
+        folder, _, name = file.rpartition("/")
+        (path,) = [*ROOT.glob(f"tests/{folder}/test_{name}.py"), *ROOT.glob(f"plugins/*/tests/test_{file}.py")]
         assert f"def test_{test}(" in path.read_text(), f"{file}::{test}"

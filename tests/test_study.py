@@ -11,7 +11,7 @@ import pytest
 from benchmarks import study, study_table
 from benchmarks.study import Job, jobs, missing, run
 
-from lit_debias.cli import main
+from lit_debias.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_debias.cli import main
-from lit_debias.scaffold import names_of, render
+from lit_debias.cli.main import main
+from lit_debias.cli.scaffold import names_of, render
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
@@ -27,7 +27,7 @@ NAME = "lit-debias-brevity"
 DRIVER = """
 import contextlib, io, json, sys
 import pytest
-from lit_debias.cli import main
+from lit_debias.cli.main import main
 
 for program, *args in json.load(sys.stdin):
     output = io.StringIO()

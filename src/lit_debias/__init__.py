@@ -1,14 +1,118 @@
 """lit-debias: de-bias language models with multi-reward GRPO on Lightning."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from lit_debias.plugins import hookimpl
-from lit_debias.rewards.aggregators import Aggregator
-from lit_debias.rewards.base import Reward, RewardBatch
+from lit_debias.support.lazy import importer
+
+if TYPE_CHECKING:
+    from lit_debias.aggregators import (
+        GDPO,
+        Aggregator,
+        Gated,
+        GeometricMean,
+        GroupMaxMin,
+        Lagrangian,
+        LowerConfidenceBound,
+        MaxMin,
+        WeightedSum,
+        WorstCase,
+    )
+    from lit_debias.data.prompt_data import PromptDataModule
+    from lit_debias.data.response_data import ResponseDataModule
+    from lit_debias.errors import UserError
+    from lit_debias.evaluation import evaluate
+    from lit_debias.grpo.loss import BNPOLoss, CISPOLoss, DAPOLoss, DrGRPOLoss, GRPOLoss, GSPOLoss
+    from lit_debias.plugins.manager import hookimpl
+    from lit_debias.policy.policy import QLoRAPolicy
+    from lit_debias.rewards.overlong import SoftOverlong
+    from lit_debias.rewards.reward import Reward, RewardBatch
+    from lit_debias.rollout.local import LocalEngine
+    from lit_debias.synthetic.synthesis import synthesize
+    from lit_debias.training.callbacks import (
+        AdapterExport,
+        CompletionTable,
+        GracefulStop,
+        PredictionFile,
+        RewardHackingAlarm,
+    )
+    from lit_debias.training.dpo import DPO
+    from lit_debias.training.grpo import GRPO
+    from lit_debias.training.sft import SFT
 
 try:
     __version__ = version("lit-debias")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
-__all__ = ["Aggregator", "Reward", "RewardBatch", "__version__", "hookimpl"]
+MODULES = {
+    **dict.fromkeys(
+        ("BNPOLoss", "CISPOLoss", "DAPOLoss", "DrGRPOLoss", "GRPOLoss", "GSPOLoss"), "lit_debias.grpo.loss"
+    ),
+    **dict.fromkeys(
+        (
+            *("Aggregator", "GDPO", "Gated", "GeometricMean", "GroupMaxMin", "Lagrangian", "LowerConfidenceBound"),
+            *("MaxMin", "WeightedSum", "WorstCase"),
+        ),
+        "lit_debias.aggregators",
+    ),
+    **dict.fromkeys(
+        ("AdapterExport", "CompletionTable", "GracefulStop", "PredictionFile", "RewardHackingAlarm"),
+        "lit_debias.training.callbacks",
+    ),
+    "DPO": "lit_debias.training.dpo",
+    "GRPO": "lit_debias.training.grpo",
+    "LocalEngine": "lit_debias.rollout.local",
+    "PromptDataModule": "lit_debias.data.prompt_data",
+    "QLoRAPolicy": "lit_debias.policy.policy",
+    "ResponseDataModule": "lit_debias.data.response_data",
+    "Reward": "lit_debias.rewards.reward",
+    "RewardBatch": "lit_debias.rewards.reward",
+    "SFT": "lit_debias.training.sft",
+    "SoftOverlong": "lit_debias.rewards.overlong",
+    "UserError": "lit_debias.errors",
+    "evaluate": "lit_debias.evaluation",
+    "hookimpl": "lit_debias.plugins.manager",
+    "synthesize": "lit_debias.synthetic.synthesis",
+}
+"""Public name -> the module that defines it."""
+
+__getattr__ = importer(__name__, MODULES)
+__all__ = [
+    "DPO",
+    "GDPO",
+    "GRPO",
+    "SFT",
+    "AdapterExport",
+    "Aggregator",
+    "BNPOLoss",
+    "CISPOLoss",
+    "CompletionTable",
+    "DAPOLoss",
+    "DrGRPOLoss",
+    "GRPOLoss",
+    "GSPOLoss",
+    "Gated",
+    "GeometricMean",
+    "GracefulStop",
+    "GroupMaxMin",
+    "Lagrangian",
+    "LocalEngine",
+    "LowerConfidenceBound",
+    "MaxMin",
+    "PredictionFile",
+    "PromptDataModule",
+    "QLoRAPolicy",
+    "ResponseDataModule",
+    "Reward",
+    "RewardBatch",
+    "RewardHackingAlarm",
+    "SoftOverlong",
+    "UserError",
+    "WeightedSum",
+    "WorstCase",
+    "__version__",
+    "evaluate",
+    "hookimpl",
+    "synthesize",
+]

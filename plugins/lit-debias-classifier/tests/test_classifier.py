@@ -22,7 +22,7 @@ from transformers import (
 
 from lit_debias import RewardBatch
 from lit_debias.errors import UserError
-from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias_classifier import TextClassifier
 from lit_debias_classifier.labels import LabelValues
 

@@ -9,9 +9,9 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_debias import Reward, RewardBatch
-from lit_debias.contract import examine
 from lit_debias.errors import UserError
-from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.plugins.manager import components, get_plugin_manager
+from lit_debias.rewards.contract import examine
 from lit_debias.rewards.overlap import OverlappedScoring
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.types import PromptBatch, Rollout

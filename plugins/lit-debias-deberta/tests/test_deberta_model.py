@@ -240,7 +240,7 @@ def test_what_the_trainer_cannot_do_is_refused(encoder, tmp_path, options, messa
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_it_trains_in_bf16_only_where_that_is_fast(encoder, tmp_path, monkeypatch, fast):
-    monkeypatch.setattr("lit_debias.precision.multiplies_bf16", lambda device: fast)
+    monkeypatch.setattr("lit_debias.support.precision.multiplies_bf16", lambda device: fast)
     model = RewardModel(str(tmp_path / "out"), str(encoder))
     model.configure_model()
     seen = []

@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import DebertaV2Model
 
-from lit_debias import RewardBatch, precision
+from lit_debias import RewardBatch
 from lit_debias.errors import UserError
 from lit_debias.evaluation.fingerprint import check_judges
-from lit_debias.plugins import components, get_plugin_manager
-from lit_debias.rewards.suite import check_scores
+from lit_debias.plugins.manager import components, get_plugin_manager
+from lit_debias.rewards.asking import check_scores
+from lit_debias.support import precision
 from lit_debias_deberta import (
     DebertaFairness,
     DebertaNeutrality,

@@ -10,7 +10,7 @@ import torch
 from transformers import DebertaV2Model
 
 from lit_debias.errors import UserError
-from lit_debias.score_file import NAME, ScoreFile
+from lit_debias.rewards.score_file import NAME, ScoreFile
 from lit_debias_deberta import DebertaFairness, DebertaNeutrality, RewardScorer
 from lit_debias_deberta.checkpoint import MANIFEST, TEST
 
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_replaced_with_a_warning(tmp_path, caplog, damage):
 
 
 def test_a_file_that_is_busy_costs_time_and_no_run(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("lit_debias.score_file.BUSY", 0.01)
+    monkeypatch.setattr("lit_debias.rewards.score_file.BUSY", 0.01)
     file = ScoreFile(tmp_path, "a")
     file.put(ROWS)
     other = sqlite3.connect(tmp_path / NAME, isolation_level=None)

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_debias import RewardBatch
 from lit_debias.errors import UserError
-from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias_fluency import Fluency
 from lit_debias_fluency.reward import repetition
 

@@ -6,7 +6,7 @@ import pytest
 
 from lit_debias import RewardBatch
 from lit_debias.errors import UserError
-from lit_debias.text import distinct_credit, words
+from lit_debias.support.text import distinct_credit, words
 from lit_debias_fluency import Variety
 
 

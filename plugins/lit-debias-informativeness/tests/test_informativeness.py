@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from lit_debias import RewardBatch
 from lit_debias.errors import UserError
-from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias_informativeness import Informativeness
 from lit_debias_informativeness.content import ContentWords
 

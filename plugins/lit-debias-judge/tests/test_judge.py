@@ -18,7 +18,7 @@ from chat_server import ChatHandler, ChatServer, serving
 from lit_debias import RewardBatch
 from lit_debias.errors import UserError
 from lit_debias.evaluation.fingerprint import check_judges, describe
-from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias_judge import FAIRNESS, LLMJudge, client
 from lit_debias_judge.client import LONGEST_PAUSE, RequestError, again, wished_pause
 from lit_debias_judge.template import fill, parse

@@ -6,7 +6,7 @@ import pytest
 
 from lit_debias import RewardBatch
 from lit_debias.errors import UserError
-from lit_debias.plugins import components, get_plugin_manager
+from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias_rules import Rules
 from lit_debias_rules.lexicon import FOLDER, find_lexicon, read_lexicon
 from lit_debias_rules.matching import Pattern, Terms, fold

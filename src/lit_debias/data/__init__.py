@@ -1,4 +1,4 @@
-"""Data: a taxonomy in YAML, synthesis, and the data modules that feed training."""
+"""Prompts and responses: files and tables, and the data modules that feed training."""
 
 from lit_debias.data.prompt_data import PromptDataModule
 from lit_debias.data.response_data import ResponseDataModule

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
 
-from lit_debias import distributed
 from lit_debias.conversations import read_prompt, words_of
-from lit_debias.data.base import Role, TableDataModule, as_list, check_ids, check_prompts_of
+from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_prompts_of
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError, did_you_mean
+from lit_debias.support import distributed
 from lit_debias.types import PromptBatch
 
 

@@ -16,7 +16,7 @@ from datasets import Dataset, concatenate_datasets
 
 from lit_debias.data.columns import aligned, as_numbers, known_types
 from lit_debias.errors import UserError
-from lit_debias.files import as_record, jsonl_records, parse_json, read_text
+from lit_debias.support.files import as_record, jsonl_records, parse_json, read_text
 
 ORIGIN = "__origin__"
 """Column of every table that is read here: file and row, as errors name them."""

@@ -14,11 +14,11 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, PROSE, Row
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.records import Record
-from lit_debias.language_model import LanguageModel
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.models.language_model import LanguageModel
+from lit_debias.models.sentence_encoder import SentenceEncoder
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
-from lit_debias.sentence_encoder import SentenceEncoder
 from lit_debias.types import PromptBatch, Rollout, Scores
 
 Advance = Callable[[int], None]

@@ -17,7 +17,7 @@ from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.records import load_kept, write_json
 from lit_debias.evaluation.results import stream
 from lit_debias.evaluation.statistics import Estimate, compare, pool_measures
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 
 

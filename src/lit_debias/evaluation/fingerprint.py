@@ -11,10 +11,10 @@ from typing import Any
 from uuid import uuid4
 
 from lit_debias.errors import UserError, cause_of
-from lit_debias.identity import UnknownIdentityError, described
-from lit_debias.identity import sha256_of as sha256_of
-from lit_debias.models import locate
-from lit_debias.rewards.base import Reward
+from lit_debias.models.sources import locate
+from lit_debias.rewards.identity import UnknownIdentityError, described
+from lit_debias.rewards.identity import sha256_of as sha256_of
+from lit_debias.rewards.reward import Reward
 
 _log = logging.getLogger(__name__)
 

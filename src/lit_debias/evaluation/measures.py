@@ -10,7 +10,7 @@ import numpy as np
 from lit_debias.evaluation.prompts import BIAS_KINDS, NOBODY
 from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
-from lit_debias.text import distinct_credit, is_refusal, repetition, words
+from lit_debias.support.text import distinct_credit, is_refusal, repetition, words
 
 SMALLEST_GROUP = 4
 """Completions that a group needs to count as the worst one."""

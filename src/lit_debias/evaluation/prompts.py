@@ -11,8 +11,8 @@ from typing import Any
 from datasets import Dataset
 
 from lit_debias.conversations import answer_of, is_conversation, read_prompt, words_of
-from lit_debias.data.base import check_prompts_of
 from lit_debias.data.columns import renamed
+from lit_debias.data.module import check_prompts_of
 from lit_debias.data.sources import ORIGIN, load_split, split_names
 from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean

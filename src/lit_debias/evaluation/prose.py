@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.prompts import DEFAULTS, PROSE, Row
-from lit_debias.files import read_text
+from lit_debias.support.files import read_text
 
 LONGEST = 2000
 """Characters of a passage; more may not fit a small model's context."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from lit_debias.errors import UserError
 from lit_debias.evaluation.arms import Examiner, asked_of
 from lit_debias.evaluation.prompts import PROSE, Row
-from lit_debias.models import locate
-from lit_debias.policy import QLoRAPolicy
-from lit_debias.prompt_lengths import check_prompts
+from lit_debias.models.sources import locate
+from lit_debias.policy.lengths import check_prompts
+from lit_debias.policy.policy import QLoRAPolicy
 
 
 def why_no_system(policy: QLoRAPolicy, system_prompt: str) -> str | None:

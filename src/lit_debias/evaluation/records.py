@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_debias.evaluation.prompts import BIAS_KINDS, Row
-from lit_debias.files import write_text
+from lit_debias.support.atomic import write_text
 
 
 @dataclass

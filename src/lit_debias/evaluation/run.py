@@ -33,13 +33,13 @@ from lit_debias.evaluation.readable import check_all, check_readers, why_no_syst
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.table import TITLES, show
-from lit_debias.language_model import LanguageModel
-from lit_debias.policy import QLoRAPolicy
-from lit_debias.precision import Precision, dtype_of
-from lit_debias.rewards.base import Reward
+from lit_debias.models.language_model import LanguageModel
+from lit_debias.models.sentence_encoder import SentenceEncoder
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
-from lit_debias.sentence_encoder import SentenceEncoder
+from lit_debias.support.precision import Precision, dtype_of
 
 READ_TOGETHER = 4
 """Completions that the other language model reads in one forward pass; its logits over a large vocabulary are large."""

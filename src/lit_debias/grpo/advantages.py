@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_debias.distributed import all_sum
+from lit_debias.support.distributed import all_sum
 
 Scale = Literal["group", "batch", "none"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, zeros_like
 
-from lit_debias.grpo.base import PolicyLoss, Surrogate, UpdateSize, require
+from lit_debias.grpo.objective import PolicyLoss, Surrogate, UpdateSize, require
 
 __all__ = [
     "BNPOLoss",

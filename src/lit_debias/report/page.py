@@ -14,13 +14,13 @@ import yaml
 from lit_debias.errors import UserError
 from lit_debias.evaluation.needs import by_reason
 from lit_debias.evaluation.table import against
-from lit_debias.files import write_text
-from lit_debias.redaction import redact, redact_config
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
 from lit_debias.report.keys import arm_keys
 from lit_debias.report.sources import Evaluation, find_evaluations, log_folders, read_config, read_records
 from lit_debias.report.tables import TARGET, disagreements, headline, measure_rows, over_runs, run_rows
+from lit_debias.support.atomic import write_text
+from lit_debias.support.redaction import redact, redact_config
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -11,9 +11,9 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation.records import Record, load_arm
 from lit_debias.evaluation.table import TITLES, seeds
 from lit_debias.evaluation.verdict import BASES
-from lit_debias.files import parse_json, read_text
-from lit_debias.redaction import redact, redact_config
 from lit_debias.report.shape import problem
+from lit_debias.support.files import parse_json, read_text
+from lit_debias.support.redaction import redact, redact_config
 
 SECTIONS = ("verdict", "arms", "measures")
 """What makes a results.json that of an evaluation."""

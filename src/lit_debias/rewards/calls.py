@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from lit_debias.errors import UserError, cause_of
-from lit_debias.rewards.base import Reward, RewardBatch
-from lit_debias.rewards.suite import Answer, RewardError, answer_of, prepare
+from lit_debias.rewards.asking import Answer, RewardError, answer_of, prepare
+from lit_debias.rewards.reward import Reward, RewardBatch
 
 METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 """How processes start: not forked from this one, whose CUDA and locks a fork cannot use."""

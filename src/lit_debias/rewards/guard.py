@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lit_debias import distributed
 from lit_debias.errors import UserError
-from lit_debias.rewards.base import Reward, RewardBatch
+from lit_debias.rewards.asking import Answer, RewardError
 from lit_debias.rewards.calls import InProcess, Isolated, RewardTimeoutError, resident_gib
-from lit_debias.rewards.suite import Answer, RewardError
+from lit_debias.rewards.reward import Reward, RewardBatch
+from lit_debias.support import distributed
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lit_debias.errors import UserError
-from lit_debias.rewards.base import Reward, RewardBatch
+from lit_debias.rewards.reward import Reward, RewardBatch
 
 
 class SoftOverlong(Reward):

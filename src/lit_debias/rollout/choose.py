@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_debias.errors import UserError
-from lit_debias.native_model import compiler
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.forward.native import compiler
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rollout.decoders import Decoder, HuggingFaceDecoder, LeanDecoder, NativeDecoder
 from lit_debias.rollout.decoding_check import DecodingCheck
 from lit_debias.rollout.plain_decoders import PromptwiseDecoder, RecomputingDecoder

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_debias.lean_cache import KeyValueCache
-from lit_debias.lean_model import LeanModel
-from lit_debias.native_model import NativeCache, NativeModel, Rows
+from lit_debias.forward.cache import KeyValueCache
+from lit_debias.forward.lean import LeanModel
+from lit_debias.forward.native import NativeCache, NativeModel, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

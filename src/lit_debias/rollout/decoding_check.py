@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_debias.model_checks import FAILURES, reason_of
-from lit_debias.policy import QLoRAPolicy
-from lit_debias.probe import distance, plain_logits
+from lit_debias.models.checks import FAILURES, reason_of
+from lit_debias.models.probing.probe import distance, plain_logits
+from lit_debias.models.probing.ways import Expected
+from lit_debias.packing.tokens import pad
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rollout.decoders import Decoder
-from lit_debias.tokens import pad
-from lit_debias.ways import Expected
 
 STEPS = 6
 KEPT_FROM, KEPT = 3, (0, 3)

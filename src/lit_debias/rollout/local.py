@@ -10,14 +10,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_debias import distributed
 from lit_debias.errors import UserError
-from lit_debias.policy import QLoRAPolicy
-from lit_debias.rollout.base import OnGroup, RolloutEngine
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rollout.choose import DecoderChoice, DecoderOptions
 from lit_debias.rollout.decoders import Decoder
+from lit_debias.rollout.engine import OnGroup, RolloutEngine
 from lit_debias.rollout.sampling import Sampler
 from lit_debias.rollout.stopping import StopStrings, check_stops, ending_tokens
+from lit_debias.support import distributed
 from lit_debias.types import PromptBatch, Rollout, Support
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_debias.errors import UserError
+from lit_debias.plugins import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

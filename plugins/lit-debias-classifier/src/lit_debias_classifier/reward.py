@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_debias import Reward, RewardBatch
-from lit_debias.errors import UserError
-from lit_debias.models import load_tokenizer, loading, locate, resolve
+from lit_debias.plugins import Reward, RewardBatch, UserError, load_tokenizer, loading, locate, resolve
 from lit_debias_classifier.labels import LabelValues
 
 if TYPE_CHECKING:

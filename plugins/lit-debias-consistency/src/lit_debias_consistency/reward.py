@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from lit_debias import Reward, RewardBatch
-from lit_debias.errors import UserError
+from lit_debias.plugins import Reward, RewardBatch, UserError
 
 
 class CounterfactualConsistency(Reward):

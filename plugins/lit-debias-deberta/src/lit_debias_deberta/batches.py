@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_debias.errors import UserError
+from lit_debias.plugins import UserError
 from lit_debias_deberta.network import DIMENSIONS
 
 

@@ -10,9 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from lit_debias.errors import UserError
-from lit_debias.files import new_folder, write_text
-from lit_debias.models import PACKAGE_SCHEME, locate
+from lit_debias.plugins import PACKAGE_SCHEME, UserError, locate, new_folder, write_text
 from lit_debias_deberta.calibration import Calibration
 from lit_debias_deberta.network import DIMENSIONS, RewardNetwork, load_encoder
 from lit_debias_deberta.pooling import PARTS, Pooling

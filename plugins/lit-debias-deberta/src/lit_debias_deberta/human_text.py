@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from lit_debias.errors import UserError
-from lit_debias.files import read_text
+from lit_debias.plugins import UserError, read_text
 
 PROMPT = "Write one sentence about people."
 """Stands before sentences that answer nothing."""

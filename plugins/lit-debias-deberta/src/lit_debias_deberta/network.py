@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lit_debias import models
-from lit_debias.errors import UserError
+from lit_debias.plugins import UserError, load_tokenizer
+from lit_debias.plugins import load_encoder as load_pretrained
 from lit_debias_deberta.calibration import Calibration
 from lit_debias_deberta.pooling import PARTS, Pooling, pool
 
@@ -161,7 +161,7 @@ def load_encoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     Raises:
         UserError: there is no such model, it cannot be reached, or its tokenizer cannot tell two texts apart.
     """
-    encoder, tokenizer = models.load_encoder(source), models.load_tokenizer(source)
+    encoder, tokenizer = load_pretrained(source), load_tokenizer(source)
     if not tokenizer.is_fast:
         raise UserError(f"encoder '{source}': its tokenizer is not a fast one; write an encoder with a tokenizer.json")
     pooler = getattr(encoder, "pooler", None)

@@ -8,9 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from lit_debias import Reward, RewardBatch
-from lit_debias.errors import UserError, did_you_mean
-from lit_debias.precision import Precision, dtype_of
+from lit_debias.plugins import Precision, Reward, RewardBatch, UserError, did_you_mean, dtype_of
 from lit_debias_deberta.checkpoint import find, read_manifest
 from lit_debias_deberta.scorer import BATCH_TOKENS, CACHE_SIZE, RewardScorer, shared_scorer
 

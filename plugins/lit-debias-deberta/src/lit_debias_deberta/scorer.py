@@ -11,13 +11,14 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from lit_debias.score_file import Row, ScoreFile
+from lit_debias.plugins import ScoreFile
 from lit_debias_deberta.checkpoint import MANIFEST, TEST, load_network
 from lit_debias_deberta.fast_deberta import freeze_attention
 from lit_debias_deberta.network import RewardNetwork
 from lit_debias_deberta.score_file import fingerprint
 
 Key = tuple[str, str, int]
+Scored = tuple[float, ...]
 """Prompt, response, and the tokens that a pair may have."""
 
 BATCH_TOKENS = 4096
@@ -46,7 +47,7 @@ class RewardScorer:
         self.dimensions = network.dimensions
         self.cache_size, self.file = cache_size, file
         self.bf16 = network.encoder.device.type == "cuda" if bf16 is None else bf16
-        self._known: OrderedDict[Key, Row] = OrderedDict()
+        self._known: OrderedDict[Key, Scored] = OrderedDict()
 
     @classmethod
     def load(
@@ -94,7 +95,7 @@ class RewardScorer:
         return torch.tensor([self._known[key] for key in keys]).view(len(keys), len(self.dimensions))
 
     @torch.inference_mode()
-    def _read(self, keys: list[Key], batch_size: int | None, length: int, batch_tokens: int) -> dict[Key, Row]:
+    def _read(self, keys: list[Key], batch_size: int | None, length: int, batch_tokens: int) -> dict[Key, Scored]:
         if not keys:
             return {}
         prompts, responses, _ = zip(*keys, strict=True)
@@ -103,7 +104,7 @@ class RewardScorer:
             logits = self.network.read(prompts, responses, batch_size, length, batch_tokens)
         return dict(zip(keys, map(tuple, self.network.scores(logits).tolist()), strict=True))
 
-    def _remember(self, used: Collection[Key], new: dict[Key, Row]) -> None:
+    def _remember(self, used: Collection[Key], new: dict[Key, Scored]) -> None:
         self._known.update(new)
         for key in used:
             self._known.move_to_end(key)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lit_debias.text import printable
+from lit_debias.plugins import printable
 
 FIGURES = ("spearman", "pairwise_accuracy", "ece")
 

@@ -18,9 +18,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.optim import AdamW
 
-from lit_debias.errors import UserError
-from lit_debias.models import check_model
-from lit_debias.precision import Precision, dtype_of
+from lit_debias.plugins import Precision, UserError, check_model, dtype_of
 from lit_debias_deberta import human_text as human
 from lit_debias_deberta.batches import check_dimensions, group_ids, labels_of
 from lit_debias_deberta.calibration import fit_calibration

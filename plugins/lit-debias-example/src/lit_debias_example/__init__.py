@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lit_debias import Reward, RewardBatch, hookimpl
-from lit_debias.errors import UserError
+from lit_debias.plugins import Reward, RewardBatch, UserError, hookimpl
 
 SWEEPING = ("all", "always", "every", "everyone", "never", "nobody", "none", "typical", "typically")
 

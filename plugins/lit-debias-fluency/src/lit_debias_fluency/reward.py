@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_debias import Reward, RewardBatch
-from lit_debias.errors import UserError
-from lit_debias.language_model import LanguageModel
-from lit_debias.models import check_model
+from lit_debias.plugins import LanguageModel, Reward, RewardBatch, UserError, check_model
 
 
 class Fluency(Reward):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from lit_debias import Reward, RewardBatch
-from lit_debias.errors import UserError
-from lit_debias.text import distinct_credit, words
+from lit_debias.plugins import Reward, RewardBatch, UserError, distinct_credit, words
 
 
 class Variety(Reward):

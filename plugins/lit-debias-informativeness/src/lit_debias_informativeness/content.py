@@ -6,8 +6,7 @@ from collections.abc import Collection
 
 from snowballstemmer import algorithms, stemmer
 
-from lit_debias.errors import UserError, did_you_mean
-from lit_debias.text import APOSTROPHE, words
+from lit_debias.plugins import APOSTROPHE, UserError, did_you_mean, words
 
 # Lists made for search engines also hold words of content, such as "computer", "work" or "different".
 FUNCTION_WORDS = frozenset(

@@ -6,10 +6,7 @@ from typing import Literal
 
 import torch
 
-from lit_debias import Reward, RewardBatch
-from lit_debias.errors import UserError
-from lit_debias.models import check_model
-from lit_debias.sentence_encoder import SentenceEncoder
+from lit_debias.plugins import Reward, RewardBatch, SentenceEncoder, UserError, check_model
 from lit_debias_informativeness.content import ContentWords
 
 

@@ -13,7 +13,7 @@ import anyio
 import stamina
 from anyio.from_thread import start_blocking_portal
 
-from lit_debias.endpoint import api_key, is_busy, refusal
+from lit_debias.plugins import api_key, is_busy, refusal
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -13,10 +13,7 @@ from typing import Any
 
 import torch
 
-from lit_debias import Reward, RewardBatch
-from lit_debias.endpoint import NO_KEY, api_key, check_endpoint
-from lit_debias.errors import UserError
-from lit_debias.score_file import ScoreFile
+from lit_debias.plugins import NO_KEY, Reward, RewardBatch, ScoreFile, UserError, api_key, check_endpoint
 from lit_debias_judge.client import Answer, Client, RequestError
 from lit_debias_judge.template import FAIRNESS, fill, parse, placeholders
 from lit_debias_judge.usage import Usage

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_debias.errors import UserError, did_you_mean
-from lit_debias.files import read_text, read_yaml
+from lit_debias.plugins import UserError, did_you_mean, read_text, read_yaml
 from lit_debias_rules.matching import UNSPACED, Matcher, Pattern, Terms, fold
 
 FOLDER = Path(__file__).parent / "lexicons"

@@ -6,10 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from lit_debias import Reward, RewardBatch
-from lit_debias.errors import UserError
-from lit_debias.identity import described
-from lit_debias.text import words
+from lit_debias.plugins import Reward, RewardBatch, UserError, described, words
 from lit_debias_rules.lexicon import find_lexicon, read_lexicon
 
 

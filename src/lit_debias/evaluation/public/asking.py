@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.packing.tokens import pad
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
-from lit_debias.text import is_refusal
-from lit_debias.tokens import pad
+from lit_debias.support.text import is_refusal
 from lit_debias.types import PromptBatch, Rollout
 
 BATCH = 8

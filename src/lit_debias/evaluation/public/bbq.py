@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.base import About, Benchmark, Estimates
+from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates
 from lit_debias.evaluation.public.choosing import Question, Tally, choose
 from lit_debias.evaluation.public.files import Rows, complete, find, locate, one_of, read_csv, text, whole, wrong
 from lit_debias.evaluation.statistics import ClusterBootstrap
-from lit_debias.files import read_jsonl
+from lit_debias.support.files import read_jsonl
 
 QUESTIONS = "bbq/*.jsonl"
 METADATA = "bbq/additional_metadata.csv"

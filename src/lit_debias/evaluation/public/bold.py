@@ -11,7 +11,7 @@ import numpy as np
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.public.asking import Continuation, Model
-from lit_debias.evaluation.public.base import About, Benchmark, Estimates, Item, within
+from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates, Item, within
 from lit_debias.evaluation.public.files import HUB, PUBLISHED, from_hub, locate, read_json
 from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.base import About, Benchmark, Estimates
+from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates
 from lit_debias.evaluation.public.choosing import Question, Tally, choose
 from lit_debias.evaluation.public.files import Rows, complete, find, one_of, read_csv, read_json, text
 from lit_debias.evaluation.statistics import ClusterBootstrap

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.base import Item
+from lit_debias.evaluation.public.benchmark import Item
 from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lit_debias.evaluation.public.asking import Likelihood, Model
-from lit_debias.evaluation.public.base import About, Benchmark, Estimates, Item, within
+from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates, Item, within
 from lit_debias.evaluation.public.files import HUB, from_hub, locate, read_csv, text
 from lit_debias.evaluation.statistics import ClusterBootstrap
 

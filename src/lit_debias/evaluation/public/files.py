@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_debias.errors import UserError
-from lit_debias.files import parse_json, read_text
+from lit_debias.support.files import parse_json, read_text
 
 Rows = list[dict[str, Any]]
 HUB = "hub"

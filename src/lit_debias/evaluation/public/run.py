@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.base import About, AnyBenchmark, Estimates, Item, draw
 from lit_debias.evaluation.public.bbq import BBQ
+from lit_debias.evaluation.public.benchmark import About, AnyBenchmark, Estimates, Item, draw
 from lit_debias.evaluation.public.bold import Bold
 from lit_debias.evaluation.public.cbbq import CBBQ
 from lit_debias.evaluation.public.crows_pairs import CrowsPairs
@@ -19,7 +19,7 @@ from lit_debias.evaluation.public.files import HUB, PUBLISHED
 from lit_debias.evaluation.public.stereoset import StereoSet
 from lit_debias.evaluation.public.winogender import Winogender
 from lit_debias.evaluation.statistics import ClusterBootstrap
-from lit_debias.policy import QLoRAPolicy
+from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
 
 BENCHMARKS: dict[str, AnyBenchmark] = {

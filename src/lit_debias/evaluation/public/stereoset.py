@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.base import About, Benchmark, Estimates, Item
+from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates, Item
 from lit_debias.evaluation.public.files import (
     HUB,
     PUBLISHED,

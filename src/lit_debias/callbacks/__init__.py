@@ -1,8 +1,0 @@
-"""Lightning callbacks for GRPO and its baselines."""
-
-from lit_debias.callbacks.adapter_export import AdapterExport
-from lit_debias.callbacks.alarms import RewardHackingAlarm
-from lit_debias.callbacks.completions import CompletionTable, PredictionFile
-from lit_debias.callbacks.graceful_stop import GracefulStop
-
-__all__ = ["AdapterExport", "CompletionTable", "GracefulStop", "PredictionFile", "RewardHackingAlarm"]

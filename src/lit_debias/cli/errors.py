@@ -1,0 +1,134 @@
+"""The user's mistake behind an exception, as one line: what was wrong, where, what to write instead."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from typing import TypeGuard
+
+from lit_debias.errors import UserError, did_you_mean
+from lit_debias.plugins.manager import ALLOW_VARIABLE
+
+NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
+CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)")
+UNKNOWN_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
+BARRED = re.compile(r"import of (?P<module>\S+) halted; None in sys.modules")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+UNKNOWN_KEY = re.compile(r"(?:does not accept option '|unrecognized arguments: --|Key ')(?P<key>[\w.-]+)")
+REQUIRED = re.compile(r"arguments are required: (?P<names>.+)")
+
+
+def one_line(message: str, known: Iterable[str] = ()) -> str:
+    """Return the most telling part of a report.
+
+    Args:
+        message: What jsonargparse says.
+        known: The parser's options, to look for one that was meant.
+    """
+    if message.startswith("Problems parsing config"):  # YAML's own report, whose lines belong together
+        return " ".join(message.split())
+    keys: list[str] = []
+    class_path = ""
+    leaf = " ".join(message.split())
+    for line in _telling_lines(message):
+        if match := KEY.match(line):
+            keys.append(match["key"])
+            class_path = ""  # what follows is about a value inside the class
+        elif match := CLASS.match(line):
+            class_path = match["path"]
+        else:
+            leaf = line
+            break
+    where = f"{'.'.join(keys)}: " if keys else ""
+    return where + _advice(leaf, class_path, known)
+
+
+def _telling_lines(message: str) -> Iterator[str]:
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        while match := KEY.match(text) or CLASS.match(text):
+            yield match[0].removesuffix(match["rest"])
+            text = match["rest"]
+        if text and not text.startswith(NOISE):
+            yield text
+
+
+def _advice(leaf: str, class_path: str, known: Iterable[str]) -> str:
+    short = class_path.rpartition(".")[2]
+    if match := UNKNOWN_OPTION.search(leaf):
+        hint = did_you_mean(match["option"], _options(class_path))
+        return f"{short or 'the class'} takes no option '{match['option']}'{hint}"
+    if match := BARRED.search(leaf):
+        return f"'{match['module']}' is a plugin that {ALLOW_VARIABLE} does not name; name its entry point there"
+    if match := UNKNOWN_CLASS.search(leaf):
+        return f"there is no class '{match['name']}'{did_you_mean(match['name'], _class_names())}"
+    if match := UNKNOWN_KEY.search(leaf):
+        section, _, name = match["key"].rpartition(".")
+        if section == "trainer":
+            return f"there is no option '{match['key']}'{did_you_mean(name, _options('lightning.Trainer'))}"
+        hint = did_you_mean(match["key"], known)
+        return f"there is no option '{match['key']}'{hint if 'did you mean' in hint else ''}"
+    if match := REQUIRED.search(leaf):
+        names = match["names"].replace("fit.", "").strip()
+        if names.split(", ")[0] == "optimizer":
+            return (
+                f"it is a function that does not say what it returns, so no options reach it ({names}); write a "
+                "class, such as torch.optim.lr_scheduler.OneCycleLR with max_lr and total_steps"
+            )
+        return (
+            f"{short + ' needs' if short else 'missing'}: {names}; write it in the file given with -c, or as an option"
+        )
+    return f"{short}: {leaf}" if short else leaf
+
+
+def _options(class_path: str) -> set[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return set(inspect.signature(getattr(import_module(module), name).__init__).parameters) - {"self"}
+    except (ImportError, AttributeError, ValueError):
+        return set()
+
+
+def _class_names() -> set[str]:
+    from lightning import LightningDataModule, LightningModule
+    from lightning.pytorch.callbacks import Callback
+
+    from lit_debias.aggregators import Aggregator
+    from lit_debias.grpo.loss import PolicyLoss
+    from lit_debias.policy.policy import QLoRAPolicy
+    from lit_debias.rewards.reward import Reward
+    from lit_debias.rollout.engine import RolloutEngine
+
+    bases = (Reward, Aggregator, RolloutEngine, PolicyLoss, QLoRAPolicy, LightningModule, LightningDataModule, Callback)
+    found: set[str] = set()
+    todo: list[type] = list(bases)
+    while todo:
+        cls = todo.pop()
+        found.add(cls.__name__)
+        todo += cls.__subclasses__()
+    return found
+
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """Return the user's mistake behind an exception; libraries wrap what a constructor raises."""
+    full: UserError | None = None
+    seen: set[int] = set()  # one that was raised again may stand in its own context
+    while error is not None and not isinstance(error, UserError) and id(error) not in seen:
+        seen.add(id(error))
+        if is_full_disk(error):
+            where = error.filename or "the run's files (the error does not say which)"
+            full = UserError(f"cannot write {where}: {error.strerror}; free some space and run it again")
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, UserError) else full
+
+
+def is_full_disk(error: BaseException | None) -> TypeGuard[OSError]:
+    """Return whether an exception says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in DISK_FULL

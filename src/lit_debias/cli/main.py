@@ -1,0 +1,174 @@
+"""The command line: Lightning's ``fit | validate | test | predict``, and the commands around them."""
+
+from __future__ import annotations
+
+import logging
+import string
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+from docstring_parser import parse
+
+from lit_debias.cli.errors import is_full_disk, user_error
+from lit_debias.cli.parser import Parser, check_config, config_files
+from lit_debias.errors import UserError
+from lit_debias.plugins.manager import get_plugin_manager
+from lit_debias.support.redaction import redact
+from lit_debias.support.text import printable
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that is a plain function: its signature and docstring are its options and help."""
+
+    module: str
+    function: str
+    help: str
+    positional: tuple[str, ...] = ()
+    """Parameters that are given without an option: ``name`` takes one, ``name+`` one or more, ``name*`` any number."""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function; only the command that runs pays for its imports."""
+        function: Callable[..., Any] = getattr(import_module(self.module), self.function)
+        return function
+
+
+HELP = ("-h", "--help")
+TRAINER_COMMANDS = {
+    "fit": "train: a policy with GRPO, SFT or DPO, or a reward model",
+    "validate": "score greedy completions of the validation prompts",
+    "test": "score greedy completions of the test prompts",
+    "predict": "write completions for prompts",
+}
+COMMANDS = {
+    "synthesize": Command("lit_debias.synthetic.synthesis", "synthesize", "write the synthetic data set"),
+    "write": Command(
+        "lit_debias.synthetic.writing", "write", "add responses written by a language model to the data set"
+    ),
+    "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
+    "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", ("run+",)),
+    "plugins": Command("lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators and engines"),
+    "rewards new": Command(
+        "lit_debias.cli.scaffold", "new", "write a plugin with one reward, ready to install", ("name",)
+    ),
+    "rewards check": Command(
+        "lit_debias.cli.rewards", "check", "test whether a reward keeps its contract", ("reward",)
+    ),
+    "rewards score": Command(
+        "lit_debias.cli.rewards", "score", "score texts from arguments, a file or a pipe", ("reward", "texts*")
+    ),
+    "doctor": Command("lit_debias.cli.inspect", "doctor", "say what this machine can run, and what is missing"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 done, 2 a mistake of the user (one line on stderr)."""
+    args = list(sys.argv[1:] if args is None else args)
+    silence_third_parties()
+    try:
+        with _quiet_threads():
+            return _run(args)
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        print(f"lit-debias: error: {printable(redact(str(mistake)))}", file=sys.stderr)
+        return 2
+
+
+def silence_third_parties() -> None:
+    """Keep advice and deprecations of libraries out of the terminal, where no user can act on them."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_is_no_advertisement)
+    warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")  # Lightning 2.6
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("💡")
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keep a full disk's tracebacks in threads from the terminal; TensorBoard raises the error in the main one too."""
+    hook = threading.excepthook
+    threading.excepthook = lambda args: None if is_full_disk(args.exc_value) else hook(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
+
+def _run(args: list[str]) -> int:
+    name, *rest = args or ["--help"]
+    if any(known.startswith(f"{name} ") for known in COMMANDS):  # rewards new, rewards check, ...
+        name, rest = (f"{name} {rest[0]}", rest[1:]) if rest and rest[0] not in HELP else ("--help", [])
+    if name in HELP:
+        print(overview())
+        return 0
+    if name == "--version":
+        from lit_debias import __version__
+
+        print(__version__)
+        return 0
+    if name not in TRAINER_COMMANDS and name not in COMMANDS:
+        from lit_debias.errors import did_you_mean
+
+        raise UserError(f"there is no command '{name}'{did_you_mean(name, [*TRAINER_COMMANDS, *COMMANDS])}")
+    for file in config_files(rest):
+        check_config(file)
+    get_plugin_manager()  # imports the plugins, so that their classes have short names
+    if name in COMMANDS:
+        return run_function(name, rest)
+    from lit_debias.cli.training import run_trainer
+
+    run_trainer([name, *rest])
+    return 0
+
+
+def overview() -> str:
+    """Return the help over all commands."""
+    table = TRAINER_COMMANDS | {name: command.help for name, command in COMMANDS.items()}
+    lines = [f"  {name:<15}{text}" for name, text in table.items()]
+    return "\n".join(
+        [
+            "usage: lit-debias COMMAND ...",
+            "",
+            "De-bias language models with multi-reward GRPO.",
+            "",
+            *lines,
+            "",
+            "lit-debias COMMAND --help shows a command's options; a YAML file with them goes to -c FILE.",
+            "lit-debias fit -c FILE --model.rewards.NAME.help shows the options of a reward in that file.",
+        ]
+    )
+
+
+def run_function(name: str, args: list[str]) -> int:
+    """Parse ``args`` for a function command and call it; an int that it returns is the exit code."""
+    command = COMMANDS[name]
+    parser = Parser(prog=f"lit-debias {name}", description=command.help[0].upper() + command.help[1:] + ".")
+    parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
+    function = command.load()
+    positional = {name.rstrip("+*"): name.lstrip(string.ascii_letters) or None for name in command.positional}
+    helps = {p.arg_name: p.description for p in parse(function.__doc__ or "").params}
+    for parameter, nargs in positional.items():
+        parser.add_argument(parameter, nargs=nargs, type=str, help=" ".join((helps[parameter] or "").split()))
+    parser.add_function_arguments(function, skip={*positional})
+    flags = {f"--{p.name}" for p in signature(function).parameters.values() if p.default is False}
+    config = parser.parse_args([f"{arg}=true" if arg in flags else arg for arg in args])
+    arguments = parser.instantiate(config).as_dict()
+    arguments.pop("config", None)
+    result = function(**arguments)
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""What the two data modules share: splits, checks, and loaders that deal whole prompts to ranks."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from lightning import LightningDataModule
+
+from lit_debias.conversations import read_prompt
+from lit_debias.data.columns import aligned, renamed
+from lit_debias.data.sampler import PromptSampler, TableLoader
+from lit_debias.data.sources import ORIGIN, load_split
+from lit_debias.data.tables import text_columns
+from lit_debias.errors import UserError, did_you_mean
+from lit_debias.support import distributed
+
+Role = Literal["train", "validation", "test"]
+_STAGES: dict[str | None, tuple[Role, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+
+
+class TableDataModule(LightningDataModule, ABC):
+    """A table with splits, one row a prompt or a response; arguments as in the classes below.
+
+    Attributes:
+        rows: Role -> its rows, known after :meth:`setup`, with file and row of each in the column ``ORIGIN``.
+    """
+
+    table: ClassVar[Literal["prompts", "responses"]]
+
+    def __init__(
+        self,
+        path: str,
+        splits: Mapping[Role, Sequence[str]],
+        batch_sizes: Mapping[Role, int],
+        limits: Mapping[Role, int | None],
+        columns: Mapping[str, str],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        for role in batch_sizes:
+            for what, value in (("batch size", batch_sizes[role]), ("limit", limits[role])):
+                if value is not None and value < 1:
+                    raise UserError(f"data: the {role} {what} is {value}; write a positive number")
+        self.path = path
+        self.splits = splits
+        self.batch_sizes = batch_sizes
+        self.limits = limits
+        self.columns = columns
+        self.seed = seed
+        self.rows: dict[Role, Dataset | None] = {}
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns of a batch, known after :meth:`setup`."""
+        return next((_without_origin(rows) for rows in self.rows.values() if rows is not None), [])
+
+    @property
+    def texts(self) -> set[str]:
+        """Columns of the data that are texts in a CSV file too."""
+        return text_columns(self.table, self.columns)
+
+    # ---------------------------------------------------------------- what a table adds
+
+    @abstractmethod
+    def prepare(self, rows: Dataset, role: Role) -> Dataset:
+        """Check the rows of a split, choose among them, and add what is missing."""
+
+    @abstractmethod
+    def groups(self, rows: Dataset) -> list[list[int]]:
+        """Return the row numbers of each prompt."""
+
+    @abstractmethod
+    def collate(self, columns: dict[str, list[Any]]) -> Any:
+        """Make a batch from a dict of columns."""
+
+    # ---------------------------------------------------------------- Lightning's life cycle
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the splits of a stage.
+
+        Raises:
+            UserError: the data cannot be read, lacks a column, or does not suit batch size and number of ranks.
+        """
+        for role in _STAGES.get(stage, ("train", "validation", "test")):
+            if role not in self.rows:
+                self.rows[role] = self._load(role)
+
+    def _load(self, role: Role) -> Dataset | None:
+        if self.batch_sizes[role] % distributed.world_size():
+            raise UserError(
+                f"data: the {role} batch size {self.batch_sizes[role]} is over all ranks, and there are "
+                f"{distributed.world_size()}; write a multiple of that"
+            )
+        parts = {split: load_split(self.path, self.table, split, self.texts) for split in self.splits[role]}
+        present = {split: self.prepare(self._rename(part), role) for split, part in parts.items() if part is not None}
+        if not present:
+            if role == "validation":
+                return None
+            raise UserError(
+                f"data '{self.path}' has no rows of the split '{', '.join(self.splits[role])}'; name one that it has "
+                f"with data.init_args.{role}_split{'s' if role == 'test' else ''} ('train' where it has no splits)"
+            )
+        rows = self._limit(concatenate_datasets(aligned(present, self.path)), self.limits[role])
+        if role == "train" and len(rows) < self.batch_sizes[role]:
+            raise UserError(
+                f"data '{self.path}': {len(rows)} rows to train on are fewer than batch_size {self.batch_sizes[role]}"
+            )
+        return rows
+
+    def _rename(self, rows: Dataset) -> Dataset:
+        """Give columns the names that the code and the rewards use."""
+        return renamed(rows, self.columns, self.path, _without_origin(rows))
+
+    def _limit(self, rows: Dataset, limit: int | None) -> Dataset:
+        """Return a seeded choice of whole prompts, in the order of the data."""
+        if limit is None or limit >= len(rows):
+            return rows
+        groups = self.groups(rows)
+        chosen: list[int] = []
+        for index in torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.seed)).tolist():
+            if len(chosen) + len(groups[index]) <= limit:
+                chosen += groups[index]
+        return rows.select(sorted(chosen))
+
+    def train_dataloader(self) -> TableLoader[Any]:
+        """Return the training batches, from where a resumed run stands."""
+        loader = self._loader("train")
+        if self.trainer is not None:
+            loader.dealer.shuffle = not self.trainer.overfit_batches  # type: ignore[attr-defined]
+            limit = self.trainer.limit_train_batches
+            loader.per_epoch = max(1, min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader)))
+            step = getattr(self.trainer.lightning_module, "rollout_step", None)
+            if step is not None:
+                loader.go_to(step)
+                loader.resumable = False
+        return loader
+
+    def val_dataloader(self) -> TableLoader[Any] | list[Any]:
+        """Return the validation batches, in the order of the data."""
+        if self.rows["validation"] is None:
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # it is meant
+            return []
+        return self._loader("validation")
+
+    def test_dataloader(self) -> TableLoader[Any]:
+        """Return the test batches, in the order of the data."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> TableLoader[Any]:
+        """Return the test batches, in the order of the data."""
+        return self._loader("test")
+
+    def _loader(self, role: Role) -> TableLoader[Any]:
+        rows = self.rows[role]
+        if rows is None:
+            raise RuntimeError(f"setup() has not read the {role} split")
+        sampler = PromptSampler(
+            self.groups(rows),
+            self.batch_sizes[role],
+            self.seed,
+            distributed.rank(),
+            distributed.world_size(),
+            train=role == "train",
+        )
+        return TableLoader(rows.remove_columns(ORIGIN), sampler, self.collate)
+
+
+def check_text(path: str, rows: Dataset, column: str, option: str) -> None:
+    """Raise :class:`UserError` where a column of texts is missing or a row of it is empty."""
+    require_column(path, rows, column, option)
+    for origin, text in zip(rows[ORIGIN], rows[column], strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{origin}: '{column}' is {text!r:.40}; write a text")
+
+
+def require_column(path: str, rows: Dataset, column: str, option: str) -> None:
+    """Raise :class:`UserError` where a column is missing."""
+    if column not in rows.column_names:
+        raise UserError(
+            f"data '{path}' has no column '{column}'{did_you_mean(column, _without_origin(rows))}; "
+            f"name it with {option}"
+        )
+
+
+def check_prompts_of(path: str, rows: Dataset, column: str, option: str) -> None:
+    """Raise :class:`UserError` where a column of prompts is missing, or a row is no text and no conversation."""
+    require_column(path, rows, column, option)
+    for origin, prompt in zip(rows[ORIGIN], rows[column], strict=True):
+        read_prompt(prompt, f"{origin}: '{column}'")
+
+
+def check_ids(rows: Dataset, column: str, unique: bool) -> None:
+    """Raise :class:`UserError` where a row has no id, or, if they are to be unique, two rows have the same."""
+    seen: dict[Any, str] = {}
+    for origin, name in zip(rows[ORIGIN], rows[column], strict=True):
+        if name is None:
+            raise UserError(f"{origin}: there is no '{column}', and other rows have one; write one, or leave all out")
+        if unique and name in seen:
+            raise UserError(f"{origin}: {column} {name!r:.60} is there before, {seen[name]}; write an id of its own")
+        seen[name] = origin
+
+
+def _without_origin(rows: Dataset) -> list[str]:
+    return [name for name in rows.column_names if name != ORIGIN]
+
+
+def as_list(names: str | Sequence[str] | None) -> list[str]:
+    """Return split names as a list."""
+    return [names] if isinstance(names, str) else list(names or [])

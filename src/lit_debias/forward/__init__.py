@@ -1,0 +1,1 @@
+"""Faster forward passes of models that are loaded, and what they need."""

@@ -1,0 +1,1 @@
+"""Which way to log-probs is right for a model, found by asking it."""

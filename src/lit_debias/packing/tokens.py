@@ -1,0 +1,25 @@
+"""Token ids as the policy takes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lit_debias.types import Rollout
+
+
+def tokens_of(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return prompt ids and mask [P, S], completion ids and mask [P, G, T]: what packing takes."""
+    return rollout.prompt_ids, rollout.prompt_mask, rollout.completion_ids, rollout.completion_mask
+
+
+def pad(rows: list[list[int]], pad_id: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids [N, L] int64 and mask [N, L] bool of ragged rows; L is at least 1."""
+    longest = max(1, *(len(row) for row in rows))
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        where = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = True
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,168 @@
+"""The part of a policy that turns prompts and texts into token ids, and completions back into texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_debias.conversations import Prompt
+from lit_debias.errors import UserError
+from lit_debias.models.chat import check_reserved
+from lit_debias.models.loading import end_of_sequence_ids
+from lit_debias.models.positions import check_fits, positions_held
+from lit_debias.models.prompt_encoder import PromptEncoder, embeddings_of
+from lit_debias.packing.tokens import pad
+from lit_debias.types import PromptBatch, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class PolicyTokens(nn.Module):
+    """What a policy knows of tokens.
+
+    Args:
+        source: The model's name.
+        system_prompt: System message put before every prompt that has none of its own.
+        max_prompt_tokens: Longest prompt, in tokens after the chat template.
+        chat_template_kwargs: Variables of the chat template.
+
+    Raises:
+        UserError: ``chat_template_kwargs`` has a name that is no variable's.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: tuple[int, ...]
+    """Every id that ends a completion."""
+
+    def __init__(
+        self,
+        source: str,
+        system_prompt: str | None,
+        max_prompt_tokens: int,
+        chat_template_kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        check_reserved(chat_template_kwargs)
+        self.source = source
+        self.system_prompt = system_prompt
+        self.max_prompt_tokens = max_prompt_tokens
+        self.chat_template_kwargs: Mapping[str, Any] = chat_template_kwargs or {}
+        self.positions: int | None = None
+        """The most tokens of a text, where the model has a table of positions."""
+        self._encoder: PromptEncoder | None = None
+        self._embeddings: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def read_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Take a tokenizer, and try its chat template.
+
+        Raises:
+            UserError: the template would not say what a prompt says, or there is none for the system prompt.
+        """
+        self.tokenizer = tokenizer
+        self.encoder.check(self.system_prompt)
+
+    def read_sizes(self, base: PreTrainedModel) -> None:
+        """Learn from the base what ends a text, and for which ids and how many tokens it has weights."""
+        self.eos_token_ids = end_of_sequence_ids(base, self.tokenizer)
+        self.positions, self._embeddings, self._encoder = positions_held(base), embeddings_of(base), None
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """What makes token ids of prompts and texts."""
+        if self._encoder is None or self._encoder.tokenizer is not self.tokenizer:
+            self._encoder = PromptEncoder(self.tokenizer, self.source, self.chat_template_kwargs, self._embeddings)
+        return self._encoder
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Return ids [P, S] int64, left-padded, and mask [P, S] bool; the chat template is applied if there is one.
+
+        Raises:
+            UserError: a prompt has no tokens, or more than ``max_prompt_tokens``.
+        """
+        rows = [self.prompt_ids(prompt) for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if not 0 < len(row) <= self.max_prompt_tokens:
+                raise UserError(
+                    f"prompt {prompt!r:.60} has {len(row)} tokens; prompts need 1 to {self.max_prompt_tokens} "
+                    "(policy.max_prompt_tokens)"
+                )
+        return pad(rows, self.encoder.pad_id, left=True, device=self.device)
+
+    def encode(self, prompts: PromptBatch, completions: list[list[str]], *, end: bool = False) -> Rollout:
+        """Return given completions [P][G] as a rollout without behaviour log-probs (all 0).
+
+        Args:
+            prompts: P prompts.
+            completions: Their texts.
+            end: Append the end-of-sequence token, which a policy must learn and a score of a text leaves out.
+        """
+        flat = [text for group in completions for text in group]
+        ending = [self._end_id] if end else []
+        rows = [self.encoder.text(text) + ending for text in flat]
+        return self.rollout_of(prompts, self.encode_prompts(prompts.asked), rows, completions)
+
+    def rollout_of(
+        self, prompts: PromptBatch, encoded: tuple[Tensor, Tensor], rows: list[list[int]], texts: list[list[str]]
+    ) -> Rollout:
+        """Return given tokens as a rollout without behaviour log-probs (all 0).
+
+        Args:
+            prompts: P prompts.
+            encoded: Their ids and mask [P, S], left-padded.
+            rows: [P x G] token ids of the completions, group by group.
+            texts: [P][G] what they say.
+        """
+        ids, mask = pad(rows, self.encoder.pad_id, left=False, device=self.device)
+        shape = (len(prompts), len(texts[0]), ids.shape[1])
+        longest = encoded[1].sum(-1, keepdim=True) + mask.view(shape).sum(-1)
+        self.check_fits(int(longest.max()), "shorten the text, or leave it out")
+        return Rollout(
+            prompts=prompts,
+            prompt_ids=encoded[0],
+            prompt_mask=encoded[1],
+            completion_ids=ids.view(shape),
+            completion_mask=mask.view(shape),
+            logprobs=torch.zeros(shape, device=self.device),
+            truncated=torch.zeros(shape[:2], dtype=torch.bool, device=self.device),
+            texts=texts,
+        )
+
+    def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[list[str]]:
+        """Return texts [P][G] of ids [P, G, T] without special tokens."""
+        return [
+            [self.text_of(ids[mask]) for ids, mask in zip(*group, strict=True)]
+            for group in zip(completion_ids.cpu(), completion_mask.cpu(), strict=True)
+        ]
+
+    def text_of(self, ids: Tensor) -> str:
+        """Return the text of token ids [L] without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def check_fits(self, tokens: int, remedy: str) -> None:
+        """Raise :class:`UserError` where a prompt and completion of so many tokens need positions that are not there.
+
+        Args:
+            tokens: Of both together; the last one predicts nothing, so it needs no position.
+            remedy: What to write instead.
+        """
+        check_fits(tokens - 1, self.positions, self.source, remedy)
+
+    @property
+    def _end_id(self) -> int:
+        if not self.eos_token_ids:
+            raise UserError(f"policy: model '{self.source}' has no end-of-sequence token to train")
+        own = self.tokenizer.eos_token_id
+        return self.encoder.known([self.eos_token_ids[0] if own is None else int(own)], "an end of sequence")[0]
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a prompt, in the chat template if there is one."""
+        return self.encoder.prompt(prompt, self.system_prompt)

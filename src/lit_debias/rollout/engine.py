@@ -1,0 +1,67 @@
+"""What turns prompts into groups of completions."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from lit_debias.errors import UserError
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.types import PromptBatch, Rollout
+
+OnGroup = Callable[[int, Rollout], None]
+
+
+class RolloutEngine(ABC):
+    """Samples completions from the policy.
+
+    Args:
+        max_new_tokens: Longest completion, in tokens, end-of-sequence token included.
+        temperature: Divides the logits before sampling; the update uses the same value.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    def __init__(self, max_new_tokens: int = 128, temperature: float = 1.0) -> None:
+        if max_new_tokens < 1 or not 0 < temperature < math.inf:
+            raise UserError(
+                f"engine: max_new_tokens={max_new_tokens}, temperature={temperature}; write max_new_tokens >= 1 and a "
+                "finite temperature > 0 (validation is greedy whatever the temperature)"
+            )
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+
+    def prepare(self, policy: QLoRAPolicy) -> None:  # noqa: B027  # engines may have nothing to check
+        """Check, before the first step, that what will be sampled is the policy; does nothing by default.
+
+        Raises:
+            UserError: the engine cannot sample from this model.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        policy: QLoRAPolicy,
+        prompts: PromptBatch,
+        group_size: int,
+        seed: int,
+        greedy: bool = False,
+        on_group: OnGroup | None = None,
+    ) -> Rollout:
+        """Return ``group_size`` completions for each prompt.
+
+        The log-probs are those of the distribution that was sampled from: that of the temperature over the whole
+        vocabulary, or, where an engine filters it, renormalised over the ``support`` that the rollout then carries.
+
+        Args:
+            policy: The policy as it is now.
+            prompts: P prompts of this rank; every rank brings the same number.
+            group_size: G.
+            seed: The same on every rank; equal seeds give equal completions of equal prompts, in whatever way
+                the prompts are dealt to ranks.
+            greedy: Take the most probable token instead of sampling.
+            on_group: Called with the number of a prompt and the rollout of it alone, at most once for each, as soon as
+                all of its completions are finished; an engine that cannot tell need not call it.
+        """

@@ -1,0 +1,1 @@
+"""What is not about language models: text, files, devices, ranks, secrets, endpoints."""

@@ -1,0 +1,1 @@
+"""The synthetic data set: taxonomy, cases, responses, authors and the sieve."""

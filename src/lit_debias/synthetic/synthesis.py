@@ -1,0 +1,99 @@
+"""Builds the synthetic Chinese-context data set: prompts with counterfactual twins, and graded responses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lit_debias.data.tables import write_tables
+from lit_debias.errors import UserError
+from lit_debias.support.atomic import new_folder
+from lit_debias.support.files import parse_json, read_text
+from lit_debias.synthetic import leaks
+from lit_debias.synthetic.builder import build
+from lit_debias.synthetic.card import data_card
+from lit_debias.synthetic.taxonomy import FILES, WORDING, Taxonomy
+
+VERSION = "3"
+"""Version of the generator: equal versions, arguments and wording give equal tables."""
+ARGUMENTS = "arguments.json"
+
+
+def synthesize(
+    out: Path,
+    size: int = 12000,
+    seed: int = 0,
+    overwrite: bool = False,
+    include_harmful: bool = True,
+    wording: Path | None = None,
+) -> None:
+    """Write the synthetic data set about Chinese-context discrimination.
+
+    The folder holds ``prompts/SPLIT.parquet``, ``responses/SPLIT.parquet`` and a data card, ``README.md``. It loads
+    with ``datasets.load_dataset(OUT, "prompts")``. A folder that the same arguments made is reused; one that is
+    replaced stays whole until the new one is.
+
+    Args:
+        out: Folder to write.
+        size: Labelled responses, at least; rounded up to whole pairs of counterfactual twins in each split.
+        seed: Equal seeds give byte-identical tables.
+        overwrite: Replace a data set that other arguments made.
+        include_harmful: Include responses of intensity 3 and 4 (discriminatory and hostile) and prompts that ask for
+            them; leave them out of what you share.
+        wording: Folder with edited copies of the YAML files of lit_debias/data/wording.
+
+    Raises:
+        UserError: the size is too small, the folder holds something else, or a wording file is wrong.
+    """
+    out = Path(out)
+    arguments = {
+        "version": VERSION,
+        "size": size,
+        "seed": seed,
+        "include_harmful": include_harmful,
+        "wording_sha256": _digest(*((wording or WORDING) / f"{name}.yaml" for name in FILES)),
+    }
+    if _reusable(out, arguments, overwrite):
+        print(f"{out}: made with these arguments before; reused")
+        return
+    taxonomy = Taxonomy.load(wording)
+    tables = build(taxonomy, size, seed, include_harmful)
+    overlaps = leaks.check_responses(tables["responses"])
+    leaks.check_prompts(tables["prompts"])
+    leaks.check_names(tables, taxonomy)
+    try:
+        with new_folder(out) as work:
+            digests = write_tables(work, tables)
+            card = data_card(tables, arguments, digests, overlaps, taxonomy)
+            (work / "README.md").write_text(card, encoding="utf-8")
+            (work / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write --out {out}: {error}; what was there is untouched") from error
+    counts = {name: sum(map(len, splits.values())) for name, splits in tables.items()}
+    print(f"{out}: {counts['prompts']} prompts and {counts['responses']} labelled responses")
+
+
+def _reusable(out: Path, arguments: dict[str, Any], overwrite: bool) -> bool:
+    """Return whether ``out`` is what would be made; raise where it is something else that must not be replaced."""
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; name a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return False
+    if not (out / ARGUMENTS).is_file():
+        raise UserError(f"--out {out} holds something that 'lit-debias synthesize' has not made; name another folder")
+    if parse_json(read_text(out / ARGUMENTS, "--out"), f"--out '{out / ARGUMENTS}'") == arguments:
+        return not overwrite
+    if overwrite:
+        return False
+    raise UserError(f"--out {out} holds a data set made with other arguments; add --overwrite or name another")
+
+
+def _digest(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"wording: there is no file {path}; copy it from {WORDING}")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What trains: GRPO, its baselines, and what stands around a run."""

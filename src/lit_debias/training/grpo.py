@@ -1,0 +1,386 @@
+"""GRPO as a LightningModule: the wiring of one step, no mathematics of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_debias.aggregators import Aggregator, WeightedSum
+from lit_debias.errors import UserError, did_you_mean
+from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
+from lit_debias.packing.groups import pack
+from lit_debias.plugins.manager import get_plugin_manager, show_scored
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.rewards.guard import Guard, UnreliableRewardError
+from lit_debias.rewards.overlap import OverlappedScoring
+from lit_debias.rewards.reward import Reward
+from lit_debias.rewards.suite import RewardSuite
+from lit_debias.rollout.engine import RolloutEngine
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.support import distributed
+from lit_debias.support.devices import known_device
+from lit_debias.training import metrics
+from lit_debias.training.adapter_module import AdapterModule
+from lit_debias.training.rehearsal import class_path
+from lit_debias.training.resumption import START_ANEW, check_same
+from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
+
+
+class GRPO(AdapterModule):
+    """Group Relative Policy Optimization (arXiv 2402.03300) with several rewards.
+
+    One training step takes a batch of prompts, samples a group of completions for each, scores them, and makes
+    ``inner_epochs`` optimiser steps on them. ``trainer.global_step`` and ``max_steps`` count optimiser steps.
+
+    Args:
+        policy: The model that is trained.
+        rewards: What is rewarded, by names of your choice; they become metric names and aggregator keys.
+        aggregator: Turns scores into advantages; by default the sum of all rewards, normalised in each group.
+        engine: Samples completions.
+        loss: The policy loss, its clipping, and the KL penalty.
+        group_size: Completions for each prompt, at least 2.
+        inner_epochs: Optimiser steps on one rollout (mu in the paper).
+        micro_batch_tokens: Groups share a forward and backward pass up to so many packed tokens (a prompt counts once);
+            changes memory, never the result.
+        mask_truncated: Leave completions that the length limit cut out of the loss.
+        judges: Rewards that are only measured in validation, never trained on.
+        optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
+        lr_scheduler: Builds the schedule, stepped after each optimiser step.
+        max_grad_norm: Gradients are scaled down to this norm.
+        reward_device: Where rewards and judges compute, as PyTorch names devices: ``cpu``, ``cuda:1``. Null is the
+            policy's device.
+        overlap_scoring: Score each group once it is finished, while others are still sampled and the reference is
+            asked. It pays where the rewards compute elsewhere than the policy: on a ``reward_device``, or behind a
+            network. Rewards are then asked group by group, which rounds a little otherwise than all at once.
+        one_step_off_policy: Train on the rollout of the step before, which the policy of one update ago sampled; the
+            importance ratio is taken against the log-probs that sampling recorded. What it is for is an engine that
+            samples the next rollout while this one is trained on; the first step makes no optimiser step.
+        seed: Seeds sampling; equal seeds give equal runs.
+        guard: What to do where a reward or judge fails; by default the run stops.
+        guards: Guards of single rewards and judges, by name, instead of ``guard``; null leaves one without.
+
+    Raises:
+        UserError: a group of fewer than 2, or weights or guards for other names than those of the rewards.
+    """
+
+    remedy = "lower the learning rate or raise the aggregator's min_std"
+
+    def __init__(
+        self,
+        policy: QLoRAPolicy,
+        rewards: dict[str, Reward],
+        aggregator: Aggregator | None = None,
+        engine: RolloutEngine | None = None,
+        loss: PolicyLoss | None = None,
+        group_size: int = 8,
+        inner_epochs: int = 1,
+        micro_batch_tokens: int = 2048,
+        mask_truncated: bool = False,
+        judges: dict[str, Reward] | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        max_grad_norm: float = 1.0,
+        reward_device: str | None = None,
+        overlap_scoring: bool = False,
+        one_step_off_policy: bool = False,
+        seed: int = 0,
+        guard: Guard | None = None,
+        guards: dict[str, Guard | None] | None = None,
+    ) -> None:
+        super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
+        if not rewards:
+            raise UserError("rewards is empty; name at least one reward under model.init_args.rewards")
+        self.rewards = RewardSuite(rewards, guard, guards)
+        self.aggregator = aggregator or WeightedSum(dict.fromkeys(rewards, 1.0))
+        self.engine = engine or LocalEngine()
+        self.new_tokens = self.engine.max_new_tokens
+        self.loss = loss or DAPOLoss()
+        self.judges = RewardSuite(judges or {}, guard, guards)
+        self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
+        self.mask_truncated, self.one_step_off_policy, self.seed = mask_truncated, one_step_off_policy, seed
+        self.reward_device = None if reward_device is None else known_device("reward_device", reward_device)
+        self.overlap_scoring = overlap_scoring
+        self.rollout_step = 0
+        self.experience: Experience | None = None
+        self.ahead: Experience | None = None  # off-policy, what the next step trains on
+        self._check()
+        scored = {**self.rewards.rewards, **self.judges.rewards}
+        for name in sorted(set(guards or {}) - set(scored)):
+            raise UserError(f"guards names '{name}', and there is no such reward or judge{did_you_mean(name, scored)}")
+
+    def _check(self) -> None:
+        if self.group_size < 2:
+            raise UserError(
+                f"group_size={self.group_size}: a group of one has no advantage; write model.init_args.group_size >= 2"
+            )
+        if min(self.inner_epochs, self.micro_batch_tokens) < 1:
+            raise UserError("inner_epochs and micro_batch_tokens must be positive")
+        names, weighted = set(self.rewards.rewards), set(self.aggregator.names)
+        for name in sorted(names & set(self.judges.rewards)):
+            raise UserError(f"'{name}' is both a reward and a judge; a judge must have a name of its own")
+        for name in sorted(weighted - names):
+            raise UserError(
+                f"aggregator has a weight for '{name}', and there is no such reward{did_you_mean(name, names)}"
+            )
+        for name in sorted(names - weighted):
+            raise UserError(f"reward '{name}' has no weight in the aggregator; add it to weights or to judges")
+
+    # ---------------------------------------------------------------- one step
+
+    def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Roll out, score, and make ``inner_epochs`` optimiser steps."""
+        start = time.perf_counter()
+        if not self.pending:  # otherwise an interrupted run goes on between two inner epochs
+            collected = self.collect(prompts)
+            if self.one_step_off_policy:
+                self.experience, self.ahead = self.ahead, collected
+            else:
+                self.experience = collected
+        while self.pending:
+            self.update(cast(Experience, self.experience))
+        self.rollout_step += 1
+        self._log({"rollout_step": float(self.rollout_step), "step_time": time.perf_counter() - start})
+
+    def collect(self, prompts: PromptBatch) -> Experience:
+        """Sample a group of completions for each prompt and judge them."""
+        overlapped = OverlappedScoring(self.rewards) if self.overlap_scoring else None
+        also: dict[str, Any] = {} if overlapped is None else {"on_group": overlapped.add}
+        with distributed.fail_together(), overlapped or contextlib.nullcontext():
+            start = time.perf_counter()
+            rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed(), **also)
+            seconds = time.perf_counter() - start
+            rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
+            scores = (overlapped or self.rewards).score(rollout)
+        self._settle(self.rewards, scores)
+        advantages = self.aggregator(own_copy(scores), self.rollout_step)
+        self._scored(rollout=rollout, scores=scores)
+        total = self.aggregator.total(own_copy(scores), self.rollout_step)
+        self._log(metrics.of_rollout(rollout, scores, total, seconds), bar=("reward", "tokens_per_second"))
+        self._log(self.aggregator.metrics(own_copy(scores), own_copy(advantages), self.rollout_step))
+        counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
+        behaviour = rollout.logprobs if self.one_step_off_policy else None
+        return Experience(rollout, scores, advantages, counted, reference, old_logprobs=behaviour)
+
+    def update(self, experience: Experience) -> None:
+        """Make one optimiser step on the whole experience; how it is cut into micro-batches changes nothing."""
+        optimizer = cast(Optimizer, self.optimizers())
+        torch.manual_seed(self._dropout_seed(experience))
+        size = UpdateSize.of(experience.loss_mask, self.engine.max_new_tokens)
+        sums: Counter[str] = Counter()
+        parts: list[Tensor] = []
+        optimizer.zero_grad()
+        micro_batches = self.policy.parts(experience.rollout.prompt_mask, experience.loss_mask, self.micro_batch_tokens)
+        for groups in micro_batches:
+            loss, logprobs, measured = self._loss(experience, groups, size)
+            with self._gradient_sync(last=groups == micro_batches[-1]):
+                self.manual_backward(loss * size.world_size)  # DDP averages, the loss is normalised over all ranks
+            parts.append(logprobs)
+            sums.update({name: float(value) for name, value in measured.items()} | {"loss": float(loss.detach())})
+        if experience.old_logprobs is None:
+            experience.old_logprobs = torch.cat(parts)
+            self._log(metrics.of_sampling(experience))
+        norm = self._optimizer_step(optimizer, f"rollout step {self.rollout_step}", experience.rollout.prompts)
+        experience.epochs_done += 1
+        self._log(metrics.of_update(sums, size) | {"grad_norm": norm}, bar=("kl",))
+
+    # ---------------------------------------------------------------- parts of a step
+
+    @property
+    def pending(self) -> bool:
+        """Whether a rollout has inner epochs left."""
+        return self.experience is not None and self.experience.epochs_done < self.inner_epochs
+
+    def _sampling_seed(self) -> int:
+        return self.seed * 1_000_003 + self.rollout_step  # a function of the step, so a resumed run samples alike
+
+    def _dropout_seed(self, experience: Experience) -> int:
+        update = self._sampling_seed() * self.inner_epochs + experience.epochs_done
+        return update * distributed.world_size() + distributed.rank()
+
+    def _with_reference(self, rollout: Rollout, suite: RewardSuite, for_loss: bool) -> tuple[Rollout, Tensor | None]:
+        """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
+        if not for_loss and not suite.needs_reference_logprobs:
+            return rollout, None
+        supports = (rollout.support, None)  # rewards ask about the whole vocabulary
+        at = (self.engine.temperature, 1.0)
+        sampled, plain = self.policy.logprobs_at(rollout, at, reference=True, supports=supports)
+        return replace(rollout, reference_logprobs=plain), sampled if for_loss else None
+
+    def _settle(self, suite: RewardSuite, scores: Scores) -> None:
+        """Let the guards of all ranks decide; where one gives its reward up, keep a checkpoint and stop."""
+        try:
+            suite.settle(scores)
+        except UnreliableRewardError as error:
+            if self.trainer.state.fn != "fit":
+                raise
+            path = Path(self.trainer.default_root_dir) / "unreliable_reward.ckpt"
+            self.trainer.save_checkpoint(path)
+            raise UserError(f"{error}; resume with --ckpt_path {path}") from error
+
+    def _loss(
+        self, experience: Experience, groups: slice, size: UpdateSize
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return this micro-batch's share of the loss, its log-probs [B, G, T] without gradient, and metric sums."""
+        rollout, mask = experience.rollout, experience.loss_mask[groups]
+        packed = pack(rollout.prompt_ids[groups], rollout.prompt_mask[groups], rollout.completion_ids[groups], mask)
+        support = rollout.support and rollout.support[groups][mask]
+        tokens = self.policy(packed, self.engine.temperature, self.loss.entropy_bonus > 0, support)
+        logprobs = packed.unpack(tokens.logprobs)
+        old, reference = experience.old_logprobs, experience.reference_logprobs
+        loss, measured = self.loss(
+            logprobs.flatten(0, 1),
+            (logprobs.detach() if old is None else old[groups]).flatten(0, 1),
+            experience.advantages[groups].flatten(),
+            mask.flatten(0, 1),
+            size,
+            reference_logprobs=None if reference is None else reference[groups].flatten(0, 1),
+            entropy=packed.unpack(tokens.entropy).flatten(0, 1),
+        )
+        return loss, logprobs.detach(), measured
+
+    # ---------------------------------------------------------------- validation, test, prediction
+
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Score greedy completions; metrics carry the prefix ``eval_``."""
+        self._measure(prompts, "eval_")
+
+    def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Score greedy completions; metrics carry the prefix ``test_``."""
+        self._measure(prompts, "test_")
+
+    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict[str, str]]:
+        """Return prompt and greedy completion, a row each."""
+        rollout = self._greedy(prompts)
+        return [
+            {"prompt": text, "completion": group[0]} for text, group in zip(prompts.texts, rollout.texts, strict=True)
+        ]
+
+    def _greedy(self, prompts: PromptBatch) -> Rollout:
+        return self.engine.generate(self.policy, prompts, group_size=1, seed=0, greedy=True)
+
+    def _measure(self, prompts: PromptBatch, prefix: str) -> None:
+        everyone = RewardSuite({**self.rewards.rewards, **self.judges.rewards})
+        with distributed.fail_together():
+            rollout, _ = self._with_reference(self._greedy(prompts), everyone, for_loss=False)
+            scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
+        self._settle(self.rewards, scores)
+        self._settle(self.judges, judged)
+        total = self.aggregator.total(own_copy(scores), self.rollout_step)
+        values = metrics.of_validation(rollout, scores, judged, total)
+        for name, value in values.items():
+            how, shown = metrics.OVER_RANKS.get(name, "mean"), name == "reward"
+            self.log(prefix + name, value, shown, reduce_fx=how, on_epoch=True, sync_dist=True, batch_size=len(prompts))
+
+    # ---------------------------------------------------------------- Lightning's life cycle
+
+    def setup(self, stage: str) -> None:
+        """Check the data's columns before a model is loaded."""
+        super().setup(stage)
+        columns = getattr(getattr(self.trainer, "datamodule", None), "column_names", None)
+        if columns is not None:
+            self.rewards.check_columns(columns)
+            self.aggregator.check_columns(columns)
+            self.judges.check_columns(columns)
+
+    def configure_model(self) -> None:
+        """Load policy and rewards onto this rank's device; called for every stage, loads once."""
+        if self.policy.lm is not None:
+            return
+        super().configure_model()
+        self.engine.prepare(self.policy)
+        self._check_ends()
+        device = self.reward_device or self.policy.device
+        self.rewards.setup(device)
+        self.judges.setup(device)
+        self._scored = partial(show_scored, get_plugin_manager())
+
+    def _check_ends(self) -> None:
+        if self.policy.eos_token_ids:
+            return
+        if self.mask_truncated:
+            raise UserError(
+                f"policy: model '{self.policy.source}' has no end-of-sequence token, so every completion is truncated, "
+                "and mask_truncated would leave nothing to train on; write mask_truncated: false"
+            )
+        rank_zero_warn(
+            f"model '{self.policy.source}' has no end-of-sequence token: every completion has max_new_tokens tokens"
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter, the step, and a rollout that still has inner epochs to go; leave the base out."""
+        super().on_save_checkpoint(checkpoint)
+        experience = self.experience.state_dict() if self.experience is not None and self.pending else None
+        ahead = self.ahead.state_dict() if self.ahead is not None else None
+        checkpoint["grpo"] = {
+            "rollout_step": self.rollout_step,
+            "experience": distributed.gather_objects(experience),
+            "ahead": distributed.gather_objects(ahead),
+            "aggregator": self.aggregator.state_dict(),
+            "aggregator_class": class_path(self.aggregator),
+            "inner_epochs": self.inner_epochs,
+            "temperature": self.engine.temperature,
+        }
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse the checkpoint of another run, as every module, and of another aggregator or group.
+
+        Raises:
+            UserError: says what is another one.
+        """
+        super().check_checkpoint(checkpoint)
+        state, mine = checkpoint.get("grpo"), class_path(self.aggregator)
+        if state is None:
+            raise UserError(f"the checkpoint is not of a run of GRPO; {START_ANEW}")
+        check_same("aggregator", state.get("aggregator_class", mine), mine)
+        waiting = [rollout for rollout in (*state["experience"], *state.get("ahead", [])) if rollout]
+        if not waiting:
+            return
+        now = {"group_size": self.group_size, "temperature": self.engine.temperature}
+        was = {"group_size": waiting[0]["advantages"].shape[1], "temperature": state.get("temperature")}
+        if any(state["experience"]):
+            now["inner_epochs"], was["inner_epochs"] = self.inner_epochs, state.get("inner_epochs")
+        for name, value in was.items():
+            if value not in (None, now[name]):
+                raise UserError(
+                    f"the checkpoint holds a rollout that is not trained on yet, with {name}={value}, and the "
+                    f"configuration says {now[name]}; write {value}, or resume from the end of a step"
+                )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what :meth:`on_save_checkpoint` kept.
+
+        Raises:
+            UserError: the checkpoint is of another adapter, or another number of processes in the middle of a step.
+        """
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get("grpo")
+        if state is None:  # of a baseline, whose adapter is validated or predicts
+            return
+        self.rollout_step = state["rollout_step"]
+        if state.get("aggregator_class", mine := class_path(self.aggregator)) == mine:
+            self.aggregator.load_state_dict(state["aggregator"])
+        self.experience, self.ahead = (self._own_experience(state.get(name, [])) for name in ("experience", "ahead"))
+
+    def _own_experience(self, experiences: list[dict[str, Any] | None]) -> Experience | None:
+        """Return what this rank had of what all ranks had saved."""
+        if not any(experiences):
+            return None
+        if len(experiences) != distributed.world_size():
+            raise UserError(
+                f"the checkpoint holds a rollout that {len(experiences)} processes have yet to train on, and "
+                f"{distributed.world_size()} resume it; use as many, or a checkpoint from the end of an on-policy step"
+            )
+        mine = experiences[distributed.rank()]
+        return Experience.from_state_dict(mine, self.policy.device) if mine else None

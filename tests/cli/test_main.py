@@ -1,0 +1,165 @@
+"""The command line as a user meets it: help, one-line errors, exit codes, every configuration file."""
+
+import inspect
+import json
+from pathlib import Path
+
+import docstring_parser
+import pytest
+import yaml
+from command_line import config, run, write  # noqa: F401  (fixtures among them)
+
+from lit_debias.cli.main import COMMANDS, TRAINER_COMMANDS
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def test_help_shows_every_command(capsys):
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for name in [*TRAINER_COMMANDS, *COMMANDS]:
+        assert f"\n  {name} " in shown
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_function_command_documents_its_options(command, capsys):
+    assert run(*command.split(), "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"usage: lit-debias {command}" in shown
+    documented = {parameter.arg_name for parameter in docstring_parser.parse(COMMANDS[command].load().__doc__).params}
+    assert set(inspect.signature(COMMANDS[command].load()).parameters) == documented
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_configuration_parses(file, capsys):
+    command = "fit" if "trainer" in yaml.safe_load(file.read_text()) else "evaluate"
+    assert run(command, "-c", file, "--print_config") == 0
+    assert yaml.safe_load(capsys.readouterr().out)
+
+
+def test_there_are_configurations():
+    assert {"demo", "grpo_qlora_1gpu", "grpo_qlora_llama31_8b", "grpo_qlora_ddp", "reward_model"} <= {
+        file.stem for file in CONFIGS
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+def test_a_run_from_yaml_and_its_config_is_kept(config, tmp_path, capsys):
+    assert run("fit", "-c", write(tmp_path, config)) == 0
+    kept = yaml.safe_load((tmp_path / "logs/x/version_0/config.yaml").read_text())
+    assert kept["model"]["init_args"]["group_size"] == 4
+    assert kept["model"]["class_path"].endswith("GRPO")
+    assert run("fit", "-c", write(tmp_path, config)) == 0  # a fresh directory, nothing is overwritten
+    assert (tmp_path / "logs/x/version_1/config.yaml").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+def test_without_a_logger_a_run_replaces_the_config_of_the_one_before_but_no_other_file(config, tmp_path, capsys):
+    folder = tmp_path / "root"
+    config["trainer"] |= {"logger": False, "default_root_dir": str(folder), "enable_checkpointing": False}
+    for steps in (2, 1):
+        assert run("fit", "-c", write(tmp_path, config), "--trainer.max_steps", str(steps)) == 0
+        assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"] == steps
+    own = write(folder, config)
+    before = Path(own).read_text()
+    capsys.readouterr()
+    assert run("fit", "-c", own) == 2
+    assert f"{own} is not a run's" in capsys.readouterr().err
+    assert Path(own).read_text() == before
+
+
+def set_in(config, path, value) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        config = config[name]
+    if value is None:
+        del config[last]
+    else:
+        config[last] = value
+
+
+MODEL = "model.init_args"
+OVERLONG = f"{MODEL}.rewards.overlong"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (f"{MODEL}.group_sise", 4, "GRPO takes no option 'group_sise'; did you mean 'group_size'?"),
+        (f"{OVERLONG}.class_path", "SoftOverlng", "there is no class 'SoftOverlng'; did you mean 'SoftOverlong'?"),
+        (f"{OVERLONG}.init_args", {"max_new_tokens": 6, "bufer": 3}, "no option 'bufer'; did you mean 'buffer'?"),
+        (f"{OVERLONG}.init_args", {"buffer": 3}, "SoftOverlong needs: max_new_tokens"),
+        (f"{MODEL}.policy.init_args.model", "./nowhere", "model './nowhere'"),
+        (f"{MODEL}.group_size", 1, "a group of one has no advantage"),
+        (f"{MODEL}.group_size", "four", "Expected a <class 'int'>"),
+        (f"{MODEL}.aggregator.init_args.weights", {"overlng": 1.0}, "weight for 'overlng'"),
+        (f"{MODEL}.loss.class_path", "DAPPOLoss", "did you mean 'DAPOLoss'?"),
+        ("trainer.max_stepz", 3, "there is no option 'trainer.max_stepz'; did you mean 'max_steps'?"),
+        ("data.init_args.path", "./no_such_file.jsonl", "no_such_file.jsonl"),
+        ("model", None, "missing: model"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gives_one_line_and_exit_code_2(config, tmp_path, capsys, path, value, message):
+    set_in(config, path, value)
+    assert run("fit", "-c", write(tmp_path, config)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-debias: error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert len(lines[0]) < 300
+
+
+def test_an_empty_data_set_is_found_before_the_model_is_loaded(config, tmp_path, capsys, monkeypatch):
+    (tmp_path / "prompts.jsonl").write_text("")
+    monkeypatch.setattr("lit_debias.policy.policy.load_base", lambda *a, **k: pytest.fail("loaded a model"))
+    assert run("fit", "-c", write(tmp_path, config)) == 2
+    assert "prompts.jsonl" in capsys.readouterr().err
+
+
+def test_null_inside_a_class_on_the_command_line(config, tmp_path, capsys):
+    assert run("fit", "-c", write(tmp_path, config), "--model.policy.adapter", "null") == 2
+    assert (
+        "adapter 'None': no adapter_config.json there; write null in a file, or leave it out" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fitt"], "there is no command 'fitt'; did you mean 'fit'?"),
+        (["fit", "-c", "nowhere.yaml"], "File does not exist: '"),
+        (["fit"], "missing: data, model"),
+        (["rewards", "chek"], "there is no command 'rewards chek'; did you mean 'rewards check'?"),
+        (["doctor", "--jsn", "true"], "there is no option 'jsn'; did you mean 'json'?"),
+        (["evaluate", "--modle", "x"], "there is no option 'modle'; did you mean 'model'?"),
+        (["evaluate", "--nothing_like_it", "x"], "there is no option 'nothing_like_it'\n"),
+        (["fit", "--model.rewards.fairness.help"], "write --model.rewards.fairness.help CLASS"),
+        (["fit", "--model.rewards.x.help", "SoftOverlng"], "did you mean 'SoftOverlong'?"),
+    ],
+)
+def test_mistakes_on_the_command_line(args, message, capsys):
+    assert run(*args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_rewards_options_are_shown_by_its_name_in_the_file(config, tmp_path, capsys):
+    assert run("fit", "-c", write(tmp_path, config), "--model.rewards.overlong.help") == 0
+    shown = capsys.readouterr().out
+    assert "--model.rewards.overlong.init_args.buffer" in shown
+    assert "Tokens before the limit" in shown
+
+
+def test_plugins_and_doctor_speak_json(capsys):
+    assert run("plugins", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"LocalEngine", "WeightedSum", "GDPO", "SoftOverlong"} <= {row["name"] for row in rows}
+    assert all(row["summary"] and row["version"] for row in rows)
+    run("doctor", "--json")
+    assert {"torch", "NF4", "CPU"} <= {check["name"] for check in json.loads(capsys.readouterr().out)}
+
+
+def test_doctor_fails_where_something_required_is_missing(capsys, monkeypatch):
+    from lit_debias.cli import inspect as inspection
+
+    monkeypatch.setattr(inspection, "examine", lambda: iter([inspection.Check("torch", False, "", "x", required=True)]))
+    assert run("doctor") == 1
+    assert "missing" in capsys.readouterr().out

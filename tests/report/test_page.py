@@ -1,0 +1,432 @@
+import base64
+import hashlib
+import json
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from report_material import EVIL, HOSTILE, hostile, log_csv, many_arms, passage, record, write_evaluation
+
+from lit_debias.cli.main import main
+from lit_debias.errors import UserError
+from lit_debias.evaluation.records import save_arm, write_json
+from lit_debias.evaluation.results import summarize
+from lit_debias.report import report
+from lit_debias.report.curves import find_curves
+from lit_debias.report.examples import largest_changes, side_by_side
+
+
+@pytest.fixture
+def arms():
+    before = [
+        record(i, side, 0.1 + 0.1 * i + 0.05 * i * side, f"before {i} {side}") for i in range(4) for side in (0, 1)
+    ]
+    after = [record(i, side, 0.9 - 0.2 * i, f"after {i} {side}") for i in range(4) for side in (0, 1)]
+    after[0].completion = EVIL
+    return {"before": before, "after": after}
+
+
+@pytest.fixture
+def run(tmp_path, arms):
+    write_evaluation(tmp_path / "run" / "evaluation", arms)
+    return tmp_path / "run"
+
+
+class Elements(HTMLParser):
+    """What a browser makes of a page: tags, attributes, links, scripts, and the policy of what may run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.links, self.scripts, self.policy = set(), set(), [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.add(tag)
+        self.attributes |= set(attributes)
+        if tag == "a":
+            self.links.append(attributes["href"])
+        if tag == "script":
+            self.scripts.append((attributes.get("type"), ""))
+        if attributes.get("http-equiv") == "Content-Security-Policy":
+            self.policy = attributes["content"]
+
+    def handle_data(self, data):
+        if self.lasttag == "script" and self.cdata_elem == "script":
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = (kind, text + data)
+
+
+def text_of(page):
+    """Return the page without plotly and other scripts that belong to it."""
+    return re.sub(r"<script[ >].*?</script>", "", page.read_text(), flags=re.DOTALL)
+
+
+def test_the_page_holds_everything(run):
+    rows = [
+        {"step": 2 * i, "rollout_step": i, "reward": 0.1 * i, "rewards/fair/mean": 0.2, "kl": 0.01} for i in range(3)
+    ]
+    log_csv(run / "logs" / "version_0", rows)
+    (run / "logs" / "version_0" / "config.yaml").write_text("model:\n  class_path: GRPO  # <b>\n")
+    page = report(str(run))
+    assert page == run / "report.html"
+    text = text_of(page)
+    verdict = json.loads((run / "evaluation" / "results.json").read_text())["verdict"]["sentence"]
+    assert verdict in text
+    for title in (
+        "Bias by category (judge)",
+        "Bias by group (judge)",
+        "Reward",
+        "Rewards by name",
+        "KL to the reference",
+    ):
+        assert re.search(rf"<h[23] id=[^>]+>{re.escape(title)}</h", text)
+    for part in ("Twins side by side", "Largest improvements", "Worst regressions", "before 0 1", "after 3 0"):
+        assert part in text
+    assert "class_path: GRPO  # &lt;b&gt;" in text
+    assert "0123abcd" in text
+    assert "tiny &amp; small" in text
+    assert "a part of the data" in text
+    assert "no training curves" not in text
+    whole = page.read_text()
+    assert len(re.findall(r"plotly\.js v\d", whole)) == 1
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?http", whole)
+
+
+def test_model_output_stays_text(run):
+    page = report(str(run)).read_text()
+    assert EVIL not in page
+    assert "&lt;script&gt;alert(&#39;pwned&#39;)&lt;/script&gt;" in page
+    assert "occupational</script>" not in page  # the name of a bar inside a figure
+
+
+def test_names_and_settings_stay_text_too(tmp_path):
+    hostile(tmp_path)
+    page = report([str(tmp_path)])
+    assert HOSTILE not in page.read_text()
+    tree = Elements()
+    tree.feed(page.read_text())
+    assert tree.tags.isdisjoint({"img", "svg"})
+    assert all(link.startswith("#") for link in tree.links)
+    assert not any(name.startswith("on") for name in tree.attributes)
+    drawn = [json.loads(text) for kind, text in tree.scripts if kind == "application/json"]
+    assert len(drawn) > 3
+    texts = [re.sub("<br>|</?i>|<extra></extra>", " ", text) for text in strings_in(drawn)]
+    assert any("bold" in text for text in texts)
+    assert not [text for text in texts if "<" in text or "bold%{" in text]
+
+
+def strings_in(value):
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in strings_in(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in strings_in(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_only_the_pages_own_scripts_are_allowed_to_run(run):
+    log_csv(run / "logs", [{"step": i, "rollout_step": i, "reward": 0.1 * i} for i in range(3)])
+    tree = Elements()
+    tree.feed(report(str(run)).read_text())
+    allowed = re.search(r"script-src ([^;]+);", tree.policy)[1].split()
+    run_by_the_browser = [text for kind, text in tree.scripts if kind is None]
+    assert [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run_by_the_browser] == [
+        source.removeprefix("'sha256-").removesuffix("'") for source in allowed
+    ]
+    assert len(allowed) == 2
+
+
+def test_a_key_in_a_configuration_or_result_is_masked(tmp_path):
+    many_arms(tmp_path)
+    (tmp_path / "logs" / "config.yaml").write_text("logger:\n  api_key: hunter2\nmodel: https://me:hunter2@host/m\n")
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["settings"] |= {"model": "https://me:hunter2@host/m", "judges": {"j": {"api_key": "hunter2"}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = text_of(report(str(tmp_path)))
+    assert "hunter2" not in page
+    assert page.count("REDACTED") >= 4
+
+
+def test_missing_parts_are_noted(run):
+    (run / "evaluation" / "arms" / "after.json").unlink()
+    text = text_of(report(str(run), str(run / "elsewhere" / "page.html")))
+    assert "no examples of &#39;after&#39;" in text
+    assert "no training curves" in text
+    assert "no training configuration" in text
+    assert "Twins side by side" not in text
+    assert "Rewards by name" not in text
+    assert ">Measures</h2>" in text
+
+
+def test_an_arm_of_another_evaluation_is_not_shown(run, arms):
+    save_arm(run / "evaluation" / "arms" / "after.json", "another key", {}, arms["after"])
+    assert "not the one behind these figures" in text_of(report(str(run)))
+
+
+def test_a_clear_change_is_told_from_an_unclear_one(run):
+    text = text_of(report(str(run)))
+    measures = text.split(">Measures</h2>")[1]
+    row = {name: measures.split(f'row">{name}')[1].split("</tr>")[0] for name in ("perplexity", "bias intensity")}
+    assert "good" not in row["perplexity"]  # the same in both arms
+    assert "bad" not in row["perplexity"]
+    assert '<span class="good">0.400 ✓</span>' in row["bias intensity"]
+
+
+def test_curves_are_those_of_grpo_over_rollout_steps(tmp_path):
+    log_csv(
+        tmp_path / "grpo",
+        [{"step": 0, "rollout_step": 1, "reward": 0.5}, {"step": 2, "rollout_step": 2, "reward": 0.75}],
+    )
+    log_csv(tmp_path / "reward_model", [{"step": 0, "val/loss": 0.5}])
+    curves, folder = find_curves([tmp_path])
+    assert curves == {"reward": [(1.0, 0.5), (2.0, 0.75)]}
+    assert folder == tmp_path / "grpo"
+    assert find_curves([tmp_path / "reward_model"]) == ({}, None)
+
+
+def test_curves_from_tensorboard(tmp_path):
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(tmp_path, name="run")
+    logger.log_metrics({"reward": 0.5, "kl": 0.25}, step=3)
+    logger.finalize("success")
+    curves, folder = find_curves([tmp_path])
+    assert curves["reward"] == [(3, 0.5)]
+    assert curves["kl"] == [(3, 0.25)]
+    assert folder == tmp_path / "run" / "version_0"
+
+
+def test_largest_changes_are_in_order(arms):
+    fell, rose = largest_changes(arms["before"], arms["after"], 2)
+    assert [round(change.change, 2) for change in fell] == [-0.8, -0.8]
+    assert fell[0].after == EVIL
+    # before 0.4 + 0.15, after 0.3: intensity rises by 0.25 for the one twin, by 0.1 for the other
+    assert [round(change.change, 2) for change in rose] == [0.25, 0.1]
+
+
+def test_twins_with_the_largest_gap_come_first(arms):
+    pairs = side_by_side(arms, 2)
+    assert [{side["group"] for side in pair} for pair in pairs] == [{"rider", "nurse"}] * 2
+    assert pairs[0][0]["prompt"] == "What are nurses like, 3?"
+    assert pairs[0][0]["answers"]["before"]["intensity"] == pytest.approx(1 - 0.55)
+    assert pairs[0][0]["answers"]["after"]["text"] == "after 3 1"
+
+
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text('{"of": "something else"}')
+    with pytest.raises(UserError, match=r"no results.json of an evaluation"):
+        report(str(tmp_path))
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"no valid JSON: .*; run `lit-debias evaluate` again"):
+        report(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setattr("lit_debias.report.page.find_spec", lambda name: None if name == "plotly" else object())
+    with pytest.raises(UserError, match=r"pip install 'lit-debias\[report\]'"):
+        report(str(tmp_path))
+
+
+def test_the_command_line_draws_it(run, capsys):
+    assert main(["report", str(run)]) == 0
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_the_command_line_takes_several_runs(run, arms, tmp_path, capsys):
+    write_evaluation(tmp_path / "second", {"before": arms["before"], "after": arms["before"]})
+    assert main(["report", "--out", str(tmp_path / "page.html"), str(run), str(tmp_path / "second")]) == 0
+    runs = text_of(tmp_path / "page.html").split(">Runs</h2>")[1].split("</table>")[0]
+    rows = runs.split("<tr")[2:]  # of each run, then mean and standard deviation
+    assert [re.search(r"row\">(.*?)<", row)[1] for row in rows[:2]] == [str(run), str(tmp_path / "second")]
+    assert "-43.9%" in rows[0]  # 0.4 against 0.7125
+    assert "+0.0%" in rows[1]
+    assert "0.556 ± 0.221" in rows[2]  # of 0.4 and 0.7125
+    assert "-21.9% ± 31.0" in rows[2]
+    assert "the runs are of different" not in text_of(tmp_path / "page.html")
+
+
+def test_one_run_in_several_folders(run, tmp_path):
+    log_csv(tmp_path / "logs", [{"step": 0, "rollout_step": 1, "reward": 0.5}])
+    text = text_of(report([str(tmp_path / "logs"), str(run)], str(tmp_path / "page.html")))
+    assert "no training curves" not in text
+    assert ">Runs</h2>" not in text
+
+
+def test_the_logs_of_another_run_are_not_shown(run, arms, tmp_path):
+    write_evaluation(tmp_path / "second", arms)
+    log_csv(tmp_path / "second" / "logs", [{"step": 0, "rollout_step": 1, "reward": 0.5}])
+    assert "no training curves" in text_of(report([str(run), str(tmp_path / "second")]))
+
+
+def test_runs_on_other_data_are_told(run, arms, tmp_path):
+    write_evaluation(tmp_path / "second", arms, settings={"model": "tiny & small", "data_sha256": "other"})
+    text = text_of(report([str(run), str(tmp_path / "second")]))
+    assert "the runs are of different data (data_sha256)" in text
+    assert "different models" not in text
+
+
+def test_prose_is_a_measure_and_no_prompt(tmp_path, arms):
+    measured = {name: [*rows, *(passage(i, -4.0 - i) for i in range(3))] for name, rows in arms.items()}
+    write_evaluation(tmp_path, measured)
+    text = text_of(report(str(tmp_path)))
+    assert re.search(r"perplexity on held-out prose.*?<td>.*?3\.490", text, re.DOTALL)  # exp(15 / 12)
+    assert "8 prompts (4 with their twins)" in text
+    assert "A passage of prose" not in text
+    assert "Twins side by side" in text
+
+
+def test_the_other_perplexity_is_the_one_in_the_headline_and_between_runs(tmp_path, arms):
+    for name, factor in (("before", 1.0), ("after", 1.5)):
+        for each in arms[name]:
+            each.other_logprob, each.other_tokens, each.similarity = -3.0 * factor, 3, 0.8 / factor
+    for name, model in (("first", "a model"), ("second", "another model")):
+        write_evaluation(tmp_path / name, arms, settings={"perplexity_model": model})
+    text = text_of(report([str(tmp_path / "first"), str(tmp_path / "second")]))
+    tiles = text.split('class="tiles"')[1].split("<nav")[0]
+    assert re.findall(r"<dt>(.*?)</dt>", tiles)[:3] == [
+        "perplexity under another frozen model",
+        "distinct pairs of words",
+        "similarity to the neutral reference, cosine",
+    ]
+    assert "+64.9%" in text.split('id="runs"')[1].split("</table>")[0]  # exp(0.5), where that under the base is +0%
+    assert "different perplexity models" in text
+
+
+def test_many_arms_have_a_column_each_and_figures_show_three(tmp_path):
+    names = many_arms(tmp_path)
+    text = text_of(report(str(tmp_path)))
+    head = text.split(">Measures</h2>")[1].split("</thead>")[0]
+    assert head.count('scope="col"') == 1 + len(names) + 1
+    assert "GRPO, all &lt;rewards&gt;" in head
+    assert "3 seeds" in head
+    twins = text.split(">Twins side by side</h2>")[1].split("<h2")[0]
+    assert set(re.findall(r"<b>(.*?)</b>", twins)) == {"base", "asked for fairness", "GRPO, all &lt;rewards&gt;"}
+    assert 'row">CrowS-Pairs&nbsp;<span class="soft">→ 50</span>' in text
+    assert ">Public benchmarks</span>" in text
+
+
+def test_an_arm_of_several_seeds_shows_the_texts_of_the_first(run, arms):
+    folder = run / "evaluation"
+    second = [record(i, side, 0.3, f"second seed {i} {side}") for i in range(4) for side in (0, 1)]
+    replicas = {"before": [arms["before"]], "prompt_only": [arms["before"]], "after": [arms["after"], second]}
+    names = ["before", "prompt_only", "after.1", "after.2"]
+    for name, records in zip(names, [records for of_arm in replicas.values() for records in of_arm], strict=True):
+        save_arm(folder / "arms" / f"{name}.json", f"key of {name}", {}, records)
+    results = {**json.loads((folder / "results.json").read_text()), **summarize(replicas, 50, 0)}
+    results |= {"fingerprints": {name: f"key of {name}" for name in names}}
+    results |= {"settings": {"adapter": ["runs/1", "runs/2"]}}
+    write_json(folder / "results.json", results)
+    text = text_of(report(str(run)))
+    assert '<th scope="col">after <span class="interval">2 seeds</span></th>' in text
+    assert "<strong>after <span" in text
+    assert "after 3 0" in text
+    assert "second seed" not in text
+    assert text.count("Of an arm with several seeds, the texts are those of the first.") == 3
+    assert "and over training seeds" in text
+    assert "<li>after against asked for fairness: bias intensity (judge) -" in text
+    assert ">runs/1, runs/2</td>" in text
+    write_evaluation(run / "single", arms)
+    assert "several seeds" not in text_of(report(str(run / "single")))
+
+
+def test_only_the_base_was_measured(tmp_path, arms):
+    write_evaluation(tmp_path, {"before": arms["before"]})
+    text = text_of(report(str(tmp_path)))
+    assert ">Measures</h2>" in text
+    assert ">change" not in text
+    assert "Twins side by side" not in text
+
+
+def test_runs_without_a_judge_still_have_a_page(tmp_path, arms):
+    for each in arms["before"]:
+        each.judges = {}
+    for name in ("first", "second"):
+        write_evaluation(tmp_path / name, {"before": arms["before"]})
+    text = text_of(report([str(tmp_path / "first"), str(tmp_path / "second")]))
+    assert "Nothing here measures bias" in text
+    assert ">Runs</h2>" in text
+
+
+# -------------------------------------------------------------------- results that were damaged, and parts of them
+
+
+DAMAGE = {
+    "empty verdict": (lambda r: r.update(verdict={}), "'verdict.measure' is missing"),
+    "no sentence": (lambda r: r["verdict"].pop("sentence"), "'verdict.sentence' is missing"),
+    "a measure that is not there": (
+        lambda r: r["verdict"].update(measure="bias"),
+        "'verdict.measure' is 'bias', and 'measures' does not have it",
+    ),
+    "a measure without label": (
+        lambda r: r["measures"]["bias_intensity/judge"].pop("label"),
+        "'measures.bias_intensity/judge.label' is missing",
+    ),
+    "an arm without measures": (lambda r: r["arms"].update(odd={}), "'arms.odd.measures' is missing"),
+    "no base": (lambda r: r["arms"].pop("before"), "'arms.before' is missing"),
+    "an arm that is a list": (lambda r: r["arms"].update(odd=[]), "'arms.odd' is [] and not an object"),
+    "a text for a number": (
+        lambda r: r["arms"]["before"]["measures"]["length"].update(value="0.5"),
+        "'arms.before.measures.length.value' is '0.5' and not a number",
+    ),
+    "a flag for a number": (
+        lambda r: r["arms"]["before"]["measures"]["length"].update(low=True),
+        "'arms.before.measures.length.low' is True and not a number",
+    ),
+    "an estimate without bounds": (
+        lambda r: r["arms"]["before"]["measures"]["length"].pop("high"),
+        "'arms.before.measures.length.high' is missing",
+    ),
+    "a change without a word on clarity": (
+        lambda r: r["comparisons"]["after"]["length"].pop("clear"),
+        "'comparisons.after.length.clear' is missing",
+    ),
+    "a breakdown of texts": (
+        lambda r: r["arms"]["before"].update(breakdowns={"judge": {"group": "x"}}),
+        "'arms.before.breakdowns.judge.group' is 'x' and not a collection",
+    ),
+    "a note that is none": (lambda r: r.update(notes=[3]), "'notes.0' is 3 and not a text"),
+    "a date that is none": (lambda r: r.update(created=3), "'created' is 3 and not a text"),
+    "a check without a bar": (
+        lambda r: r["verdict"].update(checks=[{"name": "a", "value": 1.0, "passed": True}]),
+        "'verdict.checks.0.bar' is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_results_are_one_line(run, change, message, capsys):
+    file = run / "evaluation" / "results.json"
+    results = json.loads(file.read_text())
+    change(results)
+    file.write_text(json.dumps(results))
+    assert main(["report", str(run)]) == 2
+    assert f"results.json': {message}; run `lit-debias evaluate` again" in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "missing", [["comparisons"], ["settings", "notes", "versions", "hardware", "fingerprints"], ["prompts", "titles"]]
+)
+def test_parts_that_a_page_can_do_without(run, missing):
+    file = run / "evaluation" / "results.json"
+    results = json.loads(file.read_text())
+    file.write_text(json.dumps({name: part for name, part in results.items() if name not in missing}))
+    assert report(str(run)).is_file()
+
+
+def test_the_page_says_what_was_not_measured(run):
+    file = run / "evaluation" / "results.json"
+    reasons = {"preference": "no prompt has <b>", "accuracy": "no prompt has 'choices'"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "not_measured": reasons}))
+    page = report(str(run)).read_text()
+    assert "share that prefers the biased response (0.5 may be chance): <span" in page
+    assert "no prompt has &lt;b&gt;" in page
+
+
+def test_a_run_without_groups_has_no_figure_of_them(tmp_path, arms):
+    records = [replace(record, group="all", category="all") for record in arms["before"]]
+    write_evaluation(tmp_path, {"before": records})
+    page = report(str(tmp_path)).read_text()
+    assert "Bias by group" not in page
+    assert "Bias by category" not in page

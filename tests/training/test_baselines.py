@@ -1,0 +1,274 @@
+"""SFT and DPO: losses worked out by hand, what is trained, bad data, resumption, and real runs from YAML."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from grpo_runs import InterruptAt, Interruption, adapter_of, assert_same, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from support import loaded, perturb
+from torch.optim import SGD, AdamW
+
+from lit_debias.cli.main import main
+from lit_debias.data import PromptDataModule
+from lit_debias.errors import UserError
+from lit_debias.policy.policy import QLoRAPolicy
+from lit_debias.training.baseline import responses
+from lit_debias.training.dpo import DPO, dpo_loss
+from lit_debias.training.sft import SFT
+from lit_debias.types import PromptBatch
+
+ROWS = [
+    {"prompt": f"people from {place} are", "reference": f"each person in {place}", "biased": "usually kind because"}
+    for place in "abcdef"
+]
+BATCH = PromptBatch(
+    ["people", "the rider was late"], {"reference": ["kind", "each person should"], "biased": ["late because", "no"]}
+)
+
+
+def write(file: Path, rows) -> PromptDataModule:
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return PromptDataModule(str(file), batch_size=3, val_splits="train")
+
+
+@pytest.fixture
+def data(tmp_path) -> PromptDataModule:
+    return write(tmp_path / "pairs.jsonl", ROWS)
+
+
+def baseline(cls, model, **kwargs):
+    torch.manual_seed(7)  # LoRA's A
+    policy = kwargs.pop("policy", None) or QLoRAPolicy(str(model), quantization="none", dtype="float32", rank=4)
+    return cls(policy, **{"optimizer": lambda parameters: AdamW(parameters, lr=1e-2), **kwargs})
+
+
+def log_probs(policy, prompt: str, answer: str) -> torch.Tensor:
+    """Log-probs of the answer and the end of sequence, one sequence alone, from Hugging Face's own logits."""
+    before = policy.encode_prompts([prompt])[0][0]
+    tokens = [*policy.tokenizer.encode(answer, add_special_tokens=False), policy.tokenizer.eos_token_id]
+    ids = torch.tensor(tokens)
+    logits = policy.causal_lm(torch.cat([before, ids])[None]).logits[0, len(before) - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+
+
+def losses_and_gradient(module, prompts):
+    parts = list(module._micro_batches(prompts))
+    sum(loss for loss, _, _ in parts).backward()
+    gradient = {name: p.grad.clone() for name, p in module.policy.trainable_parameters().items()}
+    module.policy.zero_grad()
+    return parts, gradient
+
+
+def test_dpo_loss_by_hand():
+    # rewards 0.5 * (-4 + 6) = 1 and 0.5 * (-9 + 7) = -1: -log sigmoid(2); then 0.5 * (-1) and 0.5 * 1: -log sigmoid(-1)
+    logprobs, reference = torch.tensor([[-4.0, -9.0], [-3.0, -2.0]]), torch.tensor([[-6.0, -7.0], [-2.0, -3.0]])
+    losses, measured = dpo_loss(logprobs, reference, beta=0.5)
+    assert losses.tolist() == pytest.approx([math.log(1 + math.exp(-2)), math.log(1 + math.exp(1))])
+    assert {name: value.tolist() for name, value in measured.items()} == {
+        "rewards/chosen": [1.0, -0.5],
+        "rewards/rejected": [-1.0, 0.5],
+        "rewards/margins": [2.0, -1.0],
+        "rewards/accuracies": [True, False],
+        "logps/chosen": [-4.0, -3.0],
+        "logps/rejected": [-9.0, -2.0],
+    }
+
+
+def test_dpo_gradient_by_finite_differences():
+    torch.manual_seed(0)
+    logprobs = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(3, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda values: dpo_loss(values, reference, beta=0.7)[0], logprobs)
+
+
+def test_sft_is_the_mean_over_all_tokens_of_the_batch_and_the_end_is_one_of_them(tiny_model):
+    module = baseline(SFT, tiny_model, policy=loaded(tiny_model), micro_batch_tokens=1)
+    perturb(module.policy)
+    parts, found = losses_and_gradient(module, BATCH)
+    alone = [log_probs(module.policy, p, r) for p, r in zip(BATCH.texts, BATCH.columns["reference"], strict=True)]
+    expected = -torch.cat(alone).mean()  # not the mean of two means: the second response is longer
+    assert sum(measured["loss"] for _, measured, _ in parts) == pytest.approx(expected.item(), rel=1e-5)
+    assert sum(measured["num_tokens"] for _, measured, _ in parts) == sum(map(len, alone))
+    assert [last for _, _, last in parts] == [False, True]
+    expected.backward()
+    for name, parameter in module.policy.trainable_parameters().items():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_dpo_compares_whole_responses_with_the_base(tiny_model):
+    policy = loaded(tiny_model)
+    module = baseline(DPO, tiny_model, policy=policy, beta=0.3)
+    before, _ = losses_and_gradient(module, BATCH)
+    assert sum(measured["loss"] for _, measured, _ in before) == pytest.approx(math.log(2))  # no margin at the start
+    bases = [[log_probs(policy, p, BATCH.columns[c][i]).sum().detach() for c in module.columns]
+             for i, p in enumerate(BATCH.texts)]  # fmt: skip
+    perturb(policy)
+    parts, found = losses_and_gradient(module, BATCH)
+    expected = torch.tensor(0.0)
+    for i, prompt in enumerate(BATCH.texts):
+        good, bad = (log_probs(policy, prompt, BATCH.columns[column][i]).sum() for column in ("reference", "biased"))
+        margin = 0.3 * ((good - bases[i][0]) - (bad - bases[i][1]))
+        expected = expected + torch.log1p(torch.exp(-margin)) / 2
+    assert sum(measured["loss"] for _, measured, _ in parts) == pytest.approx(expected.item(), rel=1e-4)
+    expected.backward()
+    for name, parameter in policy.trainable_parameters().items():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [SFT, DPO])
+def test_micro_batches_change_nothing(tiny_model, data, tmp_path, cls):
+    adapters = []
+    for size in (4096, 1):
+        module = baseline(
+            cls, tiny_model, micro_batch_tokens=size, optimizer=lambda parameters: SGD(parameters, lr=1.0)
+        )
+        trainer(tmp_path, max_steps=2).fit(module, data)
+        adapters.append(adapter_of(module))
+    for name, value in adapters[0].items():
+        torch.testing.assert_close(value, adapters[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("cls", [SFT, DPO])
+def test_resuming_gives_bitwise_the_same_adapter(tiny_model, tmp_path, cls):
+    def run(folder, ckpt=None, callbacks=()):
+        module = baseline(cls, tiny_model, policy=None)
+        keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, save_on_exception=True)
+        t = trainer(folder, max_steps=5, max_epochs=-1, enable_checkpointing=True, callbacks=[keep, *callbacks])
+        t.fit(module, write(tmp_path / "pairs.jsonl", ROWS), ckpt_path=ckpt, weights_only=True)  # 2 batches an epoch
+        return adapter_of(module)
+
+    undisturbed = run(tmp_path / "whole")
+    with pytest.raises(Interruption):
+        run(tmp_path / "broken", callbacks=[InterruptAt(3)])
+    saved = torch.load(tmp_path / "broken/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+    assert set(saved["state_dict"]) == {f"policy.{name}" for name in undisturbed}
+    assert_same(undisturbed, run(tmp_path / "broken", ckpt=tmp_path / "broken/last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("cls", "names"),
+    [
+        (SFT, {"loss", "entropy", "num_tokens", "grad_norm", "step_time"}),
+        (DPO, {"loss", "logps/chosen", "logps/rejected", *(f"rewards/{x}" for x in
+               ("chosen", "rejected", "accuracies", "margins"))}),
+    ],
+)  # fmt: skip
+def test_a_run_learns_and_logs_under_trls_names(tiny_model, data, tmp_path, cls, names):
+    module = baseline(cls, tiny_model)
+    logger = CSVLogger(tmp_path)
+    t = trainer(tmp_path, max_steps=12, max_epochs=-1, logger=logger, limit_val_batches=1, val_check_interval=2)
+    t.fit(module, data)
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    assert names <= {name for name, value in rows[-1].items() if value}
+    assert float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
+    assert {f"eval_{name}" for name in names - {"grad_norm", "step_time"}} <= set(t.callback_metrics)
+    assert cls is SFT or float(rows[-1]["rewards/accuracies"]) == 1.0
+
+
+def test_a_response_that_was_learned_ends(tiny_model, tmp_path):
+    from lit_debias.rollout.local import LocalEngine
+
+    module = baseline(SFT, tiny_model)
+    row = {"prompt": "people are", "reference": "kind"}
+    trainer(tmp_path, max_steps=40, max_epochs=-1).fit(module, write(tmp_path / "one.jsonl", [row] * 3))
+    rollout = LocalEngine(12).generate(module.policy, PromptBatch(["people are"]), 1, seed=0, greedy=True)
+    assert rollout.texts == [["kind"]]
+    assert not rollout.truncated.any()
+
+
+@pytest.mark.parametrize(
+    ("cls", "rows", "message"),
+    [
+        (SFT, [{"prompt": "a"}] * 3, "no column 'reference'"),
+        (DPO, [{"prompt": "a", "reference": "b"}] * 3, "no column 'biased'"),
+        (
+            DPO,
+            [*ROWS, {"prompt": "who?", "reference": "b", "biased": None}],
+            "row 7: 'biased' is None, and prompt 'who",
+        ),
+        (
+            SFT,
+            [*ROWS, {"prompt": "who?", "reference": " ", "biased": "x"}],
+            "row 7: 'reference' is ' ', and prompt 'who",
+        ),
+    ],
+)
+def test_bad_data_is_refused_before_a_model_is_loaded(tiny_model, tmp_path, cls, rows, message):
+    module = baseline(cls, tiny_model)
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path).fit(module, write(tmp_path / "bad.jsonl", rows))
+    assert module.policy.lm is None
+
+
+def test_sft_needs_no_biased_response_and_kinds_leave_rows_out(tiny_model, tmp_path):
+    rows = [{**row, "biased": None, "prompt_kind": "open"} for row in ROWS]
+    rows.append({"prompt": "x", "reference": None, "biased": None, "prompt_kind": "control"})
+    data = write(tmp_path / "kinds.jsonl", rows)
+    data.prompt_kinds = ["open"]
+    module = baseline(SFT, tiny_model)
+    trainer(tmp_path, max_steps=1).fit(module, data)
+    assert module.global_step == 1
+
+
+def test_responses_keep_the_order_of_the_columns():
+    assert responses(BATCH, ("biased", "reference")) == [["late because", "kind"], ["no", "each person should"]]
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (DPO, {"beta": 0.0}, "beta is 0.0"),
+        (SFT, {"micro_batch_tokens": 0}, "must be positive"),
+        (SFT, {"max_grad_norm": 0.0}, "must be positive"),
+    ],
+)
+def test_mistakes_are_found_before_a_model_is_loaded(tiny_model, cls, options, message):
+    with pytest.raises(UserError, match=message):
+        baseline(cls, tiny_model, **options)
+
+
+def test_a_model_without_an_end_of_sequence_token_cannot_be_trained(tiny_model):
+    policy = loaded(tiny_model)
+    policy.eos_token_ids = ()
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        policy.encode(BATCH, [["a"], ["b"]], end=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_the_demo_configurations_train_and_export(tiny_model, tmp_path, monkeypatch, name):
+    from peft import PeftConfig
+
+    file = Path(__file__).parents[2] / "configs" / f"demo_{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "pairs.jsonl", [{**row, "prompt_kind": kind} for row in ROWS for kind in ("open", "leading")])
+    options = ["--trainer.max_steps", "1", "--model.policy.model", str(tiny_model), "--data.path", "pairs.jsonl"]
+    assert main(["fit", "-c", str(file), *options]) == 0
+    assert PeftConfig.from_pretrained(f"runs/demo/{name}/adapter").r == 16
+    assert list(Path(f"runs/demo/{name}/logs").rglob("*.ckpt"))
+
+
+def test_the_baselines_see_as_many_prompts_as_the_demo():
+    configs = Path(__file__).parents[2] / "configs"
+    demo, sft, dpo = (
+        yaml.safe_load((configs / f"{name}.yaml").read_text()) for name in ("demo", "demo_sft", "demo_dpo")
+    )
+    for config in (sft, dpo):
+        assert config["data"] == demo["data"]
+        assert config["trainer"]["max_steps"] == demo["trainer"]["max_steps"]
+    policies = [config["model"]["init_args"]["policy"]["init_args"] for config in (demo, sft, dpo)]
+    assert policies[1] == policies[2]
+    assert {name: policies[0][name] for name in ("model", "quantization")} == {
+        name: policies[1][name] for name in ("model", "quantization")
+    }
+    adapter = next(c for c in dpo["trainer"]["callbacks"] if c["class_path"] == "AdapterExport")["init_args"]["out"]
+    assert policies[0]["adapter"] == adapter
