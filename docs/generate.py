@@ -1,11 +1,11 @@
-"""Write docs/reference.md from signatures and docstrings, and docs/models.md from figures: ``make docs``."""
+"""Write the reference from signatures and docstrings, and docs/models.md from figures: ``make docs``."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter, cleandoc, getsource, isfunction, signature
 from pathlib import Path
 from textwrap import dedent
@@ -25,35 +25,48 @@ from lit_debias.training.dpo import DPO
 from lit_debias.training.grpo import GRPO
 from lit_debias.training.sft import SFT
 
-HEAD = """# Reference
+WRITTEN = "Written by `make docs` from the code; a test compares the two."
+HEAD = f"""# Reference
 
-Written by `make docs` from the code; a test compares the two. Classes go by these short names in YAML.
+{WRITTEN} Classes go by their short names in YAML. [Public names](api.md) are for Python.
+
+| page | what it holds |
+|---|---|
+| [Commands](reference/commands.md) | the options of each command |
+| [Training](reference/training.md) | GRPO, the baselines, the policy, data and callbacks |
+| [Rewards](reference/rewards.md) | every installed reward of this project |
+| [Aggregators and engines](reference/aggregators.md) | from scores to advantages; how completions are sampled |
+| [Plugin authors](reference/authors.md) | hooks, and what a reward, an aggregator or an engine offers |
 """
 MODELS = """# Models
 
-Which causal architectures of transformers {version} lit-debias computes as plain Hugging Face and PEFT do. Written by
-`make docs` from [architectures.json](../benchmarks/results/architectures.json), the result of
-`python -m benchmarks.architectures`; look up the `model_type` of a model's config.json. Each row is a tiny random model
-in float32 with the default targets: log-probs while sampling, of the update, of the reference and of given texts are
-within {nats} nats of those of each sequence alone, LoRA's gradients within {gradient:.1%}.
+Which causal architectures of transformers {version} lit-debias computes as plain Hugging Face and PEFT do. Look up the
+`model_type` of a model's config.json. Written by `make docs` from
+[architectures.json](../benchmarks/results/architectures.json), which has every figure and log line: the result of
+`python -m benchmarks.architectures`. Each architecture is a tiny random model in float32 with the default targets.
 
-- **right**: a prompt is computed once for its group, and rows are sampled together.
-- **slower but right**: another way is taken, which the log names once.
-- **refused**: loading ends in this line, before anything is trained. Where it names targets, others may do.
-- **not built**: no tiny model of it can be made on a CPU.
+| compared with each sequence alone | within |
+|---|---|
+| log-probs while sampling, of the update, of the reference and of given texts | {nats} nats |
+| LoRA's gradients | {gradient:.1%} |
 
-{counts}.
-
-| model type, variant | verdict | way | why |
-|---|---|---|---|
+| verdict | architectures | what it means |
+|---|---|---|
 """
+VERDICTS = {
+    "right": "a prompt is computed once for its group, and rows are sampled together",
+    "slower but right": "another way is taken, which the log names once",
+    "refused": "loading ends in one line before anything is trained; where it names targets, others may do",
+    "not built": "no tiny model of it can be made on a CPU",
+}
+SOME_LAYERS = "adapters on the layers that the log names"
 ROOT = Path(__file__).parent.parent
 OFFICIAL = {"lit-debias", *(folder.name for folder in (ROOT / "plugins").iterdir())}
 
 
 def section(heading: str, target: Callable[..., Any]) -> str:
     """Return a heading, the prose of the docstring, and a table of the options."""
-    return f"### {heading}\n\n{markdown(summary(target))}\n{table(target)}"
+    return f"## {heading}\n\n{markdown(summary(target))}\n{table(target)}"
 
 
 def markdown(text: str) -> str:
@@ -66,11 +79,11 @@ def table(target: Callable[..., Any]) -> str:
     described = parse(target.__doc__ or "").params
     meaning = {p.arg_name: markdown(" ".join((p.description or "").split())) for p in described}
     rows = [
-        f"| `{p.name}` | `{escaped(p.annotation)}` | {default(p)} | {escaped(meaning.get(p.name, ''))} |"
+        f"| `{p.name}` | {escaped(meaning.get(p.name, ''))} | `{escaped(p.annotation)}` | {default(p)} |"
         for p in signature(target).parameters.values()
         if p.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
     ]
-    head = "\n| option | type | default | meaning |\n|---|---|---|---|\n"
+    head = "\n| option | meaning | type | default |\n|---|---|---|---|\n"
     return head + "\n".join(rows) + "\n" if rows else ""
 
 
@@ -101,7 +114,7 @@ def interface(cls: type) -> str:
         if (isfunction(item) or isinstance(item, property)) and (not name.startswith("_") or name == "__call__"):
             prose = " ".join(cleandoc(item.__doc__ or "").split("\n\nArgs:")[0].split())
             lines.append(f"- `{declaration(item) if isfunction(item) else name}`: {markdown(prose)}")
-    return f"### `{cls.__name__}`\n\n{markdown(summary(cls))}\n\n" + "\n".join(lines) + "\n"
+    return f"## `{cls.__name__}`\n\n{markdown(summary(cls))}\n\n" + "\n".join(lines) + "\n"
 
 
 def declaration(function: Callable[..., Any]) -> str:
@@ -117,49 +130,83 @@ def summary(target: Callable[..., Any]) -> str:
     return cleandoc(target.__doc__ or "").split("\nArgs:")[0].split("\nRaises:")[0].strip()
 
 
-def parts() -> Iterator[str]:
-    """Yield the page."""
-    yield HEAD
-    yield f"## Command line\n\n```text\n{cli.overview()}\n```\n"
+def commands() -> Iterator[str]:
+    """Yield the page of commands."""
+    yield f"```text\n{cli.overview()}\n```\n"
     for name, command in cli.COMMANDS.items():
         yield section(f"`lit-debias {name}`", command.load())
-    yield "## Training\n"
+
+
+def training() -> Iterator[str]:
+    """Yield the page of what is trained, on which data, and watched by what."""
     for cls in (GRPO, SFT, DPO, QLoRAPolicy, *exported(data, LightningDataModule), *exported(callbacks, Callback)):
         yield section(f"`{cls.__name__}`", cls)
-    found = [c for c in components(get_plugin_manager()) if c.distribution in OFFICIAL]
-    for kind in ("reward", "aggregator", "engine"):
-        yield f"## {kind.capitalize()}s\n"
-        yield from (section(f"`{c.name}` ({c.distribution})", c.cls) for c in found if c.kind == kind)
-    yield "## For plugin authors\n"
+
+
+def plugged(kind: str) -> Iterator[str]:
+    """Yield what comes through the hooks: rewards, aggregators or engines of this project."""
+    for found in components(get_plugin_manager()):
+        if found.distribution in OFFICIAL and found.kind == kind:
+            yield section(f"`{found.name}` ({found.distribution})", found.cls)
+
+
+def authors() -> Iterator[str]:
+    """Yield the page for plugin authors."""
     yield from map(interface, (HookSpecs, Reward, RewardBatch, Aggregator, RolloutEngine))
     yield section("`lit_debias.rewards.contract.examine`", contract.examine)
 
 
 def models(report: Mapping[str, Any]) -> str:
     """Return the page of what became of every architecture in the sweep's report."""
-    rows = [
-        f"| {one['name']} | {one['verdict']} | {one['way']} | {escaped(one['reason']).replace('<', '&lt;')} |\n"
-        for one in report["architectures"]
-    ]
     tolerances = report["tolerances"]
-    head = MODELS.format(
-        version=report["versions"]["transformers"],
-        nats=tolerances["nats"],
-        gradient=tolerances["relative_gradient"],
-        counts=", ".join(f"{number} {verdict}" for verdict, number in report["verdicts"].items()),
-    )
-    return head + "".join(rows)
+    version = report["versions"]["transformers"]
+    head = MODELS.format(version=version, nats=tolerances["nats"], gradient=tolerances["relative_gradient"])
+    counts = [f"| {verdict} | {report['verdicts'].get(verdict, 0)} | {said} |\n" for verdict, said in VERDICTS.items()]
+    return head + "".join(counts) + "".join(of_verdict(verdict, report["architectures"]) for verdict in VERDICTS)
+
+
+def of_verdict(verdict: str, architectures: Sequence[Mapping[str, str]]) -> str:
+    """Return the architectures of one verdict, those for one reason in one row."""
+    reasons: dict[str, list[str]] = {}
+    for one in architectures:
+        if one["verdict"] == verdict:
+            reasons.setdefault(why(one), []).append(one["name"])
+    rows = [
+        f"| {', '.join(f'`{name}`' for name in names)} | {escaped(reason).replace('<', '&lt;')} |\n"
+        for reason, names in reasons.items()
+    ]
+    return f"\n## {verdict.capitalize()}\n\n| model type, variant | how, or why |\n|---|---|\n" + "".join(rows)
+
+
+def why(one: Mapping[str, str]) -> str:
+    """Return the way or the reason that an architecture shares with others, without its own figures and layers."""
+    if one["verdict"] == "right":
+        return f"{one['way']}, {SOME_LAYERS}" if one["reason"].startswith("Adapters of") else one["way"]
+    slower = re.search(r"Log-probs are computed by a slower way, ([^(]*) \((.*?)\)\.", one["reason"])
+    text = f"{slower[1]}: {slower[2]}" if slower else one["reason"]
+    return re.sub(r"[-\d.]+%", "N%", re.sub(r"\b(has|of) \d+ (?=positions|tokens)", r"\1 N ", text))
+
+
+def page(title: str, *parts: Iterator[str]) -> str:
+    """Return one page of the reference."""
+    return "\n".join([f"# {title}\n\n{WRITTEN}\n", *(text for part in parts for text in part)])
 
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Yield the files of this folder that are written, with their text."""
-    folder = Path(__file__).parent
-    yield folder / "reference.md", "\n".join(parts())
-    result = ROOT / "benchmarks" / "results" / "architectures.json"
+    folder = ROOT / "docs"
+    yield folder / "reference.md", HEAD
+    yield folder / "reference/commands.md", page("Commands", commands())
+    yield folder / "reference/training.md", page("Training", training())
+    yield folder / "reference/rewards.md", page("Rewards", plugged("reward"))
+    yield folder / "reference/aggregators.md", page("Aggregators and engines", plugged("aggregator"), plugged("engine"))
+    yield folder / "reference/authors.md", page("For plugin authors", authors())
+    result = ROOT / "benchmarks/results/architectures.json"
     yield folder / "models.md", models(json.loads(result.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
-    for page, text in pages():
-        page.write_text(text, encoding="utf-8")
-        print(f"wrote {page}")
+    for file, text in pages():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file}")
