@@ -112,7 +112,8 @@ def test_sft_trains_a_response_after_a_conversation(tiny_model):
     policy = loaded(tiny_model)
     answer = [{"role": "assistant", "content": "Because."}]
     batch = PromptBatch([TRANSCRIPT], {"reference": [answer]}, [SEVERAL])
-    [(loss, _, _)] = SFT(policy)._micro_batches(batch)
+    module = SFT(policy)
+    loss, _ = module._part(module._encode(batch), slice(0, 1))
     before = policy.tokenizer.apply_chat_template(SEVERAL, add_generation_prompt=True, return_dict=False)
     ids = torch.tensor([*policy.tokenizer.encode("Because."), policy.tokenizer.eos_token_id])
     with torch.no_grad():

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Any
 
 import torch
 
 from lit_debias.rewards.calls import Call
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.types import Rollout, Scores
+
+
+@contextmanager
+def scoring(suite: RewardSuite, overlap: bool) -> Iterator[tuple[Callable[[Rollout], Scores], dict[str, Any]]]:
+    """Yield what scores a rollout, and what the engine that samples it within the context gets for that.
+
+    Args:
+        suite: The rewards.
+        overlap: Score each group as soon as it is finished.
+    """
+    if not overlap:
+        yield suite.score, {}
+        return
+    with OverlappedScoring(suite) as overlapped:
+        yield overlapped.score, {"on_group": overlapped.add}
 
 
 class OverlappedScoring:
