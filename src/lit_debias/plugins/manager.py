@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import TYPE_CHECKING, Any
 
@@ -94,21 +95,30 @@ class PluginManager(pluggy.PluginManager):
         """Name of the entry point -> distribution that brought it."""
 
 
-def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] | None = None) -> PluginManager:
-    """Return a new manager with every installed plugin that is allowed and not disabled.
+@cache
+def get_plugin_manager() -> PluginManager:
+    """Return this process's manager, which :func:`load_plugins` makes at the first call.
+
+    ``get_plugin_manager.cache_clear()`` forgets it: for tests, which install plugins.
+    """
+    return load_plugins(installed_plugins())
+
+
+def load_plugins(entry_points: Iterable[tuple[EntryPoint, Distribution]]) -> PluginManager:
+    """Return a new manager with every plugin that is allowed and not disabled.
 
     Where the environment variable ``LIT_DEBIAS_ALLOWED_PLUGINS`` names entry points, no other plugin is imported but
     the built-in one: their packages cannot be, so that a class path in a configuration file does not get round it.
 
     Args:
-        entry_points: What to load; by default the entry points of all installed distributions.
+        entry_points: What to load, each with the distribution that brings it.
 
     Raises:
         UserError: a plugin does not import, implements an unknown hook, or repeats the class name of another; or one
             that is allowed is not installed.
     """
     manager = PluginManager()
-    found = list(installed_plugins() if entry_points is None else entry_points)
+    found = list(entry_points)
     disabled, allowed = _names(DISABLE_VARIABLE), _names(ALLOW_VARIABLE)
     installed = {entry_point.name for entry_point, _ in found}
     for name in sorted(allowed - installed):
