@@ -12,6 +12,7 @@ import torch
 
 from lit_debias.rewards.calls import Call
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.devices import use_in_this_thread
 from lit_debias.types import Rollout, Scores
 
 
@@ -93,6 +94,5 @@ class OverlappedScoring:
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None and not self._stopped:
             number, group = item
-            if group.completion_ids.device.type == "cuda":
-                torch.cuda.set_device(group.completion_ids.device)  # a thread begins on the first one
+            use_in_this_thread(group.completion_ids.device)
             self._found[number] = self.suite.score(group, self._early)

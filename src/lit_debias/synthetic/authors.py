@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from lit_debias.errors import UserError
 from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.support.devices import best_device
 from lit_debias.support.endpoint import api_key, check_endpoint, is_busy, refusal
 from lit_debias.support.hashing import stable_hash
 from lit_debias.support.precision import Precision
@@ -162,7 +161,7 @@ class LocalModel(Author):
 
     def write(self, instructions: Sequence[str]) -> Iterator[str | None]:
         """Sample batch by batch, seeded by the instructions; see :meth:`Author.write`."""
-        self.policy.load("cuda" if torch.cuda.is_available() else "cpu")
+        self.policy.load(best_device())
         for start in range(0, len(instructions), self.batch_size):
             batch = PromptBatch(list(instructions[start : start + self.batch_size]))
             seed = stable_hash(batch.texts[0]) % 2**31

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
-
 from lit_debias.errors import UserError
 from lit_debias.rewards.asking import ask, check_scores
 from lit_debias.rewards.reward import Reward, RewardBatch
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.devices import best_device
 from lit_debias.synthetic.assignments import Assignment
 from lit_debias.synthetic.leaks import held_out_names
 from lit_debias.synthetic.near_duplicates import NearDuplicates
@@ -84,7 +83,7 @@ class Sieve:
             yield from records
             return
         RewardSuite({"judge": self.judge}).check_columns(list(records[0]))
-        self.judge.setup(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.judge.setup(best_device())
         for start in range(0, len(records), BATCH):
             part = records[start : start + BATCH]
             for record, score in zip(part, self._judged(self.judge, part), strict=True):

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from lit_debias.data.sources import read_file
-from lit_debias.data.tables import SCHEMAS, sha256_of
+from lit_debias.data.tables import SCHEMAS
 from lit_debias.errors import UserError
 from lit_debias.rewards.reward import Reward
 from lit_debias.support.atomic import new_folder
+from lit_debias.support.hashing import sha256
 from lit_debias.synthetic.assignments import INTENSITIES, Assignment, assign
 from lit_debias.synthetic.authors import Author
 from lit_debias.synthetic.card import written_section
@@ -155,5 +156,5 @@ def assemble(
             shutil.copytree(source, work, dirs_exist_ok=True)
         pq.write_table(pa.concat_tables([pq.read_table(data / train), table]), work / train)
         (work / ARGUMENTS).write_text(json.dumps({**arguments, "written": settings}, indent=2) + "\n", encoding="utf-8")
-        card = card.replace(sha256_of(data / train), sha256_of(work / train))
+        card = card.replace(sha256([data / train]), sha256([work / train]))
         (work / "README.md").write_text(f"{card}\n{written_section(settings, outcomes)}", encoding="utf-8")

@@ -22,6 +22,7 @@ from lit_debias.packing.tokens import tokens_of
 from lit_debias.policy.lengths import check_responses
 from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.support import distributed
+from lit_debias.support.seeds import seed_at, seed_of_rank
 from lit_debias.training.adapter_module import AdapterModule, Metrics, Part
 from lit_debias.types import PromptBatch, Rollout
 
@@ -90,7 +91,7 @@ class Baseline(AdapterModule):
         self._log({**sums, "grad_norm": norm, "step_time": time.perf_counter() - start}, bar=("loss",))
 
     def _dropout_seed(self) -> int:
-        return (self.seed * 1_000_003 + self.global_step) * distributed.world_size() + distributed.rank()
+        return seed_of_rank(seed_at(self.seed, self.global_step))
 
     def _encode(self, prompts: PromptBatch) -> Lesson:
         """Tokenise the responses, and ask the reference about them where the loss needs it."""

@@ -32,6 +32,7 @@ from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.support import distributed
 from lit_debias.support.devices import known_device
+from lit_debias.support.seeds import seed_at, seed_of_rank
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
 from lit_debias.training.rehearsal import class_path
@@ -195,11 +196,10 @@ class GRPO(AdapterModule):
             self.experience = collected
 
     def _sampling_seed(self) -> int:
-        return self.seed * 1_000_003 + self.rollout_step  # a function of the step, so a resumed run samples alike
+        return seed_at(self.seed, self.rollout_step)
 
     def _dropout_seed(self, experience: Experience) -> int:
-        update = self._sampling_seed() * self.inner_epochs + experience.epochs_done
-        return update * distributed.world_size() + distributed.rank()
+        return seed_of_rank(self._sampling_seed() * self.inner_epochs + experience.epochs_done)
 
     def _with_reference(self, rollout: Rollout, suite: RewardSuite, for_loss: bool) -> tuple[Rollout, Tensor | None]:
         """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
