@@ -48,6 +48,8 @@ SCHEMAS = {
     ),
 }
 """Table -> its columns."""
+Row = dict[str, Any]
+"""A row of somebody's data or of a table here: column -> cell."""
 
 
 def text_columns(table: str, columns: Mapping[str, str]) -> set[str]:

@@ -126,7 +126,7 @@ def load_plugins(entry_points: Iterable[tuple[EntryPoint, Distribution]]) -> Plu
             f"{ALLOW_VARIABLE} names '{name}', and no such plugin is installed{did_you_mean(name, installed)}"
         )
     welcome = [pair for pair in found if not allowed or pair[0].name in allowed or pair[0].value == BUILTINS]
-    _bar({_package(entry_point) for entry_point, _ in found}, {_package(entry_point) for entry_point, _ in welcome})
+    _forbid({_package(entry_point) for entry_point, _ in found}, {_package(entry_point) for entry_point, _ in welcome})
     for entry_point, distribution in welcome:
         if entry_point.name not in disabled:
             _register(manager, entry_point, distribution)
@@ -142,7 +142,7 @@ def _package(entry_point: EntryPoint) -> str:
     return entry_point.module.partition(".")[0]
 
 
-def _bar(packages: set[str], welcome: set[str]) -> None:
+def _forbid(packages: set[str], welcome: set[str]) -> None:
     """Let Python refuse to import packages that are not welcome; None in ``sys.modules`` is its own way to say so."""
     for package in packages - welcome:
         sys.modules.setdefault(package, None)  # type: ignore[arg-type]

@@ -161,10 +161,10 @@ class AdapterModule(LightningModule):
             raise UserError(f"lr_scheduler: there is no metric '{name}' to monitor{did_you_mean(name, known)}")
         schedule.step(float(known[name]))
 
-    def _log(self, values: Mapping[str, float], bar: Collection[str] = ()) -> None:
+    def _log(self, values: Mapping[str, float], shown: Collection[str] = ()) -> None:
         for name, value in values.items():
-            how, shown = OVER_RANKS.get(name, "mean"), name in bar
-            self.log(name, value, shown, on_step=True, on_epoch=False, reduce_fx=how, sync_dist=True, batch_size=1)
+            how, prog_bar = OVER_RANKS.get(name, "mean"), name in shown
+            self.log(name, value, prog_bar, on_step=True, on_epoch=False, reduce_fx=how, sync_dist=True, batch_size=1)
 
     # ---------------------------------------------------------------- Lightning's life cycle
 

@@ -88,7 +88,7 @@ class Baseline(AdapterModule):
         sums, norm = self.optimise(
             self._micro_batches(lesson), partial(self._part, lesson), f"step {self.global_step}", prompts
         )
-        self._log({**sums, "grad_norm": norm, "step_time": time.perf_counter() - start}, bar=("loss",))
+        self._log({**sums, "grad_norm": norm, "step_time": time.perf_counter() - start}, shown=("loss",))
 
     def _dropout_seed(self) -> int:
         return seed_of_rank(seed_at(self.seed, self.global_step))

@@ -179,7 +179,7 @@ class GRPO(AdapterModule):
             experience.old_logprobs = torch.cat(logprobs)
             self._log(metrics.of_sampling(experience))
         experience.epochs_done += 1
-        self._log(metrics.of_update(sums, size) | {"grad_norm": norm}, bar=("kl",))
+        self._log(metrics.of_update(sums, size) | {"grad_norm": norm}, shown=("kl",))
 
     # ---------------------------------------------------------------- parts of a step
 
@@ -223,7 +223,7 @@ class GRPO(AdapterModule):
 
     def _log_rollout(self, rollout: Rollout, scores: Scores, advantages: Tensor, seconds: float) -> None:
         total = self.aggregator.total(own_copy(scores), self.rollout_step)
-        self._log(metrics.of_rollout(rollout, scores, total, seconds), bar=("reward", "tokens_per_second"))
+        self._log(metrics.of_rollout(rollout, scores, total, seconds), shown=("reward", "tokens_per_second"))
         self._log(self.aggregator.metrics(own_copy(scores), own_copy(advantages), self.rollout_step))
 
     def _part(self, experience: Experience, size: UpdateSize, kept: list[Tensor], groups: slice) -> Part:
