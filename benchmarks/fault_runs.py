@@ -35,13 +35,15 @@ from lit_debias.cli import training as training_cli  # noqa: F401
 from lit_debias.cli.main import main
 from lit_debias.errors import UserError
 from lit_debias.rewards.reward import Reward, RewardBatch
+from lit_debias.support import atomic
 from lit_debias.training import checkpoints as checkpoint_io
 
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 300.0  # seconds after which a process hangs; machines may be busy
 ERROR = "lit-debias: error: "
 SAVING = {
-    checkpoint_io.__file__: {"save_checkpoint", "replace_file", "sync_folder"},
+    checkpoint_io.__file__: {"save_checkpoint"},
+    atomic.__file__: {"new_file", "to_disk"},
     shutil.__file__: {"copyfileobj"},
     model_checkpoint.__file__: {"_save_none_monitor_checkpoint", "_save_last_checkpoint", "_remove_checkpoint"},
 }

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from benchmarks.provenance import describe_device, provenance
 from lit_debias.errors import UserError
+from lit_debias.support.atomic import write_text
 
 PACKAGES = ("lit-debias", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 
@@ -63,10 +64,7 @@ def passed(gates: Mapping[str, Mapping[str, Any]]) -> bool:
 
 def write(path: Path, report: Mapping[str, Any]) -> None:
     """Write JSON; a reader finds the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.new")
-    work.write_text(json.dumps(report, indent=2) + "\n")
-    work.replace(path)
+    write_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def print_gates(gates: Mapping[str, Mapping[str, Any]], console: Console) -> None:

@@ -5,12 +5,15 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 from support import save_tiny_model
+
+from lit_debias.plugins.manager import get_plugin_manager
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=40)
 hypothesis.settings.load_profile("suite")  # equal examples in every run
@@ -27,3 +30,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # Lightning's command line leaves it for later tests
+
+
+@pytest.fixture(autouse=True)
+def _no_plugins_of_other_tests() -> Iterator[None]:
+    yield
+    get_plugin_manager.cache_clear()

@@ -133,6 +133,10 @@ class Scores:
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
     """The prompts' columns of the data by name, each [P]."""
 
+    def filled(self, name: str, missing: float = 0.0) -> Tensor:
+        """Return a reward's [P, G] scores, with ``missing`` where it had no opinion, whatever else stands there."""
+        return self.values[name].where(self.valid[name], missing)
+
 
 @dataclass
 class Experience:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_debias.aggregators import GDPO, Aggregator, LinearSchedule, WeightedSum
-from lit_debias.aggregators.aggregator import batch_means, batch_moments
+from lit_debias.aggregators.aggregator import batch_means, batch_moments, scored
 from lit_debias.errors import UserError
 from lit_debias.rewards.overlong import SoftOverlong
 from lit_debias.rewards.reward import RewardBatch
@@ -39,6 +39,14 @@ def test_moments_by_hand() -> None:
     assert found == {"a": (3.0, pytest.approx(math.sqrt((4 + 1 + 9) / 2))), "once": (5.0, 0.0)}
     assert batch_means(given, ["once", "never"]) == {"once": 5.0}
     assert batch_moments(given, []) == {}
+
+
+def test_what_stands_in_the_place_of_a_missing_score_does_not_matter() -> None:
+    odd = Scores({"a": torch.tensor([[1.0, NAN]])}, {"a": torch.tensor([[True, False]])})
+    assert odd.filled("a").tolist() == [[1.0, 0.0]]
+    assert odd.filled("a", math.inf).tolist() == [[1.0, math.inf]]
+    assert scored(torch.tensor([[0.0, NAN]])).tolist() == [[True, False]]
+    assert batch_means(odd, ["a"]) == {"a": 1.0}
 
 
 def test_equal_scores_have_no_deviation() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lit_debias.cli.errors import one_line
 from lit_debias.data.sources import ORIGIN, read_file
 from lit_debias.errors import UserError
-from lit_debias.support.files import decode, jsonl_records
+from lit_debias.support.files import decode, jsonl_objects
 from lit_debias_judge.template import parse
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # no half of a surrogate pair
@@ -60,7 +60,7 @@ def is_one_line_with_the_place(error: UserError, where: str) -> None:
 def test_json_lines_that_are_written_are_read(records, ending, blank_lines, mark, ascii_only):
     lines = [json.dumps(record, ensure_ascii=ascii_only) + ending * (1 + blank_lines) for record in records]
     content = codecs.BOM_UTF8 * mark + "".join(lines).encode()
-    found = list(jsonl_records(decode(content, "x"), "x"))
+    found = list(jsonl_objects(decode(content, "x"), "x"))
     assert [record for _, record in found] == records
     assert [number for number, _ in found] == [1 + i * (1 + blank_lines) for i in range(len(records))]
 
@@ -69,7 +69,7 @@ def test_json_lines_that_are_written_are_read(records, ending, blank_lines, mark
 @settings(max_examples=300)
 def test_any_bytes_are_records_or_one_line_with_the_place(content):
     try:
-        found = list(jsonl_records(decode(content, "'x.jsonl'"), "'x.jsonl'"))
+        found = list(jsonl_objects(decode(content, "'x.jsonl'"), "'x.jsonl'"))
     except UserError as error:
         is_one_line_with_the_place(error, "'x.jsonl'")
     else:

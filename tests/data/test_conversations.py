@@ -114,7 +114,7 @@ def test_sft_trains_a_response_after_a_conversation(tiny_model):
     policy = module.load_policy()
     answer = [{"role": "assistant", "content": "Because."}]
     batch = PromptBatch([TRANSCRIPT], {"reference": [answer]}, [SEVERAL])
-    [(loss, _, _)] = module._micro_batches(batch)
+    loss, _ = module._part(module._encode(batch), slice(0, 1))
     before = policy.tokenizer.apply_chat_template(SEVERAL, add_generation_prompt=True, return_dict=False)
     ids = torch.tensor([*policy.tokenizer.encode("Because."), policy.tokenizer.eos_token_id])
     with torch.no_grad():

@@ -18,7 +18,7 @@ from lit_debias.cli.parser import Parser
 from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
 from lit_debias.evaluation.arms import frozen_base, mean_logprobs
-from lit_debias.evaluation.fingerprint import check_judges, describe, sha256_of
+from lit_debias.evaluation.fingerprint import check_judges, describe
 from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.table import as_tables
 from lit_debias.models.adapters import TRAINED
@@ -26,6 +26,7 @@ from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
 from lit_debias.plugins.manager import get_plugin_manager
 from lit_debias.rewards.reward import Reward
+from lit_debias.support.hashing import sha256_of_files
 
 CALLS: list[int] = []
 
@@ -199,7 +200,7 @@ def test_a_column_that_is_empty_in_some_rows_reaches_the_judge(tiny_model, tmp_p
 def test_the_fingerprint_of_the_synthetic_folder_knows_no_columns(tiny_model, data, tmp_path):
     found = run(tiny_model, data, tmp_path, system_prompt=None)
     assert "columns" not in found["settings"]
-    assert found["settings"]["data_sha256"] == sha256_of([Path(data) / "prompts" / "test_group.parquet"])
+    assert found["settings"]["data_sha256"] == sha256_of_files([Path(data) / "prompts" / "test_group.parquet"])
 
 
 def test_further_adapters_are_arms_of_their_own(tiny_model, data, adapter, tmp_path):

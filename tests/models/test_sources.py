@@ -126,14 +126,14 @@ def test_of_two_processes_that_convert_at_once_the_slower_takes_the_folder_of_th
 ):
     path = tmp_path / "tiny.gguf"
     write_gguf(path, tiny_model, seed=1)
-    replace = models.os.replace
+    rename = Path.rename
 
     def overtaken(work, target):
         shutil.copytree(work, target)  # what the other process did meanwhile
         (target / "winner").touch()
-        replace(work, target)
+        return rename(work, target)
 
-    monkeypatch.setattr(models.os, "replace", overtaken)
+    monkeypatch.setattr(Path, "rename", overtaken)
     folder = Path(models.resolve(str(path)))
     assert (folder / "winner").exists()
     assert [entry.name for entry in cache.iterdir()] == [folder.name]

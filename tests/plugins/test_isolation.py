@@ -15,7 +15,7 @@ from grpo_runs import Vowels, adapter_of, assert_same, grpo, trainer
 from lit_debias.aggregators import WeightedSum
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
-from lit_debias.plugins.manager import get_plugin_manager, hookimpl, show_scored
+from lit_debias.plugins.manager import hookimpl, load_plugins, show_scored
 from lit_debias.rewards.asking import RewardError
 from lit_debias.rewards.guard import Guard
 from lit_debias.rewards.reward import Reward
@@ -137,7 +137,7 @@ def test_training_is_the_same_beside_plugins_that_edit_everything(
     data.write_text("".join(json.dumps({"prompt": f"people from {place} are"}) + "\n" for place in "abcd"))
 
     def run(reward, aggregator, *observers):
-        manager = get_plugin_manager(entry_points=[])
+        manager = load_plugins([])
         for observer in observers:
             manager.register(observer)
         monkeypatch.setattr("lit_debias.training.grpo.get_plugin_manager", lambda: manager)
@@ -181,7 +181,7 @@ def test_each_observer_sees_a_rollout_of_its_own_and_its_failure_is_one_line():
             self.seen = rollout
             raise KeyError("two\nlines")
 
-    manager, observers = get_plugin_manager(entry_points=[]), [Watches(), Watches()]
+    manager, observers = load_plugins([]), [Watches(), Watches()]
     for number, observer in enumerate(observers):
         manager.register(observer, f"w{number}")
     rollout = make_rollout()

@@ -16,7 +16,7 @@ import torch
 from lit_debias import RewardBatch, errors
 from lit_debias.cli.main import main
 from lit_debias.plugins import manager as plugins
-from lit_debias.plugins.manager import components, get_plugin_manager
+from lit_debias.plugins.manager import components, get_plugin_manager, installed_plugins, load_plugins
 from lit_debias.rewards.guard import Guard
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.types import PromptBatch, Rollout, Scores
@@ -69,9 +69,9 @@ def make_rollout() -> Rollout:
     return Rollout(prompts, ids[:, 0], ids[:, 0] == 0, ids, ids == 0, ids.float(), ids[..., 0] > 0, texts)
 
 
-def failure(**kwargs) -> str:
+def failure() -> str:
     with pytest.raises(errors.UserError) as caught:
-        get_plugin_manager(**kwargs)
+        get_plugin_manager()
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -81,7 +81,7 @@ def test_built_ins_register_through_an_entry_point_like_anyone():
     found = {component.name: component for component in components(get_plugin_manager())}
     assert {"WeightedSum", "GDPO", "LocalEngine"} <= set(found)
     assert {found[name].distribution for name in ("WeightedSum", "LocalEngine")} == {"lit-debias"}
-    assert components(get_plugin_manager(entry_points=[])) == []  # nothing is known that no entry point names
+    assert components(load_plugins([])) == []  # nothing is known that no entry point names
 
 
 def test_a_plugin_is_listed_with_its_origin(install):
@@ -100,9 +100,22 @@ def test_components_are_sorted_by_kind_and_name(install):
     assert keys == sorted(keys)
 
 
-def test_a_manager_is_new_each_time(install):
-    install("fresh", REWARD.format(name="Fresh"))
-    assert get_plugin_manager() is not get_plugin_manager()
+def test_plugins_are_looked_for_once_in_a_process(install, monkeypatch, capsys):
+    searches = []
+    monkeypatch.setattr(plugins, "installed_plugins", lambda: searches.append(1) or installed_plugins())
+    manager = get_plugin_manager()
+    assert main(["plugins"]) == 0
+    assert main(["doctor"]) == 0
+    assert main(["rewards", "score", "NoSuchReward", "a text"]) == 2
+    assert get_plugin_manager() is manager
+    assert len(searches) == 1
+
+
+def test_a_plugin_that_fails_is_looked_for_again(install, monkeypatch):
+    install("broken-rewards", "import no_such_module_at_all", entry_point="broken")
+    failure()
+    monkeypatch.setenv(plugins.DISABLE_VARIABLE, "broken")
+    assert "broken" not in get_plugin_manager().origins
 
 
 @pytest.mark.parametrize(
@@ -136,6 +149,7 @@ def test_only_allowed_plugins_and_the_built_in_one_are_imported(install, monkeyp
     assert {"Liked", "WeightedSum"} <= names
     assert "Fluency" not in names  # of a plugin that is installed and not named
     monkeypatch.setenv(plugins.ALLOW_VARIABLE, "likd")
+    get_plugin_manager.cache_clear()
     with pytest.raises(errors.UserError, match="names 'likd', and no such plugin is installed; did you mean 'liked'"):
         get_plugin_manager()
 
@@ -170,6 +184,7 @@ def test_a_class_path_does_not_get_round_the_list(install, monkeypatch, tmp_path
     assert f"'{strange}' is a plugin that LIT_DEBIAS_ALLOWED_PLUGINS does not name" in capsys.readouterr().err
     assert not mark.exists()
     monkeypatch.delenv(plugins.ALLOW_VARIABLE)
+    get_plugin_manager.cache_clear()
     assert "Strange" in {component.name for component in components(get_plugin_manager())}
     assert mark.exists()
 

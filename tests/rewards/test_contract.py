@@ -12,7 +12,7 @@ from lit_debias import Reward
 from lit_debias.cli.main import main
 from lit_debias.cli.rewards import build
 from lit_debias.errors import UserError
-from lit_debias.rewards.contract import Row, close, examine
+from lit_debias.rewards.contract import Example, close, examine
 
 
 class Words(Reward):
@@ -250,8 +250,8 @@ def test_bounds_are_declared(monkeypatch):
     assert broken(TooHigh()) == []
 
 
-def pair(better: str, worse: str, **columns) -> tuple[Row, Row]:
-    return Row("Say it.", better, columns), Row("Say it.", worse, columns)
+def pair(better: str, worse: str, **columns) -> tuple[Example, Example]:
+    return Example("Say it.", better, columns), Example("Say it.", worse, columns)
 
 
 def test_pairs_by_hand():

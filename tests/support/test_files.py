@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_debias.support import atomic
-from lit_debias.support.atomic import new_folder, write_text
+from lit_debias.support.atomic import new_file, new_folder, write_text
 
 CRASHES = """
 import os, sys, types
@@ -153,3 +153,30 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_text(file, "new")
     assert contents(file.parent) == {"file": "old"}
+
+
+def test_two_processes_that_write_one_file_do_not_meet(tmp_path):
+    file = tmp_path / "file"
+    with new_file(file) as first, new_file(file) as second:
+        first.write(b"first, and longer")
+        second.write(b"second")
+    assert contents(tmp_path) == {"file": "first, and longer"}  # who ends last
+
+
+def test_a_work_file_of_a_given_name_is_overwritten_and_never_left(tmp_path):
+    work = tmp_path / "work"
+    work.write_bytes(b"half of what a killed process wrote")
+    with new_file(tmp_path / "file", work) as file:
+        assert work.read_bytes() == b""
+        file.write(b"new")
+    assert contents(tmp_path) == {"file": "new"}
+
+
+def test_a_folder_that_another_process_has_made_meanwhile_can_stay(tmp_path):
+    out = tmp_path / "out"
+    with new_folder(out, replace=False) as work:
+        (work / "a").write_text("slower")
+        out.mkdir()
+        (out / "a").write_text("faster")
+    assert contents(out) == {"a": "faster"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -12,8 +12,9 @@ from support import save_tiny_model
 from lit_debias import Reward
 from lit_debias.cli.main import main
 from lit_debias.data import ResponseDataModule
-from lit_debias.data.tables import SCHEMAS, sha256_of
+from lit_debias.data.tables import SCHEMAS
 from lit_debias.errors import UserError
+from lit_debias.support.hashing import sha256
 from lit_debias.synthetic.assignments import assign
 from lit_debias.synthetic.authors import Author, Endpoint, LocalModel
 from lit_debias.synthetic.near_duplicates import NearDuplicates
@@ -271,8 +272,8 @@ def test_the_folder_is_a_data_set_with_more_training_responses(data, tmp_path):
     card = (out / "README.md").read_text()
     assert "holds 15 responses more" in card
     assert "| near-duplicate | 0 |" in card
-    assert sha256_of(out / "responses/train.parquet") in card
-    assert sha256_of(data / "responses/train.parquet") not in card
+    assert sha256([out / "responses/train.parquet"]) in card
+    assert sha256([data / "responses/train.parquet"]) not in card
     module = ResponseDataModule(str(out))
     module.setup("fit")
     assert len(module.rows["train"]) == after.num_rows

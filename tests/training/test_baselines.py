@@ -58,8 +58,9 @@ def log_probs(policy, prompt: str, answer: str) -> torch.Tensor:
 
 
 def losses_and_gradient(module, prompts):
-    parts = list(module._micro_batches(prompts))
-    sum(loss for loss, _, _ in parts).backward()
+    lesson = module._encode(prompts)
+    parts = [module._part(lesson, groups) for groups in module._micro_batches(lesson)]
+    sum(loss for loss, _ in parts).backward()
     gradient = {name: p.grad.clone() for name, p in module.policy.trainable_parameters().items()}
     module.policy.zero_grad()
     return parts, gradient
@@ -93,9 +94,9 @@ def test_sft_is_the_mean_over_all_tokens_of_the_batch_and_the_end_is_one_of_them
     parts, found = losses_and_gradient(module, BATCH)
     alone = [log_probs(module.policy, p, r) for p, r in zip(BATCH.texts, BATCH.columns["reference"], strict=True)]
     expected = -torch.cat(alone).mean()  # not the mean of two means: the second response is longer
-    assert sum(measured["loss"] for _, measured, _ in parts) == pytest.approx(expected.item(), rel=1e-5)
-    assert sum(measured["num_tokens"] for _, measured, _ in parts) == sum(map(len, alone))
-    assert [last for _, _, last in parts] == [False, True]
+    assert sum(measured["loss"] for _, measured in parts) == pytest.approx(expected.item(), rel=1e-5)
+    assert sum(measured["num_tokens"] for _, measured in parts) == sum(map(len, alone))
+    assert len(parts) == 2
     expected.backward()
     for name, parameter in module.policy.trainable_parameters().items():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
@@ -105,7 +106,7 @@ def test_dpo_compares_whole_responses_with_the_base(tiny_model):
     module = baseline(DPO, tiny_model, beta=0.3)
     policy = module.load_policy()
     before, _ = losses_and_gradient(module, BATCH)
-    assert sum(measured["loss"] for _, measured, _ in before) == pytest.approx(math.log(2))  # no margin at the start
+    assert sum(measured["loss"] for _, measured in before) == pytest.approx(math.log(2))  # no margin at the start
     bases = [[log_probs(policy, p, BATCH.columns[c][i]).sum().detach() for c in module.columns]
              for i, p in enumerate(BATCH.texts)]  # fmt: skip
     perturb(policy)
@@ -115,7 +116,7 @@ def test_dpo_compares_whole_responses_with_the_base(tiny_model):
         good, bad = (log_probs(policy, prompt, BATCH.columns[column][i]).sum() for column in ("reference", "biased"))
         margin = 0.3 * ((good - bases[i][0]) - (bad - bases[i][1]))
         expected = expected + torch.log1p(torch.exp(-margin)) / 2
-    assert sum(measured["loss"] for _, measured, _ in parts) == pytest.approx(expected.item(), rel=1e-4)
+    assert sum(measured["loss"] for _, measured in parts) == pytest.approx(expected.item(), rel=1e-4)
     expected.backward()
     for name, parameter in policy.trainable_parameters().items():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5)
@@ -138,7 +139,7 @@ def test_micro_batches_change_nothing(tiny_model, data, tmp_path, cls):
 @pytest.mark.parametrize("cls", [SFT, DPO])
 def test_resuming_gives_bitwise_the_same_adapter(tiny_model, tmp_path, cls):
     def run(folder, ckpt=None, callbacks=()):
-        module = baseline(cls, tiny_model, policy=None)
+        module = baseline(cls, tiny_model)
         keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, save_on_exception=True)
         t = trainer(folder, max_steps=5, max_epochs=-1, enable_checkpointing=True, callbacks=[keep, *callbacks])
         t.fit(module, write(tmp_path / "pairs.jsonl", ROWS), ckpt_path=ckpt, weights_only=True)  # 2 batches an epoch

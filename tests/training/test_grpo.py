@@ -262,7 +262,7 @@ def test_the_gradient_is_that_of_the_written_formula(tiny_model):
     advantages = torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, -2.0]])
     experience = Experience(rollout, Scores({}, {}), advantages, rollout.completion_mask)
     size = UpdateSize.of(experience.loss_mask, 5)
-    module._loss(experience, slice(0, 2), size)[0].backward()
+    module._part(experience, size, [], slice(0, 2))[0].backward()
     found = {name: p.grad.clone() for name, p in policy.trainable_parameters().items()}
     policy.zero_grad()
     total = 0.0

@@ -79,16 +79,19 @@ class Aggregator(ABC):
 
 def weighted_mean(scores: Scores, weights: Mapping[str, float]) -> Tensor:
     """Return the mean of the rewards that scored each completion, [P, G]; NaN where none with a weight did."""
-    total = torch.stack(
-        [(scores.values[name].double() * weight).where(scores.valid[name], 0) for name, weight in weights.items()]
-    )
+    total = torch.stack([scores.filled(name).double() * weight for name, weight in weights.items()])
     present = torch.stack([scores.valid[name].double() * weight for name, weight in weights.items()])
     return narrow(total.sum(0) / present.sum(0), next(iter(scores.values.values())).dtype)
 
 
+def scored(total: Tensor) -> Tensor:
+    """Return where a [P, G] combined reward is there: bool, False for a completion that no reward has scored."""
+    return total.isfinite()
+
+
 def normalised(total: Tensor, scale: Scale, min_std: float, weight: float = 1.0) -> Tensor:
     """Return the [P, G] advantages of ``weight`` times combined rewards that are NaN where a completion is left out."""
-    return narrow(group_advantages(total.double() * weight, ~total.isnan(), scale, min_std), total.dtype)
+    return narrow(group_advantages(total.double() * weight, scored(total), scale, min_std), total.dtype)
 
 
 def influence(scores: Scores, names: Sequence[str], advantages: Tensor) -> dict[str, float]:
@@ -128,7 +131,7 @@ def batch_moments(scores: Scores, names: Sequence[str]) -> dict[str, tuple[float
         return {}
     rows = []
     for name in names:
-        values = scores.values[name].double().where(scores.valid[name], 0)
+        values = scores.filled(name).double()
         rows.append(torch.stack([values.sum(), values.square().sum(), scores.valid[name].sum().to(values)]))
     moments = {}
     for name, (total, squares, count) in zip(names, all_sum(torch.stack(rows)).tolist(), strict=True):

@@ -68,7 +68,7 @@ class GeometricMean(Scheduled):
         return narrow(mean, values.dtype)
 
     def _positive(self, name: str, scores: Scores) -> Tensor:
-        known = scores.values[name].where(scores.valid[name], 0.0)
+        known = scores.filled(name)
         if known.lt(0).any():
             raise UserError(
                 f"GeometricMean: reward '{name}' gave {float(known.min()):g}, and a product needs scores "
@@ -113,7 +113,7 @@ class WorstCase(Aggregator):
     def total(self, scores: Scores, step: int) -> Tensor:
         """Return the lowest reward of each completion, [P, G]; NaN for one that is left out."""
         valid = torch.stack([scores.valid[name] for name in self.names])
-        values = torch.stack([scores.values[name] for name in self.names]).masked_fill(~valid, math.inf)
+        values = torch.stack([scores.filled(name, math.inf) for name in self.names])
         asked = valid.any(2, keepdim=True)
         complete = (valid | ~asked).all(0) & valid.any(0)
         return values.amin(0).masked_fill(~complete, math.nan)

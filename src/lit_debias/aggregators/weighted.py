@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_debias.aggregators.aggregator import Aggregator, checked_min_std, normalised, weighted_mean
+from lit_debias.aggregators.aggregator import Aggregator, checked_min_std, normalised, scored, weighted_mean
 from lit_debias.errors import UserError
 from lit_debias.grpo.advantages import Scale, batch_statistics, group_advantages, narrow
 from lit_debias.types import Scores
@@ -141,7 +141,7 @@ class GDPO(Scheduled):
         signal = torch.stack([units[name] * weight for name, weight in weights.items()]).any(0).any(1, keepdim=True)
         combined = weighted_mean(Scores(units, scores.valid), weights)
         scale = sum(weights.values())
-        valid = ~combined.isnan()
+        valid = scored(combined)
         mean, std = batch_statistics(combined, valid)
         advantages = (combined - mean) * scale / (std * scale + 1e-4)
         return narrow(advantages.masked_fill(~(valid & signal), 0.0), combined.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_debias.aggregators.aggregator import Aggregator, batch_means, checked_names, require
+from lit_debias.aggregators.aggregator import Aggregator, batch_means, checked_names, require, scored
 from lit_debias.aggregators.learned import RESUME, WorstMean
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.grpo.advantages import group_statistics, narrow
@@ -195,7 +195,7 @@ class LowerConfidenceBound(Wrapper):
         """Return mean and standard deviation of an ensemble's members, and where there are two or more, [P, G] each."""
         members = self.ensembles[name]
         valid = torch.stack([scores.valid[member] for member in members], -1)
-        values = torch.stack([scores.values[member].double() for member in members], -1).where(valid, 0.0)
+        values = torch.stack([scores.filled(member).double() for member in members], -1)
         count = valid.sum(-1)
         std = group_statistics(values.flatten(0, 1), valid.flatten(0, 1)).std.view(count.shape)
         return values.sum(-1) / count.clamp(min=1), std, count > 1
@@ -275,8 +275,8 @@ class GroupMaxMin(Wrapper):
 
     def _counted(self, groups: Sequence[str], total: Tensor) -> tuple[dict[str, int], dict[str, float]]:
         """Return group -> prompts, and group -> mean of the combined reward, both over all ranks (collective)."""
-        sums = total.double().nan_to_num(0.0).sum(1).tolist()
-        counts = (~total.isnan()).sum(1).tolist()
+        sums = total.double().where(scored(total), 0.0).sum(1).tolist()
+        counts = scored(total).sum(1).tolist()
         prompts: dict[str, int] = {}
         sum_of: dict[str, float] = {}
         count_of: dict[str, int] = {}

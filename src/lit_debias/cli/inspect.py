@@ -123,7 +123,9 @@ def _nf4() -> Check:
         return Check("NF4", False, "", "pip install bitsandbytes, or set policy.quantization none")
     import bitsandbytes as bnb
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    from lit_debias.support.devices import best_device
+
+    device = best_device()
     try:
         weight = torch.linspace(-1, 1, 4096, device=device).view(64, 64)
         packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lit_debias.errors import UserError
 from lit_debias.support.redaction import check_no_secrets
+
+OWN_CLASS = re.compile(r"""(class_path["']?:\s*["']?)(lit_debias(?:\.\w+)+)""")
 
 
 def config_files(args: Sequence[str]) -> list[Path]:
@@ -28,6 +32,19 @@ def check_config(file: Path) -> None:
         raise UserError(f"configuration '{file}' holds no options; write them as NAME: VALUE")
 
 
+def with_present_paths(content: str) -> str:
+    """Return a configuration in which a class of ours whose module has moved since goes by its short name."""
+    return OWN_CLASS.sub(lambda found: found[1] + _present(found[2]), content)
+
+
+def _present(class_path: str) -> str:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return class_path if hasattr(import_module(module), name) else name
+    except ImportError:
+        return name
+
+
 class Parser(ArgumentParser):
     """A parser whose errors are one line, and whose results hold no secrets: they are kept in files."""
 
@@ -36,6 +53,10 @@ class Parser(ArgumentParser):
         config = super().parse_args(*args, **kwargs)
         check_no_secrets(config.as_dict())
         return config
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Return the arguments of a configuration file, be it of an older version."""
+        return super().parse_string(with_present_paths(content), *args, **kwargs)
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         """Return the arguments as YAML, for ``--print_config`` and ``config.yaml``, as :meth:`parse_args`."""

@@ -18,10 +18,10 @@ from lit_debias.cli.parser import Parser
 from lit_debias.errors import UserError, cause_of, did_you_mean
 from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias.rewards.asking import RewardError, ask, check_scores, prepare
-from lit_debias.rewards.contract import Row, batch_of, examine, needed_columns
+from lit_debias.rewards.contract import Example, batch_of, examine, needed_columns
 from lit_debias.rewards.reward import Reward
 from lit_debias.support.devices import known_device
-from lit_debias.support.files import Record, decode, read_jsonl, read_text
+from lit_debias.support.files import JsonObject, decode, read_jsonl, read_text
 from lit_debias.support.text import printable
 
 
@@ -103,21 +103,21 @@ def score(
             print(f"{value:.4f}" if known else "none", printable(" ".join(row.completion.split())), sep="\t")
 
 
-def scores_of(name: str, reward: Reward, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def scores_of(name: str, reward: Reward, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
     """Return the scores [N] of rows that are one batch, and which of them are there.
 
     Raises:
         RewardError: the reward failed; the message names the row, where it is one row's fault.
     """
 
-    def ask_about(some: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def ask_about(some: Sequence[Example]) -> tuple[Tensor, Tensor]:
         batch = batch_of(some)
         return check_scores(name, ask(name, reward, batch), batch)
 
     try:
         return ask_about(rows)
     except RewardError:
-        failures: list[tuple[Row, RewardError]] = []
+        failures: list[tuple[Example, RewardError]] = []
         for row in rows:
             try:
                 ask_about([row])
@@ -150,7 +150,7 @@ def build(reward: str, init_args: Mapping[str, Any] | None) -> Reward:
     return built
 
 
-def read_pairs(file: Path, columns: Mapping[str, Any], reward: Reward) -> Iterator[tuple[Row, Row]]:
+def read_pairs(file: Path, columns: Mapping[str, Any], reward: Reward) -> Iterator[tuple[Example, Example]]:
     """Yield the better and the worse row of each line.
 
     Raises:
@@ -164,7 +164,7 @@ def read_pairs(file: Path, columns: Mapping[str, Any], reward: Reward) -> Iterat
 
 def read_rows(
     texts: list[str], file: Path | None, prompt: str, columns: Mapping[str, Any], reward: Reward
-) -> Iterator[Row]:
+) -> Iterator[Example]:
     """Yield what is to be scored: arguments, else the lines of a file, else those of a pipe.
 
     Raises:
@@ -198,17 +198,17 @@ def _piped() -> bytes:
 
 def make_row(
     text: str, line: dict[str, Any], prompt: str, columns: Mapping[str, Any], reward: Reward, origin: str
-) -> Row:
+) -> Example:
     """Return a row of its own prompt and columns, before those that are given for all.
 
     Raises:
         UserError: a column is missing.
     """
     own_prompt = str(line.pop("prompt", prompt))
-    return Row(own_prompt, text, needed_columns(reward, {**columns, **line}), origin)
+    return Example(own_prompt, text, needed_columns(reward, {**columns, **line}), origin)
 
 
-def read_texts(file: Path, keys: tuple[str, ...]) -> Iterator[Record]:
+def read_texts(file: Path, keys: tuple[str, ...]) -> Iterator[JsonObject]:
     """Yield the objects of a JSONL file, which hold texts under the given keys, and under ``prompt`` if it is there.
 
     Raises:

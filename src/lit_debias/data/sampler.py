@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from datasets import Dataset
 
+from lit_debias.support.seeds import seed_at
+
 Batch = TypeVar("Batch")
 
 
@@ -62,7 +64,7 @@ class PromptSampler:
         """Return the rows of this epoch in order, ``rows_used`` of them."""
         indices: Sequence[int] = range(len(self.groups))
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            generator = torch.Generator().manual_seed(seed_at(self.seed, self.epoch))
             indices = torch.randperm(len(self.groups), generator=generator).tolist()
         return [row for index in indices for row in self.groups[index]][: self.rows_used]
 

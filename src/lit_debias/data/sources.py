@@ -16,7 +16,7 @@ from datasets import Dataset, concatenate_datasets
 
 from lit_debias.data.columns import aligned, as_numbers, known_types
 from lit_debias.errors import UserError
-from lit_debias.support.files import as_record, jsonl_records, parse_json, read_text
+from lit_debias.support.files import as_object, jsonl_objects, parse_json, read_text
 
 ORIGIN = "__origin__"
 """Column of every table that is read here: file and row, as errors name them."""
@@ -256,9 +256,9 @@ def _json(path: Path) -> tuple[pa.Table, list[int]]:
     where, text = f"data '{path}'", read_text(path, "data")
     if text.lstrip().startswith("["):
         values = enumerate(parse_json(text, where), 1)
-        records = [(number, as_record(value, f"{where}, row {number}")) for number, value in values]
+        records = [(number, as_object(value, f"{where}, row {number}")) for number, value in values]
     else:
-        records = list(jsonl_records(text, where))
+        records = list(jsonl_objects(text, where))
     names = dict.fromkeys(name for _, record in records for name in record)
     columns = {name: _column(name, [(number, record.get(name)) for number, record in records], where) for name in names}
     return pa.table(columns), [number for number, _ in records]

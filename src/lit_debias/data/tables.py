@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from lit_debias.support.hashing import sha256
 
 LABELS = ("fairness", "neutrality", "relevance", "quality")
 _ABOUT = dict.fromkeys(("category", "group", "theme", "scenario", "template_id", "prompt_kind"), pa.string())
@@ -47,6 +48,8 @@ SCHEMAS = {
     ),
 }
 """Table -> its columns."""
+Row = dict[str, Any]
+"""A row of somebody's data or of a table here: column -> cell."""
 
 
 def text_columns(table: str, columns: Mapping[str, str]) -> set[str]:
@@ -68,10 +71,5 @@ def write_tables(folder: Path, tables: Mapping[str, Mapping[str, Sequence[Mappin
         for split, rows in splits.items():
             path = folder / table / f"{split}.parquet"
             pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMAS[table]), path)
-            digests[f"{table}/{split}.parquet"] = sha256_of(path)
+            digests[f"{table}/{split}.parquet"] = sha256([path])
     return digests
-
-
-def sha256_of(path: Path) -> str:
-    """Return the digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -13,23 +12,20 @@ from uuid import uuid4
 from lit_debias.errors import UserError, cause_of
 from lit_debias.models.sources import locate
 from lit_debias.rewards.identity import UnknownIdentityError, described
-from lit_debias.rewards.identity import sha256_of as sha256_of
 from lit_debias.rewards.reward import Reward
+from lit_debias.support.hashing import sha256
 
 _log = logging.getLogger(__name__)
 
 
 def sha256_of_rows(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return the SHA-256 over rows of data that lie in no file here."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    return sha256(json.dumps(row, sort_keys=True, default=str) for row in rows)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """Return the SHA-256 of JSON-like settings, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return sha256([json.dumps(settings, sort_keys=True)])
 
 
 def identify_model(source: str) -> list[Any]:

@@ -22,7 +22,6 @@ from lit_debias.evaluation.fingerprint import (
     describe,
     fingerprint,
     identify_model,
-    sha256_of,
     sha256_of_rows,
 )
 from lit_debias.evaluation.measures import Estimates
@@ -40,6 +39,7 @@ from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.support.hashing import sha256_of_files
 from lit_debias.support.precision import Precision, dtype_of
 
 READ_TOGETHER = 4
@@ -186,7 +186,7 @@ def evaluate(
         "quantization": quantization,
         "dtype": str(computed_in).removeprefix("torch."),
         "data": data,
-        "data_sha256": sha256_of(files) if files else sha256_of_rows(all_rows),
+        "data_sha256": sha256_of_files(files) if files else sha256_of_rows(all_rows),
         "splits": list(chosen),
         **({"columns": columns} if columns else {}),
         "limit": limit,

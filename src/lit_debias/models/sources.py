@@ -6,18 +6,16 @@ to safetensors in the cache (``LIT_DEBIAS_CACHE``, by default ``~/.cache/lit-deb
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import tempfile
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from lit_debias.errors import UserError
 from lit_debias.models.gguf_file import CONVERTER, convert
-
-PACKAGE_SCHEME = "pkg://"
+from lit_debias.support.atomic import new_folder
+from lit_debias.support.hashing import sha256
+from lit_debias.support.packages import PACKAGE_SCHEME, path_in_package
 
 
 def cache_dir() -> Path:
@@ -53,10 +51,9 @@ def locate(source: str) -> str:
 
 def _locate_in_package(source: str) -> Path:
     package, _, path = source.removeprefix(PACKAGE_SCHEME).partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
+    found = path_in_package(source)
+    if found is None:
         raise UserError(f"model '{source}': the Python package '{package}' is not installed; pip install it first")
-    found = Path(spec.submodule_search_locations[0]) / path
     if not found.exists():
         raise UserError(f"model '{source}': the package '{package}' holds no '{path}'")
     return found
@@ -77,23 +74,11 @@ def _convert_gguf(path: Path) -> Path:
         return target
     if find_spec("gguf") is None:
         raise UserError(f"model '{path}' is a GGUF file; pip install 'lit-debias[embedded]' to read it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
-    try:
+    with new_folder(target, replace=False) as work:
         convert(path, work)
-        os.replace(work, target)
-    except OSError:
-        if not target.is_dir():  # otherwise another process was faster
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return target
 
 
 @lru_cache(maxsize=8)
 def _digest(path: Path, modified: int) -> str:  # noqa: ARG001  # the time makes the cache forget a changed file
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256([path])

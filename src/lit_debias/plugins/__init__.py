@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lit_debias.models.language_model import LanguageModel
     from lit_debias.models.loading import load_encoder, load_tokenizer, loading
     from lit_debias.models.sentence_encoder import SentenceEncoder
-    from lit_debias.models.sources import PACKAGE_SCHEME, check_model, locate, resolve
+    from lit_debias.models.sources import check_model, locate, resolve
     from lit_debias.plugins.manager import hookimpl
     from lit_debias.rewards.contract import examine
     from lit_debias.rewards.identity import UnknownIdentityError, described
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lit_debias.support.atomic import new_folder, write_text
     from lit_debias.support.endpoint import NO_KEY, api_key, check_endpoint, is_busy, refusal
     from lit_debias.support.files import parse_json, read_jsonl, read_text, read_yaml
+    from lit_debias.support.hashing import sha256
+    from lit_debias.support.packages import PACKAGE_SCHEME
     from lit_debias.support.precision import Precision, dtype_of
     from lit_debias.support.text import APOSTROPHE, distinct_credit, printable, words
     from lit_debias.types import PromptBatch, Rollout, Scores, Support
@@ -36,7 +38,6 @@ MODULES = {
     "load_tokenizer": "lit_debias.models.loading",
     "loading": "lit_debias.models.loading",
     "SentenceEncoder": "lit_debias.models.sentence_encoder",
-    "PACKAGE_SCHEME": "lit_debias.models.sources",
     "check_model": "lit_debias.models.sources",
     "locate": "lit_debias.models.sources",
     "resolve": "lit_debias.models.sources",
@@ -59,6 +60,8 @@ MODULES = {
     "read_jsonl": "lit_debias.support.files",
     "read_text": "lit_debias.support.files",
     "read_yaml": "lit_debias.support.files",
+    "sha256": "lit_debias.support.hashing",
+    "PACKAGE_SCHEME": "lit_debias.support.packages",
     "Precision": "lit_debias.support.precision",
     "dtype_of": "lit_debias.support.precision",
     "APOSTROPHE": "lit_debias.support.text",
@@ -114,6 +117,7 @@ __all__ = [
     "read_yaml",
     "refusal",
     "resolve",
+    "sha256",
     "words",
     "write_text",
 ]

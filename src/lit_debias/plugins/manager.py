@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import TYPE_CHECKING, Any
 
@@ -94,21 +95,30 @@ class PluginManager(pluggy.PluginManager):
         """Name of the entry point -> distribution that brought it."""
 
 
-def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] | None = None) -> PluginManager:
-    """Return a new manager with every installed plugin that is allowed and not disabled.
+@cache
+def get_plugin_manager() -> PluginManager:
+    """Return this process's manager, which :func:`load_plugins` makes at the first call.
+
+    ``get_plugin_manager.cache_clear()`` forgets it: for tests, which install plugins.
+    """
+    return load_plugins(installed_plugins())
+
+
+def load_plugins(entry_points: Iterable[tuple[EntryPoint, Distribution]]) -> PluginManager:
+    """Return a new manager with every plugin that is allowed and not disabled.
 
     Where the environment variable ``LIT_DEBIAS_ALLOWED_PLUGINS`` names entry points, no other plugin is imported but
     the built-in one: their packages cannot be, so that a class path in a configuration file does not get round it.
 
     Args:
-        entry_points: What to load; by default the entry points of all installed distributions.
+        entry_points: What to load, each with the distribution that brings it.
 
     Raises:
         UserError: a plugin does not import, implements an unknown hook, or repeats the class name of another; or one
             that is allowed is not installed.
     """
     manager = PluginManager()
-    found = list(installed_plugins() if entry_points is None else entry_points)
+    found = list(entry_points)
     disabled, allowed = _names(DISABLE_VARIABLE), _names(ALLOW_VARIABLE)
     installed = {entry_point.name for entry_point, _ in found}
     for name in sorted(allowed - installed):
@@ -116,7 +126,7 @@ def get_plugin_manager(entry_points: Iterable[tuple[EntryPoint, Distribution]] |
             f"{ALLOW_VARIABLE} names '{name}', and no such plugin is installed{did_you_mean(name, installed)}"
         )
     welcome = [pair for pair in found if not allowed or pair[0].name in allowed or pair[0].value == BUILTINS]
-    _bar({_package(entry_point) for entry_point, _ in found}, {_package(entry_point) for entry_point, _ in welcome})
+    _forbid({_package(entry_point) for entry_point, _ in found}, {_package(entry_point) for entry_point, _ in welcome})
     for entry_point, distribution in welcome:
         if entry_point.name not in disabled:
             _register(manager, entry_point, distribution)
@@ -132,7 +142,7 @@ def _package(entry_point: EntryPoint) -> str:
     return entry_point.module.partition(".")[0]
 
 
-def _bar(packages: set[str], welcome: set[str]) -> None:
+def _forbid(packages: set[str], welcome: set[str]) -> None:
     """Let Python refuse to import packages that are not welcome; None in ``sys.modules`` is its own way to say so."""
     for package in packages - welcome:
         sys.modules.setdefault(package, None)  # type: ignore[arg-type]

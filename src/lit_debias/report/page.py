@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from lit_debias.report.keys import arm_keys
 from lit_debias.report.sources import Evaluation, find_evaluations, log_folders, read_config, read_records
 from lit_debias.report.tables import TARGET, disagreements, headline, measure_rows, over_runs, run_rows
 from lit_debias.support.atomic import write_text
+from lit_debias.support.hashing import sha256
 from lit_debias.support.redaction import redact, redact_config
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def environment() -> Environment:
 
 def csp_hash(script: str) -> str:
     """Return what names an inline script in a Content-Security-Policy (CSP Level 3, 2.3.1)."""
-    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
+    return f"'sha256-{b64encode(bytes.fromhex(sha256([script]))).decode()}'"
 
 
 def figure(value: float | None) -> str:

@@ -21,6 +21,7 @@ import torch
 from lit_debias.errors import UserError, cause_of
 from lit_debias.rewards.asking import Answer, RewardError, answer_of, prepare
 from lit_debias.rewards.reward import Reward, RewardBatch
+from lit_debias.support.devices import use_in_this_thread
 
 METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 """How processes start: not forked from this one, whose CUDA and locks a fork cannot use."""
@@ -90,8 +91,7 @@ class InProcess:
         return answer
 
     def _score(self, batch: RewardBatch) -> Answer:
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # a thread begins on the first one
+        use_in_this_thread(self.device)
         return answer_of(self.name, self.reward, batch)
 
 

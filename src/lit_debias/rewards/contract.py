@@ -37,7 +37,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Row:
+class Example:
     """One completion with what belongs to it."""
 
     prompt: str
@@ -53,7 +53,7 @@ class _Remark(str):
 
 def examine(
     reward: Reward,
-    pairs: Sequence[tuple[Row, Row]] = (),
+    pairs: Sequence[tuple[Example, Example]] = (),
     columns: Mapping[str, Any] | None = None,
     max_latency: float | None = None,
     tolerance: float = 1e-4,
@@ -85,7 +85,7 @@ def examine(
     return list(_Examination(reward, list(pairs), rows, max_latency, tolerance, torch.device(device)).findings())
 
 
-def ordinary_rows(reward: Reward, columns: Mapping[str, Any]) -> list[Row]:
+def ordinary_rows(reward: Reward, columns: Mapping[str, Any]) -> list[Example]:
     """Return completions of ordinary length with the columns that a reward needs.
 
     Raises:
@@ -94,7 +94,7 @@ def ordinary_rows(reward: Reward, columns: Mapping[str, Any]) -> list[Row]:
     examples = {name: values for name, values in EXAMPLES.items() if name in reward.columns and name not in columns}
     prompts = {**PLAIN, **TWIN} if examples else PLAIN
     return [
-        Row(prompt, text, needed_columns(reward, {**columns, **{name: v[number] for name, v in examples.items()}}))
+        Example(prompt, text, needed_columns(reward, {**columns, **{name: v[number] for name, v in examples.items()}}))
         for number, (prompt, texts) in enumerate(prompts.items())
         for text in texts
     ]
@@ -106,8 +106,8 @@ class _Examination:
     def __init__(
         self,
         reward: Reward,
-        pairs: list[tuple[Row, Row]],
-        rows: list[Row],
+        pairs: list[tuple[Example, Example]],
+        rows: list[Example],
         max_latency: float | None,
         tolerance: float,
         device: torch.device,
@@ -138,7 +138,7 @@ class _Examination:
         yield _finding("identity", self.identity)
         yield _finding("latency", self.latency)
 
-    def score(self, rows: Sequence[Row], reward: Reward | None = None) -> list[float | None]:
+    def score(self, rows: Sequence[Example], reward: Reward | None = None) -> list[float | None]:
         """Return checked scores, in float32 as training sees them; rows of one prompt are one group."""
         batch = with_tokens(batch_of(rows), self.reward.needs_reference_logprobs)
         values, valid = check_scores(self.name, ask(self.name, reward or self.reward, batch), batch)
@@ -321,7 +321,7 @@ def needed_columns(reward: Reward, columns: Mapping[str, Any]) -> dict[str, Any]
     return {name: columns[name] for name in reward.columns}
 
 
-def batch_of(rows: Sequence[Row]) -> RewardBatch:
+def batch_of(rows: Sequence[Example]) -> RewardBatch:
     """Return N rows as a batch of texts, without tokens; those of one prompt are one group."""
     groups = {prompt: number for number, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
     return RewardBatch(

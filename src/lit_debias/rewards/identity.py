@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lit_debias.support.hashing import sha256, sha256_of_files
+from lit_debias.support.packages import PACKAGE_SCHEME, path_in_package
 from lit_debias.support.redaction import is_secret_name, redact
 
-PACKAGE_SCHEME = "pkg://"
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 
 
@@ -74,7 +73,7 @@ def identity_of(instance: Any, arguments: Arguments, without: Sequence[str] = ()
     return {
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "version": _version(cls.__module__),
-        "source": sha256_of(_sources(cls)),
+        "source": sha256_of_files(_sources(cls)),
         "arguments": {name: _argument(name, value) for name, value in counted.items()},
     }
 
@@ -155,8 +154,8 @@ def _described_text(text: str) -> Any:
     if path.is_dir() and len(Path(text).parts) == 1:  # a word that is also a folder here: looked at, hardly meant
         files = sorted(file for file in path.rglob("*") if file.is_file())
         stats = [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        return {"path": text, "sha256": hashlib.sha256(repr(stats).encode()).hexdigest()}
-    return {"path": redact(text), "sha256": sha256_of([path])}
+        return {"path": text, "sha256": sha256([repr(stats)])}
+    return {"path": redact(text), "sha256": sha256_of_files([path])}
 
 
 def _path(text: str) -> Path | None:
@@ -164,27 +163,9 @@ def _path(text: str) -> Path | None:
     if not any(map(str.isalnum, text)):
         return None
     with suppress(OSError, ValueError, ImportError, RuntimeError):  # longer than a name may be, or not one at all
-        if text.startswith(PACKAGE_SCHEME):
-            package, _, rest = text.removeprefix(PACKAGE_SCHEME).partition("/")
-            places = getattr(find_spec(package), "submodule_search_locations", None) or [""]
-            path = Path(places[0]) / rest
-        else:
-            path = Path(text).expanduser()
-        return path if path.exists() else None
+        path = path_in_package(text) if text.startswith(PACKAGE_SCHEME) else Path(text).expanduser()
+        return path if path is not None and path.exists() else None
     return None
-
-
-def sha256_of(paths: Iterable[Path]) -> str:
-    """Return the SHA-256 over the names and contents of files, and of the files in folders."""
-    digest = hashlib.sha256()
-    for path in paths:
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
 
 
 def _sources(cls: type) -> Iterator[Path]:

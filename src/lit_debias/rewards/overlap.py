@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Any
 
 import torch
 
 from lit_debias.rewards.calls import Call
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.devices import use_in_this_thread
 from lit_debias.types import Rollout, Scores
+
+
+@contextmanager
+def scoring(suite: RewardSuite, overlap: bool) -> Iterator[tuple[Callable[[Rollout], Scores], dict[str, Any]]]:
+    """Yield what scores a rollout, and what the engine that samples it within the context gets for that.
+
+    Args:
+        suite: The rewards.
+        overlap: Score each group as soon as it is finished.
+    """
+    if not overlap:
+        yield suite.score, {}
+        return
+    with OverlappedScoring(suite) as overlapped:
+        yield overlapped.score, {"on_group": overlapped.add}
 
 
 class OverlappedScoring:
@@ -75,6 +94,5 @@ class OverlappedScoring:
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None and not self._stopped:
             number, group = item
-            if group.completion_ids.device.type == "cuda":
-                torch.cuda.set_device(group.completion_ids.device)  # a thread begins on the first one
+            use_in_this_thread(group.completion_ids.device)
             self._found[number] = self.suite.score(group, self._early)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sqlite3
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lit_debias.errors import UserError
+from lit_debias.support.hashing import sha256
 
 Key = tuple[str | int, ...]
 """What was scored: texts, and what else tells two scores apart."""
@@ -65,7 +65,7 @@ class ScoreFile:
             self._run(lambda connection: connection.executemany("REPLACE INTO scores VALUES (?, ?)", content))
 
     def _name(self, key: Key) -> bytes:
-        return hashlib.sha256(json.dumps([self.fingerprint, *key]).encode()).digest()
+        return bytes.fromhex(sha256([json.dumps([self.fingerprint, *key])]))
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Return what ``work`` does, or None where the file does not let it."""

@@ -10,13 +10,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``out`` when the context is left without an error.
 
     A crash at any moment leaves at ``out`` what was there, or all that is new; an error leaves what was there.
+
+    Args:
+        out: The folder.
+        replace: False leaves what another process has put there meanwhile.
     """
     out = out.resolve()  # what a link names is replaced, not the link
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -26,9 +32,20 @@ def new_folder(out: Path) -> Iterator[Path]:
         for file in work.rglob("*"):
             to_disk(file)
         work.chmod(0o755)
-        replace_folder(out, work)
+        _move(work, out) if not replace else replace_folder(out, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _move(work: Path, out: Path) -> None:
+    """Give a folder the name ``out``, unless there is a folder already."""
+    to_disk(work)
+    try:
+        work.rename(out)
+    except OSError:
+        if not out.is_dir():
+            raise
+    to_disk(out.parent)
 
 
 def replace_folder(out: Path, work: Path) -> None:
@@ -66,19 +83,38 @@ def _exchange(first: Path, second: Path) -> bool:
     return bool(renameat2(here, os.fsencode(first), here, os.fsencode(second), ctypes.c_uint(exchange)) == 0)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file such that a crash leaves the old one or the new one, never half of it."""
+@contextlib.contextmanager
+def new_file(path: Path, work: Path | None = None) -> Iterator[BinaryIO]:
+    """Yield a binary file that takes the place of ``path`` when the context is left without an error.
+
+    A crash at any moment leaves the old file or the new one, never half of it; an error leaves the old one.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        work: Where it is written until then, in the same file system: what a killed process leaves there is
+            overwritten by the next one, so it suits large files that one process at a time writes. By default a name
+            that no other process takes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    work = work or path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with work.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        os.replace(name, path)
+        os.replace(work, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        work.unlink(missing_ok=True)
+    to_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file such that a crash leaves the old one or the new one, never half of it."""
+    with new_file(path) as file:
+        file.write(text.encode())
 
 
 def to_disk(path: Path) -> None:

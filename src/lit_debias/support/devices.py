@@ -1,10 +1,21 @@
-"""Devices by their names."""
+"""Which device computes."""
 
 from __future__ import annotations
 
 import torch
 
 from lit_debias.errors import UserError
+
+
+def best_device() -> torch.device:
+    """Return where a model computes unless somebody says otherwise: the first CUDA device, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_in_this_thread(device: torch.device) -> None:
+    """Make a CUDA device the current one: a thread begins on the first one, whatever its parent computes on."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def known_device(option: str, name: str) -> torch.device:

@@ -21,7 +21,7 @@ FOREIGN = {
     codecs.BOM_UTF16_BE: "is UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8",
 }
 """First bytes of files that are no UTF-8 -> what to do."""
-Record = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 def read_text(path: Path, what: str) -> str:
@@ -79,16 +79,16 @@ def _row(content: bytes, place: int) -> int:
     return content.count(b"\n", 0, place) + 1
 
 
-def read_jsonl(path: Path, what: str) -> list[tuple[int, Record]]:
+def read_jsonl(path: Path, what: str) -> list[tuple[int, JsonObject]]:
     """Return the objects of a file with one JSON object a line, each with the number of its line.
 
     Raises:
         UserError: as in :func:`read_text`; a line holds something else than an object, or there is none.
     """
-    return list(jsonl_records(read_text(path, what), f"{what} '{path}'".lstrip()))
+    return list(jsonl_objects(read_text(path, what), f"{what} '{path}'".lstrip()))
 
 
-def jsonl_records(text: str, where: str) -> Iterator[tuple[int, Record]]:
+def jsonl_objects(text: str, where: str) -> Iterator[tuple[int, JsonObject]]:
     """Yield the objects of lines of JSON, each with the number of its line; blank lines are passed over.
 
     Args:
@@ -100,7 +100,7 @@ def jsonl_records(text: str, where: str) -> Iterator[tuple[int, Record]]:
     """
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut at U+2028 inside a string
         if line.strip():
-            yield number, as_record(parse_json(line, f"{where}, row {number}"), f"{where}, row {number}")
+            yield number, as_object(parse_json(line, f"{where}, row {number}"), f"{where}, row {number}")
     if not text.strip():
         raise UserError(f"{where} has no rows; write one JSON object a line")
 
@@ -132,7 +132,7 @@ def read_yaml(path: Path, what: str) -> Any:
         raise UserError(f"{what} '{path}' is no valid YAML: {' '.join(str(error).split())}") from error
 
 
-def as_record(value: Any, where: str) -> Record:
+def as_object(value: Any, where: str) -> JsonObject:
     """Return a value that is a JSON object.
 
     Raises:
@@ -180,7 +180,7 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> Record:
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
     record = dict(pairs)
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from lit_debias.support.hashing import sha256
 from lit_debias.synthetic.responses import TONE_SHARES, TONES, Stance, Style, labels
 
 KINDS = ("open", "leading", "control")
@@ -49,7 +49,7 @@ class Assignment:
 
     def key(self, author: Mapping[str, Any]) -> str:
         """Return what identifies the answer that ``author`` gives to this, so that nothing is asked twice."""
-        return hashlib.sha256(json.dumps([author, self.instruction], sort_keys=True).encode()).hexdigest()
+        return sha256([json.dumps([author, self.instruction], sort_keys=True)])
 
     def record(self, text: str) -> dict[str, Any]:
         """Return the answer as a row of the responses."""

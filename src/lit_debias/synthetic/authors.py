@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from lit_debias.errors import UserError
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.support.devices import best_device
 from lit_debias.support.endpoint import api_key, check_endpoint, is_busy, refusal
 from lit_debias.support.hashing import stable_hash
 from lit_debias.support.precision import Precision
@@ -164,7 +163,7 @@ class LocalModel(Author):
     @cached_property
     def policy(self) -> Policy:
         """The model, loaded."""
-        return self.recipe.load("cuda" if torch.cuda.is_available() else "cpu")
+        return self.recipe.load(best_device())
 
     def write(self, instructions: Sequence[str]) -> Iterator[str | None]:
         """Sample batch by batch, seeded by the instructions; see :meth:`Author.write`."""

@@ -8,14 +8,14 @@ from math import ceil
 from random import Random
 from typing import Any
 
+from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
 from lit_debias.synthetic.cases import Case, Cell, draw_case, part_of_family, write_prompt
 from lit_debias.synthetic.responses import ResponseWriter, Style, draw_style, harden, labels
 from lit_debias.synthetic.splits import SHARES, Pool, make_pool
 from lit_debias.synthetic.taxonomy import Taxonomy
 
-Record = dict[str, Any]
-Tables = dict[str, dict[str, list[Record]]]
+Tables = dict[str, dict[str, list[Row]]]
 """``prompts`` and ``responses`` -> split -> records."""
 ATTEMPTS = 50
 """Draws of a new text before one that already exists means that the grammar is exhausted."""
@@ -53,10 +53,10 @@ class _Builder:
         self.intensities = intensities
         self.used: set[str] = set()
 
-    def split(self, pool: Pool, pairs: int) -> tuple[list[Record], list[Record]]:
+    def split(self, pool: Pool, pairs: int) -> tuple[list[Row], list[Row]]:
         """Return the prompts and the responses of ``pairs`` pairs of twins."""
-        prompts: list[Record] = []
-        responses: list[Record] = []
+        prompts: list[Row] = []
+        responses: list[Row] = []
         cells = pool.cells(Random(f"{self.seed}/{pool.split}"))
         for number in range(pairs):
             twin_id = f"{pool.split}-{number:06d}"
@@ -66,7 +66,7 @@ class _Builder:
                 responses += self._responses(pool, case, record)
         return prompts, responses
 
-    def _twins(self, pool: Pool, twin_id: str, cells: Iterator[Any]) -> tuple[tuple[Case, Case], tuple[Record, Record]]:
+    def _twins(self, pool: Pool, twin_id: str, cells: Iterator[Any]) -> tuple[tuple[Case, Case], tuple[Row, Row]]:
         for attempt in range(ATTEMPTS):
             cell, scenario = next(cells)
             words = f"{self.seed}/{twin_id}/{attempt}"
@@ -79,7 +79,7 @@ class _Builder:
                 return (first, second), (a, b)
         raise UserError(f"{pool.split}: the wording is exhausted; write a smaller --size or add frames to prompts.yaml")
 
-    def _prompt(self, case: Case, prompt_id: str, words: str) -> Record:
+    def _prompt(self, case: Case, prompt_id: str, words: str) -> Row:
         written = write_prompt(self.taxonomy, case, Random(words))
         premise = Style(2, "positive" if case.positive and case.cell.family.kind == "leading" else "negative")
         texts = [self.writer.write(case, style, Random(words))[0] for style in (Style(0), premise)]
@@ -96,7 +96,7 @@ class _Builder:
             "ambiguous": case.ambiguous,
         }
 
-    def _responses(self, pool: Pool, case: Case, prompt: Record) -> Iterator[Record]:
+    def _responses(self, pool: Pool, case: Case, prompt: Row) -> Iterator[Row]:
         for index, intensity in enumerate(self.intensities):
             rng = Random(f"{self.seed}/{prompt['prompt_id']}/{index}")
             style = draw_style(case, intensity, rng)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
 
+from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
 from lit_debias.synthetic.taxonomy import Group, Taxonomy
 
-Record = Mapping[str, Any]
-Splits = Mapping[str, Sequence[Record]]
+Splits = Mapping[str, Sequence[Row]]
 
 HELD_OUT = {
     "test_template": "template_id",
@@ -89,7 +88,7 @@ def _any_name(groups: Sequence[Group]) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{'|'.join(names) or '$^'})(?!\w)", re.IGNORECASE)
 
 
-def cell_of(row: Record) -> tuple[str, frozenset[str], str]:
+def cell_of(row: Row) -> tuple[str, frozenset[str], str]:
     """Return what prompts that belong together share: family, groups of the twins, theme."""
     return row["template_id"], frozenset((row["group"], row["counterfactual_group"])), row["theme"]
 

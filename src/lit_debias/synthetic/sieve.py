@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
-import torch
-
+from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
 from lit_debias.rewards.asking import ask, check_scores
 from lit_debias.rewards.reward import Reward, RewardBatch
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.devices import best_device
 from lit_debias.synthetic.assignments import Assignment
 from lit_debias.synthetic.leaks import held_out_names
 from lit_debias.synthetic.near_duplicates import NearDuplicates
 from lit_debias.synthetic.taxonomy import Taxonomy
 
-Record = dict[str, Any]
 BATCH = 64
 """Responses that a judge sees at once."""
 SHORTEST = 4
@@ -49,7 +47,7 @@ class Sieve:
 
     def sift(
         self, assignments: Sequence[Assignment], texts: Sequence[str | None], known: Iterable[str]
-    ) -> tuple[list[Record], Counter[str]]:
+    ) -> tuple[list[Row], Counter[str]]:
         """Return the records to keep, and outcome -> number of assignments.
 
         Args:
@@ -61,7 +59,7 @@ class Sieve:
             UserError: the judge fails or leaves [0, 1].
         """
         outcomes: Counter[str] = Counter({"kept": 0})
-        records: list[Record] = []
+        records: list[Row] = []
         for assignment, text in zip(assignments, texts, strict=True):
             whole = tidy(text)
             if not whole:
@@ -79,19 +77,19 @@ class Sieve:
         outcomes["kept"] = len(kept)
         return kept, outcomes
 
-    def _agreeing(self, records: Sequence[Record]) -> Iterator[Record]:
+    def _agreeing(self, records: Sequence[Row]) -> Iterator[Row]:
         if self.judge is None or not records:
             yield from records
             return
         RewardSuite({"judge": self.judge}).check_columns(list(records[0]))
-        self.judge.setup(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.judge.setup(best_device())
         for start in range(0, len(records), BATCH):
             part = records[start : start + BATCH]
             for record, score in zip(part, self._judged(self.judge, part), strict=True):
                 if score is None or abs(score - record["fairness"]) <= self.tolerance:
                     yield record
 
-    def _judged(self, judge: Reward, records: Sequence[Record]) -> list[float | None]:
+    def _judged(self, judge: Reward, records: Sequence[Row]) -> list[float | None]:
         batch = RewardBatch(
             prompts=[record["prompt"] for record in records],
             completions=[record["response"] for record in records],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lit_debias.data.tables import write_tables
 from lit_debias.errors import UserError
 from lit_debias.support.atomic import new_folder
 from lit_debias.support.files import parse_json, read_text
+from lit_debias.support.hashing import sha256
 from lit_debias.synthetic import leaks
 from lit_debias.synthetic.builder import build
 from lit_debias.synthetic.card import data_card
@@ -91,9 +91,7 @@ def _reusable(out: Path, arguments: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _digest(*paths: Path) -> str:
-    digest = hashlib.sha256()
     for path in paths:
         if not path.is_file():
             raise UserError(f"wording: there is no file {path}; copy it from {WORDING}")
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return sha256(paths)

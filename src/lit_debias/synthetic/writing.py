@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from lit_debias.data.sources import read_file
-from lit_debias.data.tables import SCHEMAS, sha256_of
+from lit_debias.data.tables import SCHEMAS, Row
 from lit_debias.errors import UserError
 from lit_debias.rewards.reward import Reward
 from lit_debias.support.atomic import new_folder
+from lit_debias.support.hashing import sha256
 from lit_debias.synthetic.assignments import INTENSITIES, Assignment, assign
 from lit_debias.synthetic.authors import Author
 from lit_debias.synthetic.card import written_section
-from lit_debias.synthetic.sieve import Record, Sieve
+from lit_debias.synthetic.sieve import Sieve
 from lit_debias.synthetic.synthesis import ARGUMENTS
 from lit_debias.synthetic.taxonomy import Taxonomy
 
@@ -142,9 +143,7 @@ def read_answers(path: Path) -> dict[str, str]:
     return answers
 
 
-def assemble(
-    data: Path, out: Path, records: Sequence[Record], settings: dict[str, Any], outcomes: Counter[str]
-) -> None:
+def assemble(data: Path, out: Path, records: Sequence[Row], settings: dict[str, Any], outcomes: Counter[str]) -> None:
     """Put the data set with the new responses in the place of ``out``, whose answers and other files it keeps."""
     train = Path("responses/train.parquet")
     table = pa.Table.from_pylist(list(records), schema=SCHEMAS["responses"])
@@ -155,5 +154,5 @@ def assemble(
             shutil.copytree(source, work, dirs_exist_ok=True)
         pq.write_table(pa.concat_tables([pq.read_table(data / train), table]), work / train)
         (work / ARGUMENTS).write_text(json.dumps({**arguments, "written": settings}, indent=2) + "\n", encoding="utf-8")
-        card = card.replace(sha256_of(data / train), sha256_of(work / train))
+        card = card.replace(sha256([data / train]), sha256([work / train]))
         (work / "README.md").write_text(f"{card}\n{written_section(settings, outcomes)}", encoding="utf-8")

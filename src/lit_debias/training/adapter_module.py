@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -22,6 +24,7 @@ from lit_debias.errors import UserError, did_you_mean
 from lit_debias.policy.lengths import check_prompts
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
+from lit_debias.support import distributed
 from lit_debias.support.precision import dtype_of
 from lit_debias.training.averaging import average_adapters
 from lit_debias.training.metrics import OVER_RANKS
@@ -29,6 +32,10 @@ from lit_debias.training.rehearsal import Recipe, class_path, rehearse
 from lit_debias.training.resumption import RECORD, check_checkpoint, record, say_differences
 from lit_debias.training.trainer_checks import autocast_dtype, check_options, check_precision
 from lit_debias.types import PromptBatch
+
+Metrics: TypeAlias = dict[str, Tensor]
+Part: TypeAlias = tuple[Tensor, Mapping[str, Tensor | float]]
+"""What a micro-batch adds to the loss of the whole update, over all ranks, and to what the update measures."""
 
 
 class AdapterModule(LightningModule):
@@ -74,7 +81,35 @@ class AdapterModule(LightningModule):
         """A checkpoint to look at before a model loads; Lightning says which one it is only afterwards."""
         self._norm = math.nan
 
-    # ---------------------------------------------------------------- parts of a step
+    # ---------------------------------------------------------------- one optimiser step
+
+    def optimise(
+        self, micro_batches: Sequence[slice], loss_of: Callable[[slice], Part], name: str, prompts: PromptBatch
+    ) -> tuple[Counter[str], float]:
+        """Make one optimiser step on the sum of what micro-batches add to the loss.
+
+        Args:
+            micro_batches: The groups that share a forward and backward pass, cut as memory asks.
+            loss_of: Computes the part of a micro-batch.
+            name: The step's, for errors.
+            prompts: This rank's, for errors.
+
+        Returns:
+            The sums of what this rank measured, and the norm of the gradient before clipping.
+
+        Raises:
+            FloatingPointError: the gradient is not finite.
+            UserError: the schedule has no such step.
+        """
+        optimizer = cast(Optimizer, self.optimizers())
+        optimizer.zero_grad()
+        sums: Counter[str] = Counter()
+        for groups in micro_batches:
+            loss, measured = loss_of(groups)
+            with self._gradient_sync(last=groups == micro_batches[-1]):
+                self.manual_backward(loss * distributed.world_size())  # DDP averages, the loss is over all ranks
+            sums.update({key: float(value) for key, value in measured.items()})
+        return sums, self._optimizer_step(optimizer, name, prompts)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         strategy = self.trainer.strategy
@@ -128,10 +163,10 @@ class AdapterModule(LightningModule):
             raise UserError(f"lr_scheduler: there is no metric '{name}' to monitor{did_you_mean(name, known)}")
         schedule.step(float(known[name]))
 
-    def _log(self, values: Mapping[str, float], bar: Collection[str] = ()) -> None:
+    def _log(self, values: Mapping[str, float], shown: Collection[str] = ()) -> None:
         for name, value in values.items():
-            how, shown = OVER_RANKS.get(name, "mean"), name in bar
-            self.log(name, value, shown, on_step=True, on_epoch=False, reduce_fx=how, sync_dist=True, batch_size=1)
+            how, prog_bar = OVER_RANKS.get(name, "mean"), name in shown
+            self.log(name, value, prog_bar, on_step=True, on_epoch=False, reduce_fx=how, sync_dist=True, batch_size=1)
 
     # ---------------------------------------------------------------- Lightning's life cycle
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from typing import ClassVar, cast
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lit_debias.conversations import answer_of
 from lit_debias.data.sources import ORIGIN
@@ -22,10 +22,20 @@ from lit_debias.packing.tokens import tokens_of
 from lit_debias.policy.lengths import check_responses
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support import distributed
-from lit_debias.training.adapter_module import AdapterModule
-from lit_debias.types import PromptBatch
+from lit_debias.support.seeds import seed_at, seed_of_rank
+from lit_debias.training.adapter_module import AdapterModule, Metrics, Part
+from lit_debias.types import PromptBatch, Rollout
 
-Metrics = dict[str, Tensor]
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch's responses on their way through the update."""
+
+    rollout: Rollout
+    """The responses as if they had been sampled, [P, G, T]."""
+    reference_logprobs: Tensor | None
+    """[P, G, T], where the loss takes them."""
+    size: UpdateSize
 
 
 class Baseline(AdapterModule):
@@ -73,38 +83,38 @@ class Baseline(AdapterModule):
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Make one optimiser step; how the batch is cut into micro-batches changes nothing."""
         start = time.perf_counter()
-        optimizer = cast(Optimizer, self.optimizers())
         torch.manual_seed(self._dropout_seed())
-        optimizer.zero_grad()
-        sums: Counter[str] = Counter()
-        for loss, measured, last in self._micro_batches(prompts):
-            with self._gradient_sync(last):
-                self.manual_backward(loss * distributed.world_size())  # DDP averages, the loss is over all ranks
-            sums.update(measured)
-        norm = self._optimizer_step(optimizer, f"step {self.global_step}", prompts)
-        self._log({**sums, "grad_norm": norm, "step_time": time.perf_counter() - start}, bar=("loss",))
+        lesson = self._encode(prompts)
+        sums, norm = self.optimise(
+            self._micro_batches(lesson), partial(self._part, lesson), f"step {self.global_step}", prompts
+        )
+        self._log({**sums, "grad_norm": norm, "step_time": time.perf_counter() - start}, shown=("loss",))
 
     def _dropout_seed(self) -> int:
-        return (self.seed * 1_000_003 + self.global_step) * distributed.world_size() + distributed.rank()
+        return seed_of_rank(seed_at(self.seed, self.global_step))
 
-    def _micro_batches(self, prompts: PromptBatch) -> Iterator[tuple[Tensor, dict[str, float], bool]]:
-        """Yield the loss and the metrics of each part of a batch, and whether it is the last part."""
+    def _encode(self, prompts: PromptBatch) -> Lesson:
+        """Tokenise the responses, and ask the reference about them where the loss needs it."""
         with distributed.fail_together():
             rollout = self.policy.encode(prompts, responses(prompts, self.columns), end=True)
         size = UpdateSize.of(rollout.completion_mask, rollout.completion_ids.shape[-1])
-        reference = None
-        if self.needs_reference:
-            reference = self.policy.logprobs(rollout, reference=True)
-        micro_batches = self.policy.parts(rollout.prompt_mask, rollout.completion_mask, self.micro_batch_tokens)
-        for groups in micro_batches:
-            packed = pack(*(tensor[groups] for tensor in tokens_of(rollout)))
-            tokens = self.policy(packed)
-            mine = None if reference is None else reference[groups]
-            loss, measured = self.loss(packed.unpack(tokens.logprobs), mine, size)
-            measured |= {"loss": loss.detach(), "entropy": tokens.entropy.detach().sum() / size.tokens}
-            # Logging averages over ranks, so this rank's share is scaled up to the whole.
-            shares = {name: float(value) * size.world_size for name, value in measured.items()}
-            yield loss, shares | {"num_tokens": float(len(packed.targets))}, groups == micro_batches[-1]
+        return Lesson(rollout, self.policy.logprobs(rollout, reference=True) if self.needs_reference else None, size)
+
+    def _micro_batches(self, lesson: Lesson) -> list[slice]:
+        rollout = lesson.rollout
+        return self.policy.parts(rollout.prompt_mask, rollout.completion_mask, self.micro_batch_tokens)
+
+    def _part(self, lesson: Lesson, groups: slice) -> Part:
+        """Return what a micro-batch adds to the loss and to the metrics."""
+        size, reference = lesson.size, lesson.reference_logprobs
+        packed = pack(*(tensor[groups] for tensor in tokens_of(lesson.rollout)))
+        tokens = self.policy(packed)
+        mine = None if reference is None else reference[groups]
+        loss, measured = self.loss(packed.unpack(tokens.logprobs), mine, size)
+        measured |= {"loss": loss.detach(), "entropy": tokens.entropy.detach().sum() / size.tokens}
+        # Logging averages over ranks, so this rank's share is scaled up to the whole.
+        shares = {name: float(value) * size.world_size for name, value in measured.items()}
+        return loss, shares | {"num_tokens": float(len(packed.targets))}
 
     # ---------------------------------------------------------------- validation, test
 
@@ -118,7 +128,9 @@ class Baseline(AdapterModule):
 
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         sums: Counter[str] = Counter()
-        for _, measured, _ in self._micro_batches(prompts):
+        lesson = self._encode(prompts)
+        for groups in self._micro_batches(lesson):
+            _, measured = self._part(lesson, groups)
             sums.update(measured)
         for name, value in sums.items():
             self.log(prefix + name, value, on_epoch=True, sync_dist=True, batch_size=len(prompts))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning import Trainer
@@ -19,6 +17,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_debias.errors import UserError
+from lit_debias.support.atomic import new_file
+from lit_debias.support.hashing import BLOCK, sha256
 
 VERSION = "pytorch-lightning_version"
 """What every checkpoint of Lightning holds."""
@@ -45,10 +45,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        content.write(SEAL + hashlib.sha256(content.getbuffer()).hexdigest().encode())
+        content.write(SEAL + sha256([content.getbuffer()]).encode())
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, content)
+            with new_file(path, path.with_name(f".{path.name}.part")) as file:
+                content.seek(0)
+                shutil.copyfileobj(content, file)
         except OSError as error:
             raise UserError(
                 f"cannot save the checkpoint {path}: {error.strerror}; what was saved before is untouched: "
@@ -70,38 +71,6 @@ class SafeCheckpointIO(TorchCheckpointIO):
         except UserError as error:
             others = [other for other in path.parent.glob("*.ckpt") if other != path]
             raise UserError(f"{error}; {_advice(others)}") from error
-
-
-def replace_file(path: Path, content: io.BytesIO) -> None:
-    """Put ``content`` in the place of a file, such that a reader finds the old one or the new one, after a crash too.
-
-    The work file has one name for each target, so what a killed process leaves is overwritten by the next one.
-
-    Raises:
-        OSError: it cannot be written; the old file is as it was, and the work file is gone.
-    """
-    work = path.with_name(f".{path.name}.part")
-    content.seek(0)
-    try:
-        with work.open("wb") as file:
-            shutil.copyfileobj(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(work, path)
-    except OSError:
-        work.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk, where the system can do that."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -132,14 +101,11 @@ def read(path: Path) -> dict[str, Any]:
 def damage(path: Path) -> str | None:
     """Return what is wrong with a checkpoint's bytes, None where they are as they were written."""
     left = max(0, path.stat().st_size - len(SEAL) - 64)
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(min(left, 2**20)):
-            digest.update(piece)
-            left -= len(piece)
+        digest = sha256(_pieces(file, left))
         end = file.read()
     if end.startswith(SEAL):
-        return None if end == SEAL + digest.hexdigest().encode() else "its SHA-256 is not the one at its end"
+        return None if end == SEAL + digest.encode() else "its SHA-256 is not the one at its end"
     if end[-22:-18] != b"PK\x05\x06":  # the last record of a zip file
         return "its end is missing"
     try:
@@ -148,6 +114,13 @@ def damage(path: Path) -> str | None:
     except Exception as error:  # a damaged directory of a zip file leads to whatever it happens to say
         return f"{type(error).__name__}: {error}"
     return broken and f"its part '{broken}' is not what was written"
+
+
+def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield the next ``size`` bytes of a file, a block at a time."""
+    while piece := file.read(min(size, BLOCK)):
+        size -= len(piece)
+        yield piece
 
 
 def newest(paths: Iterable[Path]) -> list[Path]:

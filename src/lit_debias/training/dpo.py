@@ -9,7 +9,8 @@ from torch.nn.functional import logsigmoid
 from lit_debias.errors import UserError
 from lit_debias.grpo.loss import UpdateSize
 from lit_debias.policy.recipe import QLoRAPolicy
-from lit_debias.training.baseline import Baseline, Metrics
+from lit_debias.training.adapter_module import Metrics
+from lit_debias.training.baseline import Baseline
 
 
 class DPO(Baseline):

@@ -1,10 +1,12 @@
-"""GRPO as a LightningModule: the wiring of one step, no mathematics of its own."""
+"""GRPO as a LightningModule: the wiring of one step, no mathematics of its own.
+
+A step samples (``engine``), asks the reference (``policy``), scores (``rewards``) and compares (``aggregator``) in
+``collect``; it computes the loss (``loss``) and moves the adapter in ``update``.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,7 +17,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lit_debias.aggregators import Aggregator, WeightedSum
 from lit_debias.errors import UserError, did_you_mean
@@ -24,15 +25,16 @@ from lit_debias.packing.groups import pack
 from lit_debias.plugins.manager import get_plugin_manager, show_scored
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.guard import Guard, UnreliableRewardError
-from lit_debias.rewards.overlap import OverlappedScoring
+from lit_debias.rewards.overlap import scoring
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.support import distributed
 from lit_debias.support.devices import known_device
+from lit_debias.support.seeds import seed_at, seed_of_rank
 from lit_debias.training import metrics
-from lit_debias.training.adapter_module import AdapterModule
+from lit_debias.training.adapter_module import AdapterModule, Part
 from lit_debias.training.rehearsal import class_path
 from lit_debias.training.resumption import START_ANEW, check_same
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
@@ -140,60 +142,44 @@ class GRPO(AdapterModule):
     # ---------------------------------------------------------------- one step
 
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
-        """Roll out, score, and make ``inner_epochs`` optimiser steps."""
+        """Collect a rollout, and make ``inner_epochs`` optimiser steps on it."""
         start = time.perf_counter()
         if not self.pending:  # otherwise an interrupted run goes on between two inner epochs
-            collected = self.collect(prompts)
-            if self.one_step_off_policy:
-                self.experience, self.ahead = self.ahead, collected
-            else:
-                self.experience = collected
+            self._take(self.collect(prompts))
         while self.pending:
             self.update(cast(Experience, self.experience))
         self.rollout_step += 1
         self._log({"rollout_step": float(self.rollout_step), "step_time": time.perf_counter() - start})
 
     def collect(self, prompts: PromptBatch) -> Experience:
-        """Sample a group of completions for each prompt and judge them."""
-        overlapped = OverlappedScoring(self.rewards) if self.overlap_scoring else None
-        also: dict[str, Any] = {} if overlapped is None else {"on_group": overlapped.add}
-        with distributed.fail_together(), overlapped or contextlib.nullcontext():
+        """Sample a group of completions for each prompt, score them, and compare those of a group."""
+        with distributed.fail_together(), scoring(self.rewards, self.overlap_scoring) as (score, options):
             start = time.perf_counter()
-            rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed(), **also)
+            rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed(), **options)
             seconds = time.perf_counter() - start
             rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
-            scores = (overlapped or self.rewards).score(rollout)
+            scores = score(rollout)
         self._settle(self.rewards, scores)
         advantages = self.aggregator(own_copy(scores), self.rollout_step)
         self._scored(rollout=rollout, scores=scores)
-        total = self.aggregator.total(own_copy(scores), self.rollout_step)
-        self._log(metrics.of_rollout(rollout, scores, total, seconds), bar=("reward", "tokens_per_second"))
-        self._log(self.aggregator.metrics(own_copy(scores), own_copy(advantages), self.rollout_step))
+        self._log_rollout(rollout, scores, advantages, seconds)
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
         behaviour = rollout.logprobs if self.one_step_off_policy else None
         return Experience(rollout, scores, advantages, counted, reference, old_logprobs=behaviour)
 
     def update(self, experience: Experience) -> None:
         """Make one optimiser step on the whole experience; how it is cut into micro-batches changes nothing."""
-        optimizer = cast(Optimizer, self.optimizers())
         torch.manual_seed(self._dropout_seed(experience))
-        size = UpdateSize.of(experience.loss_mask, self.engine.max_new_tokens)
-        sums: Counter[str] = Counter()
-        parts: list[Tensor] = []
-        optimizer.zero_grad()
-        micro_batches = self.policy.parts(experience.rollout.prompt_mask, experience.loss_mask, self.micro_batch_tokens)
-        for groups in micro_batches:
-            loss, logprobs, measured = self._loss(experience, groups, size)
-            with self._gradient_sync(last=groups == micro_batches[-1]):
-                self.manual_backward(loss * size.world_size)  # DDP averages, the loss is normalised over all ranks
-            parts.append(logprobs)
-            sums.update({name: float(value) for name, value in measured.items()} | {"loss": float(loss.detach())})
+        rollout, size = experience.rollout, UpdateSize.of(experience.loss_mask, self.engine.max_new_tokens)
+        micro_batches = self.policy.parts(rollout.prompt_mask, experience.loss_mask, self.micro_batch_tokens)
+        logprobs: list[Tensor] = []
+        loss_of = partial(self._part, experience, size, logprobs)
+        sums, norm = self.optimise(micro_batches, loss_of, f"rollout step {self.rollout_step}", rollout.prompts)
         if experience.old_logprobs is None:
-            experience.old_logprobs = torch.cat(parts)
+            experience.old_logprobs = torch.cat(logprobs)
             self._log(metrics.of_sampling(experience))
-        norm = self._optimizer_step(optimizer, f"rollout step {self.rollout_step}", experience.rollout.prompts)
         experience.epochs_done += 1
-        self._log(metrics.of_update(sums, size) | {"grad_norm": norm}, bar=("kl",))
+        self._log(metrics.of_update(sums, size) | {"grad_norm": norm}, shown=("kl",))
 
     # ---------------------------------------------------------------- parts of a step
 
@@ -202,12 +188,18 @@ class GRPO(AdapterModule):
         """Whether a rollout has inner epochs left."""
         return self.experience is not None and self.experience.epochs_done < self.inner_epochs
 
+    def _take(self, collected: Experience) -> None:
+        """Train on what was collected: now, or off-policy in the next step."""
+        if self.one_step_off_policy:
+            self.experience, self.ahead = self.ahead, collected
+        else:
+            self.experience = collected
+
     def _sampling_seed(self) -> int:
-        return self.seed * 1_000_003 + self.rollout_step  # a function of the step, so a resumed run samples alike
+        return seed_at(self.seed, self.rollout_step)
 
     def _dropout_seed(self, experience: Experience) -> int:
-        update = self._sampling_seed() * self.inner_epochs + experience.epochs_done
-        return update * distributed.world_size() + distributed.rank()
+        return seed_of_rank(self._sampling_seed() * self.inner_epochs + experience.epochs_done)
 
     def _with_reference(self, rollout: Rollout, suite: RewardSuite, for_loss: bool) -> tuple[Rollout, Tensor | None]:
         """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
@@ -229,26 +221,30 @@ class GRPO(AdapterModule):
             self.trainer.save_checkpoint(path)
             raise UserError(f"{error}; resume with --ckpt_path {path}") from error
 
-    def _loss(
-        self, experience: Experience, groups: slice, size: UpdateSize
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return this micro-batch's share of the loss, its log-probs [B, G, T] without gradient, and metric sums."""
+    def _log_rollout(self, rollout: Rollout, scores: Scores, advantages: Tensor, seconds: float) -> None:
+        total = self.aggregator.total(own_copy(scores), self.rollout_step)
+        self._log(metrics.of_rollout(rollout, scores, total, seconds), shown=("reward", "tokens_per_second"))
+        self._log(self.aggregator.metrics(own_copy(scores), own_copy(advantages), self.rollout_step))
+
+    def _part(self, experience: Experience, size: UpdateSize, kept: list[Tensor], groups: slice) -> Part:
+        """Return what a micro-batch adds to the loss and to the metrics; ``kept`` gets its log-probs [B, G, T]."""
         rollout, mask = experience.rollout, experience.loss_mask[groups]
         packed = pack(rollout.prompt_ids[groups], rollout.prompt_mask[groups], rollout.completion_ids[groups], mask)
         support = rollout.support and rollout.support[groups][mask]
         tokens = self.policy(packed, self.engine.temperature, self.loss.entropy_bonus > 0, support)
         logprobs = packed.unpack(tokens.logprobs)
+        kept.append(logprobs.detach())
         old, reference = experience.old_logprobs, experience.reference_logprobs
         loss, measured = self.loss(
             logprobs.flatten(0, 1),
-            (logprobs.detach() if old is None else old[groups]).flatten(0, 1),
+            (kept[-1] if old is None else old[groups]).flatten(0, 1),
             experience.advantages[groups].flatten(),
             mask.flatten(0, 1),
             size,
             reference_logprobs=None if reference is None else reference[groups].flatten(0, 1),
             entropy=packed.unpack(tokens.entropy).flatten(0, 1),
         )
-        return loss, logprobs.detach(), measured
+        return loss, measured | {"loss": loss.detach()}
 
     # ---------------------------------------------------------------- validation, test, prediction
 

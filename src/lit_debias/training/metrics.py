@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lit_debias.aggregators.aggregator import batch_means, batch_moments
+from lit_debias.aggregators.aggregator import batch_means, batch_moments, scored
 from lit_debias.grpo.advantages import zero_std_fraction
 from lit_debias.grpo.loss import UpdateSize
 from lit_debias.types import Experience, Rollout, Scores
@@ -41,7 +41,7 @@ def of_rollout(rollout: Rollout, scores: Scores, total: Tensor, seconds: float) 
     stds = torch.stack([_std(row) for row in total])
     values |= {
         "reward_std": float(stds.mean()),
-        "frac_reward_zero_std": float(zero_std_fraction(total, total.isfinite(), min_std=1e-6)),
+        "frac_reward_zero_std": float(zero_std_fraction(total, scored(total), min_std=1e-6)),
         "num_tokens": tokens,
         "rollout_time": seconds,
         "tokens_per_second": tokens / max(seconds, 1e-9),
@@ -74,7 +74,7 @@ def of_update(sums: Mapping[str, float], size: UpdateSize) -> dict[str, float]:
 
 
 def _rewards(scores: Scores, total: Tensor) -> dict[str, float]:
-    combined = batch_means(Scores({"reward": total}, {"reward": total.isfinite()}), ("reward",))
+    combined = batch_means(Scores({"reward": total}, {"reward": scored(total)}), ("reward",))
     values = {"reward": 0.0, **combined}  # always there: checkpoints are chosen by it
     for name, (mean, std) in batch_moments(scores, tuple(scores.values)).items():
         values |= {f"rewards/{name}/mean": mean, f"rewards/{name}/std": std}
@@ -87,7 +87,7 @@ def _rewards(scores: Scores, total: Tensor) -> dict[str, float]:
 
 def _std(values: Tensor) -> Tensor:
     """Return the standard deviation of what is there; a completion that nothing scored has a total of NaN."""
-    present = values[values.isfinite()]
+    present = values[scored(values)]
     return present.std() if present.numel() > 1 else present.new_zeros(())
 
 

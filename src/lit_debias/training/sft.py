@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from lit_debias.grpo.loss import UpdateSize
-from lit_debias.training.baseline import Baseline, Metrics
+from lit_debias.training.adapter_module import Metrics
+from lit_debias.training.baseline import Baseline
 
 
 class SFT(Baseline):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lit_debias.plugins import NO_KEY, Reward, RewardBatch, ScoreFile, UserError, api_key, check_endpoint
+from lit_debias.plugins import NO_KEY, Reward, RewardBatch, ScoreFile, UserError, api_key, check_endpoint, sha256
 from lit_debias_judge.client import Answer, Client, RequestError
 from lit_debias_judge.template import FAIRNESS, fill, parse, placeholders
 from lit_debias_judge.usage import Usage
@@ -219,4 +218,4 @@ def _options(who: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(*content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return sha256([json.dumps(content, sort_keys=True, default=str)])
