@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import string
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from lit_debias.cli.parser import Parser, check_config, config_files
 from lit_debias.errors import UserError
 from lit_debias.plugins.manager import get_plugin_manager
 from lit_debias.support.redaction import redact
+from lit_debias.support.terminal import quiet_libraries
 from lit_debias.support.text import printable
 
 
@@ -71,7 +70,7 @@ COMMANDS = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0 done, 2 a mistake of the user (one line on stderr)."""
     args = list(sys.argv[1:] if args is None else args)
-    silence_third_parties()
+    quiet_libraries()
     try:
         with _quiet_threads():
             return _run(args)
@@ -81,18 +80,6 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"lit-debias: error: {printable(redact(str(mistake)))}", file=sys.stderr)
         return 2
-
-
-def silence_third_parties() -> None:
-    """Keep advice and deprecations of libraries out of the terminal, where no user can act on them."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_is_no_advertisement)
-    warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")  # Lightning 2.6
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("💡")
 
 
 @contextmanager
