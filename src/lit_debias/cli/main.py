@@ -53,7 +53,9 @@ COMMANDS = {
     ),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
     "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", ("run+",)),
-    "plugins": Command("lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators and engines"),
+    "plugins": Command(
+        "lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators and engines", ("names*",)
+    ),
     "rewards new": Command(
         "lit_debias.cli.scaffold", "new", "write a plugin with one reward, ready to install", ("name",)
     ),

@@ -91,7 +91,7 @@ def as_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 
 
 def _scores(row: dict[str, Any]) -> Table:
-    grid = Table.grid(Column(overflow="fold"), Column(justify="right", no_wrap=True), padding=(0, 1, 0, 0), pad_edge=False, expand=True)
+    grid = Table.grid(Column(overflow="fold"), Column(justify="right", no_wrap=True), padding=(0, 1, 0, 0), expand=True)
     grid.add_row(Text("advantage"), f"{row['advantage']:+.2f}")
     for name, score in row["scores"].items():
         grid.add_row(Text(printable(name)), "-" if score is None else f"{score:.2f}")
