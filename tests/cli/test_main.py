@@ -9,7 +9,8 @@ import pytest
 import yaml
 from command_line import config, run, said, write  # noqa: F401  (fixtures among them)
 
-from lit_debias.cli.main import COMMANDS, TRAINER_COMMANDS
+from lit_debias.cli.help import CALLS, TITLES, TRAINER_COMMANDS
+from lit_debias.cli.main import COMMANDS
 from lit_debias.plugins.manager import components, get_plugin_manager
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -29,6 +30,35 @@ def test_every_function_command_documents_its_options(command, capsys):
     assert f"usage: lit-debias {command}" in shown
     documented = {parameter.arg_name for parameter in docstring_parser.parse(COMMANDS[command].load().__doc__).params}
     assert set(inspect.signature(COMMANDS[command].load()).parameters) == documented
+
+
+@pytest.mark.parametrize("command", TRAINER_COMMANDS)
+def test_help_of_the_trainers_commands_opens_with_what_they_do_and_common_calls(command, capsys):
+    assert run(command, "--help") == 0
+    shown = capsys.readouterr().out
+    usage, *about = shown.partition("\n\noptions:")[0].splitlines()
+    assert usage == f"usage: lit-debias {command} -c FILE [--OPTION VALUE ...]"
+    assert about[1][1:] == f"{TRAINER_COMMANDS[command]}."[1:]
+    calls = [line for line in about if line.startswith(f"  lit-debias {command} ")]
+    assert len(calls) == len(CALLS[command]) == 5
+    assert max(map(len, about)) <= 80
+    titles = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["options:", f"{TITLES['Customize every aspect']}:", "Model:", "Data:", f"Of {command} alone:"]
+    assert "instantiation. Set to True" in " ".join(shown.split())
+
+
+COMMAND_OF_CALL = {call: command for command in CALLS for call in CALLS[command]}
+
+
+@pytest.mark.parametrize(("call", "command"), COMMAND_OF_CALL.items(), ids=COMMAND_OF_CALL)
+def test_every_call_in_the_help_is_one_that_works(call, command, config, tmp_path, capsys):
+    values = {"FILE": write(tmp_path, config), "DIR": str(tmp_path), "NAME": "train"}
+    args = [values.get(arg, arg) for arg in call.split()]
+    shows = [] if {"--print_config", "--model.help"} & set(args) else ["--print_config"]
+    assert run(command, *args, *shows) == 0
+    shown = capsys.readouterr().out
+    assert "group_size" in shown
+    assert all(value in shown for arg, value in values.items() if arg in call.split() and arg != "FILE")
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

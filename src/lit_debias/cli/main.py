@@ -15,6 +15,7 @@ from typing import Any
 from docstring_parser import parse
 
 from lit_debias.cli.errors import is_full_disk, user_error
+from lit_debias.cli.help import TRAINER_COMMANDS
 from lit_debias.cli.parser import Parser, check_config, config_files
 from lit_debias.errors import UserError
 from lit_debias.plugins.manager import get_plugin_manager
@@ -40,12 +41,6 @@ class Command:
 
 
 HELP = ("-h", "--help")
-TRAINER_COMMANDS = {
-    "fit": "train: a policy with GRPO, SFT or DPO, or a reward model",
-    "validate": "score greedy completions of the validation prompts",
-    "test": "score greedy completions of the test prompts",
-    "predict": "write completions for prompts",
-}
 COMMANDS = {
     "synthesize": Command("lit_debias.synthetic.synthesis", "synthesize", "write the synthetic data set"),
     "write": Command(

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from lit_debias import data  # noqa: F401
 from lit_debias.cli.errors import one_line, user_error
+from lit_debias.cli.help import TRAINER_COMMANDS, mend, opening
 from lit_debias.cli.parser import Parser, config_files
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.plugins.manager import components, get_plugin_manager
@@ -69,11 +70,17 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=42,
             trainer_defaults={"callbacks": [GracefulStop()]},  # added to those of the configuration
             parser_class=TrainingParser,
-            parser_kwargs={"prog": "lit-debias"},
+            parser_kwargs={"prog": "lit-debias", **{command: opening(command) for command in TRAINER_COMMANDS}},
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             args=args,
         )
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Build the parsers, whose help Lightning takes from docstrings that are not made for it."""
+        super().setup_parser(*args, **kwargs)
+        for command, parser in self._subcommand_parsers.items():
+            mend(parser, command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse ``args``, which come from ``sys.argv`` themselves; Lightning warns that both are there."""
