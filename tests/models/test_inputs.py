@@ -65,6 +65,17 @@ MODELS = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights in safetensors"),
     "cut": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 9), "cannot be loaded"),
     "tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot be loaded"),
+    "no tokenizer": (
+        lambda folder: [file.unlink() for file in folder.iterdir() if "token" in file.name],
+        r"has no tokenizer, such as tokenizer.json; save it there too: AutoTokenizer\.from_pretrained",
+    ),
+    "no tokenizer, of a model whose own would be empty": (
+        lambda folder: (
+            [file.unlink() for file in folder.iterdir() if "token" in file.name]
+            and changed(folder, "config.json", model_type="qwen2")
+        ),
+        "has no tokenizer",
+    ),
     "sizes": (lambda folder: changed(folder, "config.json", hidden_size=64), "has other sizes|have other sizes"),
     "layers": (lambda folder: changed(folder, "config.json", num_hidden_layers=3), r"files lack \d+ weights, such as"),
     "template": (lambda folder: (folder / "chat_template.jinja").write_text("{% if"), "chat template fails"),

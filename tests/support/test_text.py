@@ -1,6 +1,6 @@
 import pytest
 
-from lit_debias.support.text import distinct_credit, is_refusal, printable, repetition, words
+from lit_debias.support.text import distinct_credit, is_refusal, printable, repetition, shorten, words
 
 
 def test_words_are_lower_case_and_keep_apostrophes():
@@ -71,3 +71,12 @@ def test_control_characters_are_shown_as_escapes():
     assert printable("abc\u202egnp.exe \ud800") == r"abc\u202egnp.exe \ud800"
     kept = "two\tcells\nand \u4e2d\u6587, \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645, \U0001f468\u200d\U0001f469"
     assert printable(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [(20, "Sums rewards, truly"), (19, "Sums rewards, truly"), (18, "Sums rewards…"), (6, "Sums…"), (4, ""), (0, "")],
+)
+def test_shortened_text_has_whole_words(width, text):
+    assert shorten("Sums rewards,  truly", width) == text
+    assert len(text) <= width

@@ -90,10 +90,11 @@ def test_completions_are_kept_and_markup_in_them_stays_text(tiny_model, prompts,
 
 def test_what_controls_a_terminal_stays_text(capsys):
     evil = "\x1b]0;owned\x07[link=http://x]y[/link]\x1b[2J\r[red]z[/]"
-    rows = [{"prompt": evil, "completion": evil, "scores": {evil: 0.5}, "advantage": 1.0}]
+    rows = [{"prompt": evil, "completion": evil, "scores": {evil[-16:]: 0.5}, "advantage": 1.0}]
     Console(force_terminal=True, width=300).print(as_table(rows, "title"))
     shown = capsys.readouterr().out
-    assert shown.count(r"\x1b]0;owned\x07[link=http://x]y[/link]\x1b[2J\r[red]z[/]") == 3
+    assert shown.count(r"\x1b]0;owned\x07[link=http://x]y[/link]\x1b[2J\r[red]z[/]") == 2
+    assert r"\x1b[2J\r[red]z[/]  0.50" in shown
     assert not {"\x07", "\r"} & set(shown)
     assert set(re.findall(r"\x1b[^m]*m", shown)) <= {f"\x1b[{style}m" for style in ("0", "1", "3")}
     assert shown.count("\x1b") == len(re.findall(r"\x1b[^m]*m", shown))

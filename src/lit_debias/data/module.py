@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from lit_debias.conversations import read_prompt
 from lit_debias.data.columns import aligned, renamed
 from lit_debias.data.sampler import PromptSampler, TableLoader
-from lit_debias.data.sources import ORIGIN, load_split
+from lit_debias.data.sources import ORIGIN, load_split, split_names
 from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
@@ -94,6 +94,8 @@ class TableDataModule(LightningDataModule, ABC):
         for role in _STAGES.get(stage, ("train", "validation", "test")):
             if role not in self.rows:
                 self.rows[role] = self._load(role)
+        if stage == "validate" and self.rows["validation"] is None:
+            raise self._no_rows("validation")
 
     def _load(self, role: Role) -> Dataset | None:
         if self.batch_sizes[role] % distributed.world_size():
@@ -106,16 +108,19 @@ class TableDataModule(LightningDataModule, ABC):
         if not present:
             if role == "validation":
                 return None
-            raise UserError(
-                f"data '{self.path}' has no rows of the split '{', '.join(self.splits[role])}'; name one that it has "
-                f"with data.init_args.{role}_split{'s' if role == 'test' else ''} ('train' where it has no splits)"
-            )
+            raise self._no_rows(role)
         rows = self._limit(concatenate_datasets(aligned(present, self.path)), self.limits[role])
         if role == "train" and len(rows) < self.batch_sizes[role]:
             raise UserError(
                 f"data '{self.path}': {len(rows)} rows to train on are fewer than batch_size {self.batch_sizes[role]}"
             )
         return rows
+
+    def _no_rows(self, role: Role) -> UserError:
+        wanted = f"has no split '{', '.join(self.splits[role])}'" if self.splits[role] else "is asked for no split"
+        option = {"train": "train_split", "validation": "val_splits", "test": "test_splits"}[role]
+        known = ", ".join(split_names(self.path, self.table))
+        return UserError(f"data '{self.path}' {wanted}; it has: {known}; name one with data.init_args.{option}")
 
     def _rename(self, rows: Dataset) -> Dataset:
         """Give columns the names that the code and the rewards use."""

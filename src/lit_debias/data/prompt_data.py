@@ -26,7 +26,8 @@ class PromptDataModule(TableDataModule):
             (system, user, assistant) and ``content``, the last of them the user's. A conversation's own system message
             wins over the policy's ``system_prompt``. Rewards and tables get the text that the user wrote, or of several
             turns a line ``role: content`` for each.
-        columns: Name that a reward uses -> column of the data. Other columns keep their names.
+        columns: Name that a reward uses -> column of the data; one may serve several names. Each keeps its own name
+            too, so a column whose name suits needs no entry.
         batch_size: Prompts in an optimiser step over all ranks.
         val_batch_size: Prompts in a batch of validation and test over all ranks.
         train_split: Split to train on.

@@ -31,7 +31,8 @@ class ResponseDataModule(TableDataModule):
         test_split: Split or splits of ``test`` and ``predict``, together.
         batch_size: Responses in an optimiser step over all ranks.
         val_batch_size: Responses in a batch of validation and test over all ranks.
-        columns: One of prompt, response, prompt_id, fairness, neutrality, relevance, quality -> column of the data.
+        columns: One of prompt, response, prompt_id, fairness, neutrality, relevance, quality -> column of the data,
+            which keeps its own name too.
         train_limit: Train on a seeded choice of whole prompts with at most so many responses.
         val_limit: Validate and test on a seeded choice of whole prompts with at most so many responses.
         fold: Train and validate on a part of the template families: ``0/2`` and ``1/2`` share no template and, in

@@ -236,6 +236,7 @@ def _csv(path: Path, texts: Collection[str]) -> tuple[pa.Table, Sequence[int]]:
     text = read_text(path, "data")
     if text.count('"') % 2:  # the reader would take the rest of the file for one value
         raise UserError(f"data '{path}': a quote is not closed; write two for one within a value")
+    _check_commas(text, path)
     # one thread: only then does an error say the row
     read, parse = pyarrow.csv.ReadOptions(use_threads=False), pyarrow.csv.ParseOptions(newlines_in_values=True)
     as_texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_header(text), pa.string()))
@@ -245,6 +246,18 @@ def _csv(path: Path, texts: Collection[str]) -> tuple[pa.Table, Sequence[int]]:
         column if name in texts else as_numbers(column) for name, column in zip(names, content.columns, strict=True)
     ]
     return pa.table(columns, names=names), range(2, content.num_rows + 2)
+
+
+def _check_commas(text: str, path: Path) -> None:
+    """Raise :class:`UserError` where another sign than a comma stands between the columns, as spreadsheets write it."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    for sign, name in {";": "semicolons", "\t": "tabs", "|": "bars"}.items():
+        if header.count(sign) > header.count(","):
+            written = repr(sign).replace("'", '"')
+            raise UserError(
+                f"data '{path}': {name} stand between its columns; write commas: "
+                f'python -c \'import pandas; pandas.read_csv("{path}", sep={written}).to_csv("{path}", index=False)\''
+            )
 
 
 def _header(text: str) -> Iterable[str]:

@@ -66,6 +66,8 @@ def choose_splits(data: str, splits: str | Sequence[str] | None) -> tuple[str, .
         return found
     names = (splits,) if isinstance(splits, str) else tuple(splits)
     for name in names:
+        if name not in known and "," in name:
+            raise UserError(f"splits: '{name}' is one name; write a list: '[{', '.join(name.split(','))}]'")
         if name not in known:
             raise UserError(f"splits: there is no split '{name}' in data '{data}'{did_you_mean(name, known)}")
         if names.count(name) > 1:

@@ -6,6 +6,8 @@ are pickles, and Python files in its folder or repository are left alone.
 
 from __future__ import annotations
 
+import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +66,13 @@ def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with loading(source):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(source), **NO_CODE, **kwargs)
+        place = resolve(source)
+        if _lacks_tokenizer(place):
+            raise UserError(
+                f"model '{source}' has no tokenizer, such as tokenizer.json; save it there too: "
+                "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER), NAME being the model that it was made of"
+            )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **NO_CODE, **kwargs)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -73,6 +81,15 @@ def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+TOKENIZER_FILE = re.compile("token|vocab|merges|spiece|sentencepiece|spm|bpe|dict")
+"""Names of the files that hold a tokenizer, of whichever kind."""
+
+
+def _lacks_tokenizer(place: str) -> bool:
+    """Return whether a local folder has no file of a tokenizer; transformers may make an empty one of nothing."""
+    return os.path.isdir(place) and not any(map(TOKENIZER_FILE.search, os.listdir(place)))
 
 
 def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:

@@ -30,6 +30,15 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def shorten(text: str, width: int) -> str:
+    """Return the words that fit into so many characters, with an ellipsis where some are left out."""
+    text = " ".join(text.split())
+    if len(text) <= width:
+        return text
+    whole = text[:width].rpartition(" ")[0][: width - 1]
+    return f"{whole.rstrip(' ,;:.')}…" if whole else ""
+
+
 def words(text: str) -> list[str]:
     """Return the words of a text, in lower case."""
     return [word.lower() for word in WORD.findall(text)]

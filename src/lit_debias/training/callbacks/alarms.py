@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from statistics import fmean
 from typing import Any
 
@@ -143,4 +144,7 @@ class RewardHackingAlarm(Callback):
 def say(trainer: Trainer, line: str) -> None:
     """Print a line on stderr, on the first rank; unlike a warning it has no file name around it and never repeats."""
     if trainer.is_global_zero:
-        Console(stderr=True).print(Text(line, style="bold yellow"), soft_wrap=True)
+        console = Console(stderr=True)
+        with console.capture() as text:
+            console.print(Text(line, style="bold yellow"), soft_wrap=True)
+        print(text.get(), end="", file=sys.stderr)  # where a progress bar listens, and makes room above itself

@@ -9,14 +9,16 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich import get_console
+from rich.table import Column, Table
 from rich.text import Text
 
 from lit_debias.support.text import printable
 from lit_debias.training.grpo import GRPO
 from lit_debias.types import Experience
+
+SCORES_WIDTH = 36
+"""Longer names of rewards are broken; prompts and completions get the rest of the line."""
 
 
 class CompletionTable(Callback):
@@ -48,7 +50,8 @@ class CompletionTable(Callback):
             for row in rows:
                 file.write(json.dumps({"rollout_step": pl_module.rollout_step, **row}, ensure_ascii=False) + "\n")
         if self.show:
-            Console().print(as_table(rows, f"rollout step {pl_module.rollout_step}"))
+            # the console of the progress bar, which puts the table above itself
+            get_console().print(as_table(rows, f"rollout step {pl_module.rollout_step}"))
 
 
 def extremes(experience: Experience, count: int) -> list[dict[str, Any]]:
@@ -77,16 +80,22 @@ def extremes(experience: Experience, count: int) -> list[dict[str, Any]]:
 
 
 def as_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """Return a table of rows from :func:`extremes`."""
-    names = list(rows[0]["scores"]) if rows else []
-    headings = [escape(printable(name)) for name in ("prompt", "completion", *names, "advantage")]
-    table = Table(*headings, title=title, show_lines=True)
+    """Return a table of rows from :func:`extremes`; scores stand below one another, so that any number of them fits."""
+    table = Table("prompt", "completion", title=title, show_lines=True)
+    longest = max((len(printable(name)) for row in rows for name in ("advantage", *row["scores"])), default=0)
+    table.add_column("scores", width=min(longest + len(" -0.00"), SCORES_WIDTH))
     for row in rows:
-        numbers = ["-" if row["scores"][name] is None else f"{row['scores'][name]:.2f}" for name in names]
         # Text, because model output may hold what rich would take for markup.
-        texts = [Text(printable(row[name])) for name in ("prompt", "completion")]
-        table.add_row(*texts, *numbers, f"{row['advantage']:+.2f}")
+        table.add_row(Text(printable(row["prompt"])), Text(printable(row["completion"])), _scores(row))
     return table
+
+
+def _scores(row: dict[str, Any]) -> Table:
+    grid = Table.grid(Column(overflow="fold"), Column(justify="right", no_wrap=True), padding=(0, 1, 0, 0), expand=True)
+    grid.add_row(Text("advantage"), f"{row['advantage']:+.2f}")
+    for name, score in row["scores"].items():
+        grid.add_row(Text(printable(name)), "-" if score is None else f"{score:.2f}")
+    return grid
 
 
 class PredictionFile(Callback):
