@@ -24,6 +24,7 @@ class Check:
 
 BARS: dict[str, tuple[str, str, float]] = {
     "perplexity": ("relative", "at most", 0.05),
+    "prose_perplexity": ("relative", "at most", 0.05),
     "distinct_2": ("relative", "at least", -0.05),
     "similarity": ("relative", "at least", -0.05),
     "accuracy": ("difference", "at least", 0.0),
@@ -104,7 +105,7 @@ def _change(before: Estimate, after: Estimate, change: Mapping[str, Any], words:
     verb = ("falls" if after.value < before.value else "rises") if change["clear"] else "does not change clearly:"
     relative = ""
     if change["relative"] is not None and change["relative_low"] is not None:
-        bounds = f"95% interval {change['relative_low']:+.0%} to {change['relative_high']:+.0%}"
+        bounds = f"95% interval {change['relative_low']:+.0%} to {change['relative_high']:+.0%}, n = {change['n']}"
         relative = f" ({change['relative']:+.0%}, {bounds})"
     return f"{words} {verb} from {before.value:.3g} to {after.value:.3g}{relative}"
 
@@ -112,7 +113,7 @@ def _change(before: Estimate, after: Estimate, change: Mapping[str, Any], words:
 def _without_adapter(arms: Mapping[str, Estimates], primary: str) -> str:
     before = arms["before"][primary]
     low, high = before.interval
-    said = f"{label(primary)} of the base model is {before.value:.3g} (95% interval {low:.3g} to {high:.3g})"
+    said = f"{label(primary)} of the base model is {before.value:.3g} (95% interval {low:.3g} to {high:.3g}, n = {before.n})"
     if "prompt_only" in arms:
         said += f", {arms['prompt_only'][primary].value:.3g} when it is asked for fairness"
     return _sentence([said, "no adapter was evaluated"])
