@@ -152,8 +152,8 @@ def pool_measures(replicas: Sequence[Mapping[str, Estimate]], stream: str) -> di
 def compare(estimate: Estimate, baseline: Estimate) -> dict[str, Any]:
     """Return difference and relative change against a baseline of the same bootstrap, with 95% intervals.
 
-    ``n`` is the smaller of both observations. ``clear`` says whether the interval of the difference leaves out 0. The relative change has no interval where
-    the baseline is 0 in some sample.
+    ``n`` is the smaller of both observations. ``clear`` says whether the interval of the difference leaves out 0. The
+    relative change has no interval where the baseline is 0 in some sample.
     """
     difference = Estimate(estimate.samples - baseline.samples, estimate.n)
     relative = Estimate(_divide(difference.samples, baseline.samples), estimate.n)
