@@ -118,7 +118,7 @@ study: $(READY)
 
 # The report of the demo as README.md shows it; needs Chromium.
 picture: $(REPORT)
-	$(BIN)/python docs/picture.py $(REPORT) --out docs/images/report.png
+	$(BIN)/python docs/picture.py $(RUN) --out docs/images/report.png
 
 # Source and wheel of the core and of each plugin, then a run of what they install.
 dist: $(READY)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 from report_material import EVIL, HOSTILE, hostile, many_arms
@@ -129,6 +130,19 @@ def test_another_script_would_be_stopped(browser, page_file, tmp_path):
     tab, complaints = load(browser, changed)
     assert tab.evaluate("window.owned") is None
     assert any("Content Security Policy" in complaint for complaint in complaints)
+
+
+def test_the_picture_of_the_readme_ends_above_a_heading(browser, page_file, tmp_path):
+    draw = run_path(str(Path(__file__).parents[2] / "docs" / "picture.py"))["draw"]
+    tab = browser.new_page()
+    draw(tab, page_file, tmp_path / "report.png", "measures")
+    header = (tmp_path / "report.png").read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(header[place : place + 4], "big") for place in (16, 20))
+    assert width == 1180
+    assert height == pytest.approx(tab.locator("#measures").bounding_box()["y"] - 24, abs=1)
+    with pytest.raises(SystemExit, match="no heading 'nowhere'"):
+        draw(tab, page_file, tmp_path / "report.png", "nowhere")
 
 
 def test_links_lead_to_parts_of_the_page(desktop):
