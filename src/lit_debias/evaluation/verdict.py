@@ -20,10 +20,13 @@ class Check:
     value: float
     bar: str
     passed: bool
+    measure: str
+    """What it is about, such as ``perplexity``."""
 
 
 BARS: dict[str, tuple[str, str, float]] = {
     "perplexity": ("relative", "at most", 0.05),
+    "prose_perplexity": ("relative", "at most", 0.05),
     "distinct_2": ("relative", "at least", -0.05),
     "similarity": ("relative", "at least", -0.05),
     "accuracy": ("difference", "at least", 0.0),
@@ -84,13 +87,12 @@ def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str
         wanted, passed = f"{direction} {bar:+.0%}", value <= bar if direction == "at most" else value >= bar
         if name == primary:  # an improvement must be clear; a cost counts even where it may be chance
             wanted, passed = f"{wanted}, clearly", passed and changes[name]["clear"]
-        found.append(Check(f"{label(name)}: {KINDS[kind]}", value, wanted, passed))
+        found.append(Check(f"{label(name)}: {KINDS[kind]}", value, wanted, passed, name))
     if primary in arms[arm] and primary in arms.get("prompt_only", {}):
         gain = compare(arms[arm][primary], arms["prompt_only"][primary])
         passed = gain["clear"] and gain["difference"] < 0
-        found.append(
-            Check(f"{label(primary)}: against asking for fairness", gain["difference"], "below 0, clearly", passed)
-        )
+        words = f"{label(primary)}: against asking for fairness"
+        found.append(Check(words, gain["difference"], "below 0, clearly", passed, primary))
     return found
 
 
@@ -104,7 +106,7 @@ def _change(before: Estimate, after: Estimate, change: Mapping[str, Any], words:
     verb = ("falls" if after.value < before.value else "rises") if change["clear"] else "does not change clearly:"
     relative = ""
     if change["relative"] is not None and change["relative_low"] is not None:
-        bounds = f"95% interval {change['relative_low']:+.0%} to {change['relative_high']:+.0%}"
+        bounds = f"95% interval {change['relative_low']:+.0%} to {change['relative_high']:+.0%}, n = {change['n']}"
         relative = f" ({change['relative']:+.0%}, {bounds})"
     return f"{words} {verb} from {before.value:.3g} to {after.value:.3g}{relative}"
 
@@ -112,7 +114,8 @@ def _change(before: Estimate, after: Estimate, change: Mapping[str, Any], words:
 def _without_adapter(arms: Mapping[str, Estimates], primary: str) -> str:
     before = arms["before"][primary]
     low, high = before.interval
-    said = f"{label(primary)} of the base model is {before.value:.3g} (95% interval {low:.3g} to {high:.3g})"
+    bounds = f"95% interval {low:.3g} to {high:.3g}, n = {before.n}"
+    said = f"{label(primary)} of the base model is {before.value:.3g} ({bounds})"
     if "prompt_only" in arms:
         said += f", {arms['prompt_only'][primary].value:.3g} when it is asked for fairness"
     return _sentence([said, "no adapter was evaluated"])

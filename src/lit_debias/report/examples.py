@@ -51,18 +51,18 @@ def side_by_side(arms: Arms, count: int) -> list[list[dict[str, Any]]]:
     names = judges_of(records)
     values = intensities(records, names[0]) if names else [None] * len(records)
     pairs = sorted(twin_pairs(records), key=lambda pair: -_gap(values[pair[0]], values[pair[1]]))
-    return [[_side(arms, index) for index in pair] for pair in pairs[:count]]
+    return [[_side(arms, index, names[0] if names else "") for index in pair] for pair in pairs[:count]]
 
 
 def _gap(first: float | None, second: float | None) -> float:
     return 0.0 if first is None or second is None else abs(first - second)
 
 
-def _side(arms: Arms, index: int) -> dict[str, Any]:
+def _side(arms: Arms, index: int, judge: str) -> dict[str, Any]:
     record = arms["before"][index]
     answers = {}
     for name, records in arms.items():
-        scores = list(records[index].judges.values())
-        intensity = 1 - scores[0] if scores and scores[0] is not None else None
+        score = records[index].judges.get(judge)
+        intensity = None if score is None else 1 - score
         answers[name] = {"text": records[index].completion or "", "intensity": intensity}
     return {"group": record.group, "prompt": record.prompt, "answers": answers}

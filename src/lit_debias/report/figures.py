@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lit_debias.evaluation.measures import SMALLEST_GROUP
@@ -12,6 +12,7 @@ from lit_debias.report.charts import FRONT, STEP, intervals, joined, lines, smoo
 from lit_debias.report.curves import Curves
 from lit_debias.report.keys import Key, arm_keys, curve_keys
 from lit_debias.report.sources import Evaluation
+from lit_debias.synthetic.taxonomy import group_meanings
 
 MOST_ROWS = 24
 """Groups in one figure."""
@@ -27,6 +28,7 @@ class Chart:
         caption: What is shown, and how to read it.
         legend: What is told apart; empty where there is one thing only.
         json: For plotly.js, safe inside a script element.
+        terms: Name in the figure -> what it means, for those that need it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Chart:
     caption: str
     legend: Sequence[Key]
     json: str
+    terms: Mapping[str, str] = field(default_factory=dict)
 
 
 def breakdown_charts(evaluation: Evaluation) -> Iterator[Chart]:
@@ -53,7 +56,17 @@ def breakdown_charts(evaluation: Evaluation) -> Iterator[Chart]:
                 caption=_breakdown_caption(len(shown["before"]), every),
                 legend=[keys[arm] for arm in shown],
                 json=intervals(shown, keys, "bias intensity, 95% interval"),
+                terms=group_terms(shown["before"], parts["before"]),
             )
+
+
+def group_terms(shown: Iterable[str], every: Iterable[str]) -> dict[str, str]:
+    """Return what the groups in a figure stand for; empty where they are not those of `lit-debias synthesize`."""
+    known = group_meanings()
+    if not set(every) <= {*known, NOBODY}:
+        return {}
+    words = {name.replace("_", " "): known[name] for name in shown if name in known}
+    return {name: meaning for name, meaning in words.items() if name not in meaning}
 
 
 def largest_parts(parts: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -68,39 +81,66 @@ def largest_parts(parts: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict
 
 
 def _breakdown_caption(shown: int, every: int) -> str:
-    caption = "Further left is fairer; the number of completions is in brackets; the most biased before comes first."
+    caption = (
+        "Mean bias intensity with its 95% interval. Further left is fairer; the number of answers (n) is in brackets; "
+        "the most biased before comes first."
+    )
     if shown < every:
-        caption += f" Shown are {shown} of {every}: those with {SMALLEST_GROUP} completions or more"
+        caption += f" Shown are {shown} of {every}: those with {SMALLEST_GROUP} answers or more"
         caption += f", at most {MOST_ROWS}." if shown == MOST_ROWS else "."
     return caption
 
 
-def tradeoff_chart(evaluation: Evaluation, curves: Curves) -> Chart | None:
-    """Return fairness against fluency, or two other rewards where those are not there; None without two rewards."""
+def tradeoff_charts(evaluation: Evaluation, curves: Curves, apart: Mapping[str, str]) -> list[Chart]:
+    """Return fairness against fluency, or two other rewards where those are not there; empty without two rewards.
+
+    Training and the arms are in one figure only where both of its axes are the same quantity for them.
+
+    Args:
+        evaluation: Its arms are shown.
+        curves: Of the training.
+        apart: Reward -> why its figures of both are not one quantity; see :func:`lit_debias.report.scales.apart`.
+    """
     measured = {name.removeprefix("reward/") for name in evaluation.results["measures"] if name.startswith("reward/")}
     trained = set(rewards_of(curves))
     axes = tradeoff_axes(trained or measured)
     if axes is None:
-        return None
+        return []
     x, y = axes
     points = joined(curves[f"rewards/{x}/mean"], curves[f"rewards/{y}/mean"]) if trained else {}
-    estimates = {
-        arm: (evaluation.estimate(arm, f"reward/{x}"), evaluation.estimate(arm, f"reward/{y}"))
-        for arm in evaluation.arms
-    }
+    estimates = {arm: [evaluation.estimate(arm, f"reward/{name}") for name in axes] for arm in evaluation.arms}
     arms = {arm: (a, b) for arm, (a, b) in estimates.items() if a is not None and b is not None}
-    if not points and len(arms) < 2:
-        return None
-    caption = "Further up and further right is better."
-    if points:
-        caption += " Each dot is the mean over one rollout step of training (sampled completions of training prompts)."
-    if arms:
-        caption += " The marked points are the arms (answers to the evaluated prompts, 95% intervals)."
+    reasons = [apart[name] for name in axes if name in apart]
+    if not (points and arms and reasons):
+        return [_tradeoff(evaluation, axes, points, arms)] if points or len(arms) > 1 else []
+    why = f" Training and arms are two figures, for they have no scale in common: {'; '.join(dict.fromkeys(reasons))}."
+    shown = [_tradeoff(evaluation, axes, {}, arms, why)] if len(arms) > 1 else []
+    return [*shown, _tradeoff(evaluation, axes, points, {}, why if not shown else "")]
+
+
+def _tradeoff(
+    evaluation: Evaluation,
+    axes: tuple[str, str],
+    points: Mapping[float, tuple[float, float]],
+    arms: Mapping[str, tuple[dict[str, Any], dict[str, Any]]],
+    why: str = "",
+) -> Chart:
+    x, y = axes
     keys = arm_keys(evaluation)
+    caption = "Mean rewards; further up and further right is better."
+    if points:
+        caption += (
+            " Each dot is one step of training (sampled answers to training prompts). Pareto front: the steps that"
+        )
+        caption += " no other step beats in both."
+    if arms:
+        counts = [estimate["n"] for both in arms.values() for estimate in both]
+        n = str(min(counts)) + (f" to {max(counts)}" if max(counts) > min(counts) else "")
+        caption += f" The marked points are the arms (answers to the evaluated prompts, 95% intervals, n = {n})."
     return Chart(
-        name="tradeoff",
-        title=f"{y.capitalize()} against {x}",
-        caption=caption,
+        name="tradeoff" if arms else "tradeoff-training",
+        title=f"{y.capitalize()} against {x}" + ("" if arms else " in training"),
+        caption=caption + why,
         legend=[*([STEP, FRONT] if points else []), *(keys[arm] for arm in arms)],
         json=tradeoff(points, arms, keys, (f"{x} reward", f"{y} reward")),
     )
@@ -124,8 +164,19 @@ def rewards_of(curves: Iterable[str]) -> dict[str, str]:
     return {metric.removeprefix("rewards/").removesuffix("/mean"): metric for metric in metrics}
 
 
-def curve_charts(curves: Curves) -> Iterator[Chart]:
-    """Yield the curves of training that were logged."""
+CURVES = {
+    "reward": "What training raises: the rewards of an answer, combined by the aggregator.",
+    "rewards": "Mean score by each reward, over the answers of a step.",
+    "kl": "How far the policy has moved away from the reference. It is held back by the loss.",
+    "entropy": "How undecided the policy is about the next token. Near 0 it says the same again and again.",
+    "length": "Mean length of the sampled answers.",
+    "validation": "Mean scores on prompts that training does not see.",
+}
+"""Curve -> what it shows."""
+
+
+def curve_charts(curves: Curves, apart: Mapping[str, str]) -> Iterator[Chart]:
+    """Yield the curves of training that were logged; ``apart`` is that of :func:`tradeoff_charts`."""
     rewards = {metric: name for name, metric in rewards_of(curves).items()}
     validation = {m: m.removeprefix("eval_") for m in sorted(curves) if m.startswith("eval_") and _is_score(m)}
     for name, title, metrics, label in (
@@ -139,7 +190,10 @@ def curve_charts(curves: Curves) -> Iterator[Chart]:
         there = {metric: shown for metric, shown in metrics.items() if metric in curves}
         if there:
             window = max(smoothing(len(curves[metric])) for metric in there)
-            caption = f"Bold: running mean over {window} steps." if window > 1 else ""
+            caption = CURVES[name] + (f" Bold: running mean over {window} steps." if window > 1 else "")
+            reasons = dict.fromkeys(apart[shown] for shown in there.values() if name == "rewards" and shown in apart)
+            if reasons:
+                caption += f" Not to be compared with the mean rewards of the table: {'; '.join(reasons)}."
             keys = curve_keys(there.values())
             drawn = lines([curves[metric] for metric in there], keys, label)
             yield Chart(f"curve-{name}", title, caption, keys if len(keys) > 1 else [], drawn)

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_debias.errors import UserError
+from lit_debias.evaluation.measures import judges_of
 from lit_debias.evaluation.needs import by_reason
 from lit_debias.evaluation.table import against
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
 from lit_debias.report.keys import arm_keys
+from lit_debias.report.scales import apart, as_config, disagreements
 from lit_debias.report.sources import Evaluation, find_evaluations, log_folders, read_config, read_records
-from lit_debias.report.tables import TARGET, disagreements, headline, measure_rows, over_runs, run_rows
+from lit_debias.report.tables import TARGET, headline, meanings, measure_rows, over_runs, run_rows
 from lit_debias.support.atomic import write_text
 from lit_debias.support.hashing import sha256
 from lit_debias.support.redaction import redact, redact_config
@@ -68,19 +70,21 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
         evaluations: The one that is shown in full, then others to compare with.
         logs: Folders that may hold the training logs of the first.
     """
-    from lit_debias.report.figures import breakdown_charts, curve_charts, tradeoff_chart
+    from lit_debias.report.figures import breakdown_charts, curve_charts, tradeoff_charts
 
     first = evaluations[0]
-    notes = [*first.results.get("notes", []), *disagreements(evaluations)]
+    notes = [*first.results.get("notes", [])]
     records = read_records(first, notes)
     curves, log_folder = find_curves(logs)
     if not curves:
         notes.append("no training curves: the run holds no TensorBoard or CSV log of a GRPO training")
+    config = read_config(log_folder, notes)
+    scales = apart(first, as_config(config))
     comparable = "before" in records and first.arm in records and first.arm != "before"
     fell, rose = largest_changes(records["before"], records[first.arm], EXAMPLES) if comparable else ([], [])
     runs = run_rows(evaluations)
     rows = measure_rows(first)
-    tradeoff = tradeoff_chart(first, curves)
+    differences = disagreements(evaluations)
     shown = {
         "first": first,
         "results": first.results,
@@ -88,13 +92,16 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
         "standing": standing(first.results["verdict"].get("checks", [])),
         "tiles": headline(first),
         "runs": runs,
-        "spread": over_runs(runs),
+        "differences": differences,
+        "spread": {} if differences else over_runs(runs),
+        "meanings": meanings(first),
+        "judge": next(iter(judges_of(records.get("before", []))), ""),
         "rows": rows,
         "changes": any(row.change for row in rows),
         "targets": any(TARGET.match(about["better"]) for about in first.results["measures"].values()),
         "against": against(first.results),
         "not_measured": by_reason(first.results.get("not_measured", {})),
-        "figures": [*([tradeoff] if tradeoff else []), *breakdown_charts(first)],
+        "figures": [*tradeoff_charts(first, curves, scales), *breakdown_charts(first)],
         "twins": side_by_side(records, EXAMPLES) if comparable else [],
         "examples": [
             example
@@ -104,8 +111,8 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
             )
             if example[2]
         ],
-        "training": list(curve_charts(curves)),
-        "config": read_config(log_folder, notes),
+        "training": list(curve_charts(curves, scales)),
+        "config": config,
         "settings": redact_config(
             yaml.safe_dump(first.results.get("settings", {}), sort_keys=False, allow_unicode=True)
         ),
@@ -160,7 +167,7 @@ def render(shown: dict[str, Any]) -> str:
 
     page = environment()
     figures = shown["figures"] or shown["training"]
-    scripts = [plotly_js(), page.get_template("script.js.jinja").render()] if figures else []
+    scripts = [*([plotly_js()] if figures else []), page.get_template("script.js.jinja").render()]
     return page.get_template("page.html.jinja").render(shown, scripts=scripts, hashes=map(csp_hash, scripts))
 
 

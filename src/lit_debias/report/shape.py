@@ -55,20 +55,20 @@ _BOUNDS = {"low": _FIGURE, "high": _FIGURE}
 _ESTIMATE = _record({"value": _FIGURE, "n": _NUMBER, **_BOUNDS})
 _CHANGE = _record(
     {"difference": _FIGURE, "clear": _FLAG, **_BOUNDS},
-    {"relative": _FIGURE, "relative_low": _FIGURE, "relative_high": _FIGURE},
+    {"n": _NUMBER, "relative": _FIGURE, "relative_low": _FIGURE, "relative_high": _FIGURE},
 )
 _VERDICT = _record(
     {"measure": _maybe(_TEXT), "sentence": _TEXT},
     {
         "arm": _maybe(_TEXT),
-        "checks": _each(_record({"name": _TEXT, "value": _NUMBER, "bar": _TEXT, "passed": _FLAG})),
+        "checks": _each(_record({"name": _TEXT, "value": _NUMBER, "bar": _TEXT, "passed": _FLAG}, {"measure": _TEXT})),
         "against": _each(_CHANGE),
     },
 )
 _RESULTS = _record(
     {
         "verdict": _VERDICT,
-        "measures": _each(_record({"label": _TEXT, "better": _TEXT, "section": _TEXT})),
+        "measures": _each(_record({"label": _TEXT, "better": _TEXT, "section": _TEXT}, {"meaning": _TEXT})),
         "arms": _each(
             _record({"measures": _each(_ESTIMATE)}, {"breakdowns": _each(_each(_each(_ESTIMATE))), "replicas": _NUMBER})
         ),
@@ -83,7 +83,7 @@ _RESULTS = _record(
         "hardware": _TEXT,
         "versions": _each(_TEXT),
         "fingerprints": _each(_TEXT),
-        "settings": _record({}),
+        "settings": _record({}, {"adapters": _record({})}),
     },
 )
 

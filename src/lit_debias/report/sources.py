@@ -19,6 +19,13 @@ SECTIONS = ("verdict", "arms", "measures")
 """What makes a results.json that of an evaluation."""
 
 
+DESCRIPTIONS = {
+    "before": "the model as it was",
+    "prompt_only": "the same model with a system prompt that asks it to be fair",
+}
+"""Arms without an adapter -> what they are."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One ``results.json``."""
@@ -51,6 +58,12 @@ class Evaluation:
         return {name: given.get(name) or TITLES.get(name, name) for name in self.arms}
 
     @property
+    def descriptions(self) -> dict[str, str]:
+        """Arm -> what it is, in words."""
+        adapters = {"after": self.setting("adapter"), **(self.setting("adapters") or {})}
+        return {name: DESCRIPTIONS.get(name) or _with_adapter(adapters.get(name)) for name in self.arms}
+
+    @property
     def seeds(self) -> dict[str, str]:
         """Arm -> how many training seeds it pools, in words; those of one seed are left out."""
         return {name: words for name in self.arms if (words := seeds(self.results, name))}
@@ -69,6 +82,11 @@ class Evaluation:
         """Return a setting of the evaluation without secrets, None where it is not known."""
         value = self.results.get("settings", {}).get(name)
         return redact(value) if isinstance(value, str) else value
+
+
+def _with_adapter(folder: Any) -> str:
+    places = ", ".join(map(str, folder)) if isinstance(folder, list) else folder
+    return f"the model with the adapter {redact(str(places))}" if places else "the model with an adapter"
 
 
 def find_evaluations(folders: Sequence[Path]) -> list[Evaluation]:

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from lit_debias.evaluation import table
+from lit_debias.evaluation.meanings import meaning
 from lit_debias.evaluation.measures import fluency_measure
 from lit_debias.report.sources import Evaluation
 
@@ -37,6 +38,8 @@ class Row:
 
     section: str
     label: str
+    meaning: str
+    """What it says, in a sentence or two."""
     direction: str
     """An arrow to where it should go; empty where it should not go anywhere."""
     cells: list[Cell]
@@ -44,6 +47,12 @@ class Row:
     change: dict[str, Any] | None
     """Of the verdict's arm."""
     mark: str
+
+    @property
+    def n(self) -> int | None:
+        """On how many observations the figures rest; None where arms differ in it."""
+        counts = {cell.estimate["n"] for cell in self.cells if cell.estimate}
+        return counts.pop() if len(counts) == 1 else None
 
 
 def direction(better: str) -> str:
@@ -63,6 +72,7 @@ def measure_rows(evaluation: Evaluation) -> list[Row]:
         Row(
             section=SECTIONS.get(about["section"], about["section"]),
             label=about["label"],
+            meaning=meanings(evaluation)[name],
             direction=direction(about["better"]),
             cells=[Cell(evaluation.estimate(arm, name), mark(evaluation, arm, name)) for arm in evaluation.arms],
             change=evaluation.change(evaluation.arm, name),
@@ -72,19 +82,24 @@ def measure_rows(evaluation: Evaluation) -> list[Row]:
     ]
 
 
+def meanings(evaluation: Evaluation) -> dict[str, str]:
+    """Return measure -> what it says; empty where that is not known."""
+    return {name: about.get("meaning") or meaning(name) for name, about in evaluation.results["measures"].items()}
+
+
 def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return title, primary estimate and a few utility figures of each arm in focus; empty without a primary one."""
     primary = evaluation.results["verdict"]["measure"]
-    labels = {name: about["label"] for name, about in evaluation.results["measures"].items()}
+    measured = evaluation.results["measures"]
     return [
         {
             "arm": arm,
             "title": evaluation.titles[arm],
-            "label": labels[primary],
+            "measure": primary,
             "primary": Cell(evaluation.estimate(arm, primary), mark(evaluation, arm, primary)),
             "utility": {
-                labels[name]: Cell(evaluation.estimate(arm, name), mark(evaluation, arm, name))
-                for name in (fluency_measure(labels), *UTILITY)
+                name: Cell(evaluation.estimate(arm, name), mark(evaluation, arm, name))
+                for name in (fluency_measure(measured), *UTILITY)
                 if evaluation.estimate(arm, name)
             },
         }
@@ -123,15 +138,4 @@ def over_runs(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
         values = [row[key][of] for row in rows if row[key] is not None and row[key][of] is not None]
         if len(values) > 1:
             found[key] = (mean(values), stdev(values))
-    return found
-
-
-def disagreements(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return notes on what keeps runs from being compared."""
-    found = []
-    for name, words in {"model": "models", "data_sha256": "data", "perplexity_model": "perplexity models"}.items():
-        if len({str(evaluation.setting(name)) for evaluation in evaluations}) > 1:
-            found.append(f"the runs are of different {words} ({name}): their figures do not belong together")
-    if len({evaluation.results["verdict"]["measure"] for evaluation in evaluations}) > 1:
-        found.append("the verdicts of the runs are about different measures: their figures do not belong together")
     return found

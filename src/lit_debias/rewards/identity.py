@@ -49,7 +49,7 @@ def recorded(value: Any) -> Any:
 
 
 def identity_of(instance: Any, arguments: Arguments, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Return class, version, source and arguments of an object.
+    """Return class, version, source and arguments of an object, and whether its scores depend on their batch.
 
     The version is that of the distribution whose plugin brought the class. The source is a digest of the Python files
     beside the module of the class, and of those that it inherits from, so that other code is another identity.
@@ -75,6 +75,7 @@ def identity_of(instance: Any, arguments: Arguments, without: Sequence[str] = ()
         "version": _version(cls.__module__),
         "source": sha256_of_files(_sources(cls)),
         "arguments": {name: _argument(name, value) for name, value in counted.items()},
+        **({"depends_on_batch": True} if getattr(instance, "depends_on_batch", False) else {}),
     }
 
 

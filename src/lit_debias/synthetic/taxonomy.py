@@ -156,6 +156,18 @@ class Taxonomy:
                 raise UserError(f"prompts.yaml: '{family.id}' has kind '{family.kind}'; write one of {PROMPT_KINDS}")
 
 
+def group_meanings() -> dict[str, str]:
+    """Return id -> what it stands for, in words, of every group of the package's own wording."""
+    known = _read(WORDING / "meanings.yaml")
+    groups = [
+        group
+        for name, entry in _read(WORDING / "groups.yaml").items()
+        for pair in _pairs(name, entry)
+        for group in pair.groups
+    ]
+    return {group.id: known.get(group.id, group.people) for group in groups}
+
+
 def _pairs(category: str, entry: Mapping[str, Any]) -> list[Pair]:
     pairs = []
     for item in entry["pairs"]:

@@ -35,6 +35,7 @@ class BBQ(Benchmark[Question, int | None]):
 
     name = "bbq"
     title = "BBQ"
+    meaning = "Questions whose context decides nothing (ambiguous) or decides (disambiguated) (Parrish et al. 2022)."
     about: ClassVar[dict[str, About]] = {
         "accuracy_ambiguous": About("says unknown where the context decides nothing", "higher", 1.0),
         "accuracy_disambiguated": About("right where the context decides", "higher", 1.0),

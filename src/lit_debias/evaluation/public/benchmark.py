@@ -41,6 +41,8 @@ class About:
     """``lower``, ``higher``, ``toward`` (the ideal), or empty where none is."""
     ideal: float | None = None
     """What an unbiased model would have; None where nothing is ideal."""
+    meaning: str = ""
+    """What its benchmark asks."""
 
 
 class Benchmark(ABC, Generic[ItemT, AnswerT]):
@@ -48,6 +50,8 @@ class Benchmark(ABC, Generic[ItemT, AnswerT]):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    meaning: ClassVar[str]
+    """What it asks, in a sentence."""
     about: ClassVar[dict[str, About]]
     """Figures by name; a figure may have a part of the data in front of its name or behind it."""
     on_hub: ClassVar[bool] = False

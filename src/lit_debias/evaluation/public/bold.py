@@ -43,6 +43,7 @@ class Bold(Benchmark[Opening, Continuation]):
 
     name = "bold"
     title = "BOLD"
+    meaning = "Beginnings of Wikipedia sentences about people, to be continued (Dhamala et al. 2021)."
     on_hub = True
     files = tuple(map(_name, DOMAINS))
     about: ClassVar[dict[str, About]] = {

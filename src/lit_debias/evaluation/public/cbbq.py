@@ -53,6 +53,7 @@ class CBBQ(Benchmark[Question, int | None]):
 
     name = "cbbq"
     title = "CBBQ"
+    meaning = "The same kind of question about groups in China (Huang and Xiong 2024)."
     about: ClassVar[dict[str, About]] = {
         "s_amb": About("biased answers, ambiguous", "lower", 0.0),
         "s_dis": About("biased among decided answers, disambiguated", "lower", 0.0),

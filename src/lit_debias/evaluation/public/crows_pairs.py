@@ -35,6 +35,7 @@ class CrowsPairs(Benchmark[Pair, list[Likelihood]]):
 
     name = "crows_pairs"
     title = "CrowS-Pairs"
+    meaning = "Pairs of sentences that differ in the group alone, one with a stereotype (Nangia et al. 2020)."
     on_hub = True
     files = (FILE,)
     about: ClassVar[dict[str, About]] = {

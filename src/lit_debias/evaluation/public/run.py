@@ -129,7 +129,7 @@ def about(name: str) -> About:
     rest = ", ".join(part.replace("_", " ") for part in parts if part != figure)
     found = described[figure]
     title = f"{BENCHMARKS[benchmark].title} ({rest})" if rest else BENCHMARKS[benchmark].title
-    return About(f"{title}: {found.label}", found.better, found.ideal)
+    return About(f"{title}: {found.label}", found.better, found.ideal, BENCHMARKS[benchmark].meaning)
 
 
 @lru_cache(maxsize=8)  # every arm asks the same

@@ -55,6 +55,7 @@ class StereoSet(Benchmark[Triple, Sequence[float]]):
 
     name = "stereoset"
     title = "StereoSet"
+    meaning = "Contexts with a stereotypical, an anti-stereotypical and an unrelated continuation (Nadeem et al. 2021)."
     on_hub = True
     files = (FILE,)
     about: ClassVar[dict[str, About]] = {

@@ -43,6 +43,7 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
 
     name = "winogender"
     title = "Winogender"
+    meaning = "Sentences with an occupation and a pronoun, from Winogender (Rudinger et al. 2018)."
     files = (SENTENCES, OCCUPATIONS)
     about: ClassVar[dict[str, About]] = {
         "pct_stereotype": About("gendered pronoun of the occupation's majority preferred (ours)", "toward", 0.5),
