@@ -17,7 +17,7 @@ from lit_debias.cli.main import main
 from lit_debias.cli.parser import Parser
 from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
-from lit_debias.evaluation.arms import frozen_base, mean_logprobs
+from lit_debias.evaluation.examiner import frozen_base, mean_logprobs
 from lit_debias.evaluation.fingerprint import check_judges, describe, sha256_of
 from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.table import as_tables
@@ -548,7 +548,7 @@ def test_the_model_cannot_be_the_other_model(tiny_model, data, tmp_path):
 def test_results_name_the_type_that_auto_was(tiny_model, data, tmp_path, monkeypatch):
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr("lit_debias.evaluation.run.dtype_of", lambda *_, dtype=dtype: dtype)
+        monkeypatch.setattr("lit_debias.evaluation.prepare.dtype_of", lambda *_, dtype=dtype: dtype)
         out = tmp_path / "out"  # another type is another measurement
         found[dtype] = run(tiny_model, data, out, dtype="auto", splits=("test_group",), system_prompt=None, limit=1)
         assert CALLS, "the arm of another type was reused"
