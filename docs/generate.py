@@ -16,6 +16,7 @@ from lightning import Callback, LightningDataModule
 
 from lit_debias import Aggregator, Reward, RewardBatch, data
 from lit_debias.cli import main as cli
+from lit_debias.evaluation.callback import EvaluationCallback
 from lit_debias.plugins.manager import HookSpecs, components, get_plugin_manager
 from lit_debias.policy.policy import QLoRAPolicy
 from lit_debias.rewards import contract
@@ -124,7 +125,8 @@ def parts() -> Iterator[str]:
     for name, command in cli.COMMANDS.items():
         yield section(f"`lit-debias {name}`", command.load())
     yield "## Training\n"
-    for cls in (GRPO, SFT, DPO, QLoRAPolicy, *exported(data, LightningDataModule), *exported(callbacks, Callback)):
+    own = (*exported(data, LightningDataModule), *exported(callbacks, Callback), EvaluationCallback)
+    for cls in (GRPO, SFT, DPO, QLoRAPolicy, *own):
         yield section(f"`{cls.__name__}`", cls)
     found = [c for c in components(get_plugin_manager()) if c.distribution in OFFICIAL]
     for kind in ("reward", "aggregator", "engine"):
