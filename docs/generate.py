@@ -16,6 +16,7 @@ from lightning import Callback, LightningDataModule
 
 from lit_debias import Aggregator, Reward, RewardBatch, data
 from lit_debias.cli import main as cli
+from lit_debias.evaluation.callback import EvaluationCallback
 from lit_debias.plugins.manager import HookSpecs, components, get_plugin_manager
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards import contract
@@ -139,7 +140,8 @@ def commands() -> Iterator[str]:
 
 def training() -> Iterator[str]:
     """Yield the page of what is trained, on which data, and watched by what."""
-    for cls in (GRPO, SFT, DPO, QLoRAPolicy, *exported(data, LightningDataModule), *exported(callbacks, Callback)):
+    own = (*exported(data, LightningDataModule), *exported(callbacks, Callback), EvaluationCallback)
+    for cls in (GRPO, SFT, DPO, QLoRAPolicy, *own):
         yield section(f"`{cls.__name__}`", cls)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lit_debias.data.response_data import ResponseDataModule
     from lit_debias.errors import UserError
     from lit_debias.evaluation import evaluate
+    from lit_debias.evaluation.callback import EvaluationCallback
     from lit_debias.grpo.loss import BNPOLoss, CISPOLoss, DAPOLoss, DrGRPOLoss, GRPOLoss, GSPOLoss
     from lit_debias.plugins.manager import hookimpl
     from lit_debias.policy.recipe import QLoRAPolicy
@@ -61,6 +62,7 @@ MODULES = {
         "lit_debias.training.callbacks",
     ),
     "DPO": "lit_debias.training.dpo",
+    "EvaluationCallback": "lit_debias.evaluation.callback",
     "GRPO": "lit_debias.training.grpo",
     "LocalEngine": "lit_debias.rollout.local",
     "PromptDataModule": "lit_debias.data.prompt_data",
@@ -90,6 +92,7 @@ __all__ = [
     "CompletionTable",
     "DAPOLoss",
     "DrGRPOLoss",
+    "EvaluationCallback",
     "GRPOLoss",
     "GSPOLoss",
     "Gated",

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from lit_debias.errors import UserError
-from lit_debias.evaluation.arms import Examiner
+from lit_debias.evaluation.examiner import Examiner
 from lit_debias.evaluation.prose import LONGEST, prose_rows, read_prose
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.models.language_model import LanguageModel

@@ -21,6 +21,7 @@ from lit_debias.cli.errors import one_line, user_error
 from lit_debias.cli.help import TRAINER_COMMANDS, mend, opening
 from lit_debias.cli.parser import Parser, config_files
 from lit_debias.errors import UserError, did_you_mean
+from lit_debias.evaluation import callback  # noqa: F401  (its short name)
 from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias.support.files import read_yaml
 

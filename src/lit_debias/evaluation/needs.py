@@ -120,8 +120,12 @@ def not_measured(asked: Asked, measured: Iterable[str]) -> dict[str, str]:
         measured: Names in the results, such as ``bias_intensity/judge``.
     """
     there = {name.partition("/")[0] for name in measured}
-    missing = {name: [need(asked) for need in NEEDS[name]] for name in ABOUT if name not in there}
-    return {name: next(filter(None, reasons), NOTHING) for name, reasons in missing.items()}
+    return {name: obstacle(asked, name) or NOTHING for name in ABOUT if name not in there}
+
+
+def obstacle(asked: Asked, measure: str) -> str | None:
+    """Return what a measure lacks, in words; None where it has all it needs."""
+    return next(filter(None, (need(asked) for need in NEEDS[measure])), None)
 
 
 def notes(asked: Asked, all_rows: Sequence[Row]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_debias.errors import UserError
-from lit_debias.evaluation.arms import Examiner, asked_of
+from lit_debias.evaluation.examiner import Examiner, asked_of
 from lit_debias.evaluation.prompts import PROSE, Row
 from lit_debias.models.sources import locate
 from lit_debias.policy.lengths import check_prompts

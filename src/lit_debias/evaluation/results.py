@@ -37,8 +37,7 @@ def summarize(arms: Mapping[str, Sequence[Sequence[Record]]], draws: int, seed: 
     """
     first = next(iter(arms.values()))[0]
     prompts = [record for record in first if record.prompt_kind != PROSE]
-    strata = [PROSE if record.prompt_kind == PROSE else "prompts" for record in first]
-    bootstrap = ClusterBootstrap([record.drawn_with for record in first], draws, seed, strata)
+    bootstrap = bootstrap_of(first, draws, seed)
     budgets = word_budgets(chain.from_iterable(arms.values()))
     estimates = {
         name: pool_measures([measure(records, bootstrap, budgets) for records in replicas], stream(name, seed))
@@ -69,6 +68,12 @@ def summarize(arms: Mapping[str, Sequence[Sequence[Record]]], draws: int, seed: 
             "by_split": dict(Counter(record.split for record in prompts)),
         },
     }
+
+
+def bootstrap_of(records: Sequence[Record], draws: int, seed: int) -> ClusterBootstrap:
+    """Return the bootstrap over records [N]: twins are drawn together, and prompts apart from prose."""
+    strata = [PROSE if record.prompt_kind == PROSE else "prompts" for record in records]
+    return ClusterBootstrap([record.drawn_with for record in records], draws, seed, strata)
 
 
 def changes(found: Estimates, baseline: Estimates) -> dict[str, dict[str, Any]]:

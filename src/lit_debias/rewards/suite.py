@@ -115,6 +115,11 @@ class RewardSuite:
         for guarded, (lost, asked, failed, hangs) in zip(self.guarded.values(), totals, strict=True):
             guarded.settle(lost / asked, failed=failed > 0, hangs=hangs > 0)
 
+    def forget_failures(self) -> None:
+        """Take back what failed since the last :meth:`settle`: of scores beside the run, which open no breaker."""
+        for guarded in self.guarded.values():
+            guarded.failed = guarded.hangs = False
+
 
 def flatten(rollout: Rollout) -> RewardBatch:
     """Return the rollout's P x G completions as one flat batch, group by group."""

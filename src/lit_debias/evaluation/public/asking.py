@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lit_debias.evaluation.scoring import Scoring
 from lit_debias.packing.tokens import pad
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
@@ -95,19 +96,20 @@ class Model:
             }
         )
         engine = LocalEngine(CONTINUATION_TOKENS)
-        found: dict[int, Continuation] = {}
+        order: list[int] = []
+        written: list[tuple[int, str]] = []
+        scoring = Scoring(judges)
         for rows in _batches([len(prompt) for prompt in prompts]):
             batch = PromptBatch([prompts[i] for i in rows])
             rollout = engine.generate(self.policy, batch, group_size=1, seed=0, greedy=True)
-            scores = judges.score(rollout)
-            for index, row in enumerate(rows):
-                intensity = {
-                    name: 1 - float(values[index, 0]) if scores.valid[name][index, 0] else None
-                    for name, values in scores.values.items()
-                }
-                text = rollout.texts[index][0]
-                found[row] = Continuation(int(rollout.lengths[index, 0]), is_refusal(text), intensity)
+            scoring.add(rollout)
+            order += rows
+            written += zip(rollout.lengths[:, 0].tolist(), [text for [text] in rollout.texts], strict=True)
             self.advance(len(rows))
+        found = {
+            row: Continuation(tokens, is_refusal(text), {name: v if v is None else 1 - v for name, v in scores.items()})
+            for row, (tokens, text), scores in zip(order, written, scoring.finish(), strict=True)
+        }
         return [found[i] for i in range(len(prompts))]
 
     def _likelihoods(

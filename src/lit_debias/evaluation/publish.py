@@ -1,0 +1,53 @@
+"""The last stage of an evaluation: the figures, in results.json and in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lit_debias.evaluation.benchmarked import add_figures
+from lit_debias.evaluation.needs import not_measured, notes
+from lit_debias.evaluation.prepare import Plan
+from lit_debias.evaluation.records import write_json
+from lit_debias.evaluation.results import provenance, summarize
+from lit_debias.evaluation.runner import Measured
+from lit_debias.evaluation.table import show
+
+
+def publish(plan: Plan, measured: Measured, console: Console) -> dict[str, Any]:
+    """Write OUT/results.json, print the tables, and return what the file holds."""
+    results = results_of(plan, measured)
+    path = Path(plan.settings.out) / "results.json"
+    write_json(path, results)
+    show(results, console)
+    console.print(f"written: {path}", markup=False)
+    return results
+
+
+def results_of(plan: Plan, measured: Measured) -> dict[str, Any]:
+    """Return the figures of all arms, and what they rest on."""
+    settings = plan.settings
+    summary = summarize(measured.records, settings.bootstrap, settings.seed)
+    results = {
+        **summary,
+        "not_measured": not_measured(plan.asked, summary["measures"]),
+        "settings": {
+            **plan.recorded,
+            "adapter": settings.adapter,
+            "adapters": settings.adapters or {},
+            "benchmarks": plan.benchmarks.about,
+            "system_prompt": settings.system_prompt,
+            "bootstrap": settings.bootstrap,
+        },
+        "fingerprints": measured.fingerprints,
+        "notes": measured.notes + notes(plan.asked, plan.all_rows) + plan.benchmarks.notes,
+        **provenance(),
+    }
+    readers = {"perplexity_other": settings.perplexity_model, "similarity": settings.similarity_model}
+    for measure, source in readers.items():
+        if measure in results["measures"]:
+            results["measures"][measure]["label"] += f" ({source})"
+    add_figures(results, measured.figures, plan.benchmarks)
+    return results

@@ -1,0 +1,131 @@
+"""The second stage of an evaluation: every arm is asked, or read where it was asked before."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lit_debias.evaluation.arms import Arm
+from lit_debias.evaluation.fingerprint import describe, fingerprint, identify_model
+from lit_debias.evaluation.measures import Estimates
+from lit_debias.evaluation.prepare import Plan
+from lit_debias.evaluation.readable import check_all, why_no_system
+from lit_debias.evaluation.records import Record, load_arm, save_arm
+from lit_debias.evaluation.results import provenance
+from lit_debias.policy.policy import Policy
+from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.devices import best_device
+
+
+@dataclass
+class Measured:
+    """What came out, arm by arm."""
+
+    records: dict[str, list[list[Record]]] = field(default_factory=lambda: defaultdict(list))
+    """Name of the arm -> the records of each of its replicas."""
+    figures: dict[str, list[Estimates]] = field(default_factory=lambda: defaultdict(list))
+    """The same for public benchmarks."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Name of a replica -> what its records depend on."""
+    notes: list[str] = field(default_factory=list)
+    """Why an arm is missing."""
+
+
+def measure(plan: Plan, console: Console) -> Measured:
+    """Ask every arm; the files of those that were asked the same before are read instead.
+
+    Raises:
+        UserError: a model cannot read what it is asked, or a judge leaves [0, 1].
+    """
+    runner = Runner(plan, console)
+    for name, replicas in plan.arms.items():
+        for arm in replicas:
+            records = runner.run(arm)
+            if records is not None:
+                runner.measured.records[name].append(records)
+                runner.measured.figures[name].append(runner.benchmark(arm))
+    return runner.measured
+
+
+class Runner:
+    """Runs arms one after the other, and reads those that are there already.
+
+    Args:
+        plan: What they are asked.
+        console: Where to say what happens.
+    """
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self.plan, self.examiner, self.console = plan, plan.examiner, console
+        self.folder = Path(plan.settings.out) / "arms"
+        self.rows = plan.to_ask
+        self.measured = Measured()
+        self._loaded: tuple[str | None, Policy] | None = None
+
+    def run(self, arm: Arm) -> list[Record] | None:
+        """Return the arm's records; None, with a note, where the model cannot take a system prompt."""
+        settings = {**self.plan.recorded, "system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
+        readers = [model.source for model in (self.examiner.other, self.examiner.encoder) if model is not None]
+        key = fingerprint({**settings, **self._origin(), "reader_files": [identify_model(name) for name in readers]})
+        path = self.folder / f"{arm.name}.json"
+        records = load_arm(path, key)
+        if records is not None:
+            self.console.print(f"{arm.name}: reused from {path}, nothing that it depends on has changed", markup=False)
+        else:
+            policy = self._load(arm)
+            if arm.system_prompt and (obstacle := why_no_system(policy, arm.system_prompt)):
+                self.measured.notes.append(f"{obstacle}, so nobody could ask it for fairness: no such arm")
+                return None
+            records = self._examine(arm, policy)
+            save_arm(path, key, settings, records)
+        self.measured.fingerprints[arm.name] = key
+        return records
+
+    def benchmark(self, arm: Arm) -> Estimates:
+        """Return the arm's figures of public benchmarks."""
+        public = self.plan.benchmarks
+        if not public.names:
+            return {}
+        names = ("quantization", "dtype", "judges", "chat_template_kwargs")
+        settings = {**{name: self.plan.recorded[name] for name in names}, **self._origin()}
+        settings |= {"system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
+
+        with self._progress() as progress:
+
+            def ask() -> tuple[Policy, RewardSuite, Callable[[int], None]]:
+                task = progress.add_task(f"{arm.name}, benchmarks", total=public.total)
+                policy = self._load(arm)
+                policy.system_prompt = arm.system_prompt
+                return policy, self.examiner.judges, lambda done: progress.advance(task, done)
+
+            return public.figures(self.folder / f"{arm.name}.benchmarks.json", settings, ask)
+
+    def _origin(self) -> dict[str, Any]:
+        return {"model_files": identify_model(self.plan.settings.model), "versions": provenance()["versions"]}
+
+    def _load(self, arm: Arm) -> Policy:
+        if self._loaded is None:
+            self.examiner.load(best_device())
+        elif self._loaded[0] == arm.adapter:
+            return self._loaded[1]
+        self._loaded = None  # frees the memory of the other one first
+        policy = self.plan.policy(arm).load(best_device())
+        self._loaded = arm.adapter, policy
+        return policy
+
+    def _examine(self, arm: Arm, policy: Policy) -> list[Record]:
+        policy.system_prompt = arm.system_prompt
+        check_all(policy, self.rows, self.examiner)
+        with self._progress() as progress:
+            task = progress.add_task(arm.name, total=len(self.rows))
+            return self.examiner.examine(policy, self.rows, lambda done: progress.advance(task, done))
+
+    def _progress(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        return Progress(*columns, console=self.console)

@@ -1,0 +1,178 @@
+"""Chosen measures of a policy as it is now, on a few prompts and a sample of public benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from lit_debias.errors import UserError, did_you_mean
+from lit_debias.evaluation import public
+from lit_debias.evaluation.benchmarked import PublicBenchmarks
+from lit_debias.evaluation.examiner import PARTS, Examiner, has_preference
+from lit_debias.evaluation.measures import ABOUT, Estimates, measure, word_budgets
+from lit_debias.evaluation.needs import Asked, obstacle
+from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, Row, available, choose_splits, draw, read_prompts
+from lit_debias.evaluation.prose import prose_rows, read_prose
+from lit_debias.evaluation.readable import check_all
+from lit_debias.evaluation.results import bootstrap_of
+from lit_debias.models.probing.probe import without_adapter_dropout
+from lit_debias.policy.policy import Policy
+from lit_debias.rewards.suite import RewardSuite
+
+V = TypeVar("V")
+PROSE_MEASURE = "prose_perplexity"
+ASKED_BY = {
+    **dict.fromkeys(("preference", "preference_margin"), "preference"),
+    **dict.fromkeys(("biased_choice", "accuracy"), "choices"),
+    PROSE_MEASURE: "prose",
+}
+"""Measure -> which of the examiner's parts it rests on; the others rest on answers."""
+OTHER_MODELS = ("perplexity_other", "similarity")
+"""Measures that need a second model."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Measures by name: ``gap_intensity`` for every judge, ``gap_intensity/NAME`` for one, ``bbq`` for all its figures.
+
+    Raises:
+        UserError: there is no such measure, or it needs a second model.
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise UserError("measures is empty; write some, such as [bias_intensity, gap_intensity]")
+        known = [name for name in (*ABOUT, *public.BENCHMARKS) if name not in OTHER_MODELS]
+        for name in self.firsts:
+            if name in OTHER_MODELS:
+                raise UserError(f"'{name}' needs a second model, which has no place beside training; leave it out")
+            if name not in known:
+                raise UserError(f"there is no measure '{name}'{did_you_mean(name, known)}")
+
+    @property
+    def firsts(self) -> list[str]:
+        """Measures and benchmarks, without the names of judges and figures."""
+        return list(dict.fromkeys(name.partition("/")[0] for name in self.names))
+
+    @property
+    def of_prompts(self) -> list[str]:
+        """Those that the prompts of the data are needed for."""
+        return [name for name in self.firsts if name in ABOUT and name != PROSE_MEASURE]
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The public benchmarks among them."""
+        return [name for name in self.firsts if name in public.BENCHMARKS]
+
+    @property
+    def parts(self) -> list[str]:
+        """What a policy must be asked for them, see :data:`~lit_debias.evaluation.examiner.PARTS`."""
+        asked = {ASKED_BY.get(name, "answers") for name in self.firsts if name in ABOUT}
+        return [part for part in PARTS if part in asked]
+
+    def rests_on(self, row: Row) -> bool:
+        """Return whether a prompt counts in one of them."""
+        return any(rests_on(measure, row) for measure in self.of_prompts)
+
+    def among(self, found: Mapping[str, V]) -> dict[str, V]:
+        """Return what was chosen, in the order of the choice."""
+        return {key: found[key] for name in self.names for key in found if f"{key}/".startswith(f"{name}/")}
+
+    def check(self, found: Collection[str]) -> None:
+        """Raise :class:`UserError` where something that was chosen is not among all the figures that there are."""
+        for name in self.names:
+            if not any(f"{key}/".startswith(f"{name}/") for key in found):
+                raise UserError(f"there is no figure '{name}'{did_you_mean(name, found)}")
+
+
+def rests_on(measure: str, row: Row) -> bool:
+    """Return whether a prompt counts in a measure."""
+    if ASKED_BY.get(measure) == "choices":
+        return len(row["choices"]) > 1
+    if ASKED_BY.get(measure) == "preference":
+        return has_preference(row)
+    if measure == "refusal_control":
+        return bool(row["prompt_kind"] == "control")
+    return row["prompt_kind"] in (GENERATED_KINDS if ABOUT[measure].section == "utility" else BIAS_KINDS)
+
+
+@dataclass(frozen=True)
+class SpotCheck:
+    """What a few measures are made of.
+
+    Args:
+        rows: Prompts and prose that the policy is asked.
+        examiner: Asks it.
+        benchmarks: Samples of public benchmarks; its bootstrap is that of the prompts too.
+    """
+
+    rows: Sequence[Row]
+    examiner: Examiner
+    benchmarks: PublicBenchmarks
+
+    def check(self, policy: Policy) -> None:
+        """Raise :class:`UserError` where a loaded policy cannot read what it will be asked."""
+        if self.rows:
+            check_all(policy, self.rows, self.examiner)
+
+    def figures(self, policy: Policy) -> Estimates:
+        """Return every figure of the prompts and benchmarks, of a policy as it is now, without dropout."""
+        with without_adapter_dropout(policy.causal_lm):
+            return {**self._of_prompts(policy), **self._of_benchmarks(policy)}
+
+    def _of_prompts(self, policy: Policy) -> Estimates:
+        if not self.rows:
+            return {}
+        records = self.examiner.examine(policy, self.rows, _ignore)
+        bootstrap = bootstrap_of(records, self.benchmarks.bootstrap, self.benchmarks.seed)
+        return measure(records, bootstrap, word_budgets([records]))
+
+    def _of_benchmarks(self, policy: Policy) -> Estimates:
+        b, judges = self.benchmarks, self.examiner.judges
+        return public.measure(policy, b.names, b.folder, b.limit, b.seed, b.bootstrap, judges, _ignore)
+
+
+def _ignore(done: int) -> None:
+    """Take no notice of how many rows are done."""
+
+
+def read_rows(
+    choice: Choice,
+    data: str | None,
+    splits: str | Sequence[str] | None,
+    columns: Mapping[str, str] | None,
+    limit: int | None,
+    seed: int,
+    suites: Mapping[str, RewardSuite],
+) -> list[Row]:
+    """Return the prompts, and the prose, that the chosen measures are made of.
+
+    Args:
+        choice: The measures.
+        data: As :func:`~lit_debias.evaluation.evaluate` takes it, and so for ``splits``, ``columns`` and ``limit``.
+        splits: Which of the data are asked.
+        columns: Name of a column here -> its name in the data.
+        limit: At most this many prompts, of those that a measure rests on.
+        seed: Draws them.
+        suites: ``judges`` and ``rewards``.
+
+    Raises:
+        UserError: the data are missing or wrong, or a measure needs what they lack.
+    """
+    prose = prose_rows(read_prose(None)) if "prose" in choice.parts else []
+    if not choice.of_prompts:
+        return prose
+    if data is None:
+        raise UserError(f"'{choice.of_prompts[0]}' is measured on prompts; write data: FOLDER or FILE")
+    everything = read_prompts(data, choose_splits(data, splits), columns)
+    for suite in suites.values():
+        suite.check_columns(available(everything))
+    rows = draw([row for row in everything if choice.rests_on(row)], limit, seed)
+    asked = Asked(rows, [option for option, suite in suites.items() if suite.rewards])
+    for name in choice.of_prompts:
+        if reason := obstacle(asked, name):
+            raise UserError(f"'{name}' cannot be measured: {reason}")
+    return rows + prose
