@@ -104,7 +104,7 @@ def score_gate(named: dict[str, Reward], folder: Path, dtype: str) -> dict[str, 
     batch = random_batch(16, network.encoder.config.vocab_size, seed=1)
     with torch.inference_mode():
         plain = network.scores(network.read(batch.prompts, batch.completions, batch_size=1))
-    found = torch.stack([check_scores(name, ask(name, named[name], batch), batch)[0] for name in HEADS], dim=-1)
+    found = torch.tensor([check_scores(name, ask(name, named[name], batch), batch) for name in HEADS]).T
     difference = float((found - plain).abs().max())
     return {
         "max_difference": difference,

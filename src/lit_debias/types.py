@@ -137,6 +137,13 @@ class Scores:
         """Return a reward's [P, G] scores, with ``missing`` where it had no opinion, whatever else stands there."""
         return self.values[name].where(self.valid[name], missing)
 
+    def of(self, prompt: int, member: int = 0) -> dict[str, float | None]:
+        """Return reward name -> score of one completion, None where the reward had no opinion."""
+        return {
+            name: float(values[prompt, member]) if self.valid[name][prompt, member] else None
+            for name, values in self.values.items()
+        }
+
 
 @dataclass
 class Experience:

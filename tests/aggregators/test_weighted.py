@@ -47,6 +47,7 @@ def test_what_stands_in_the_place_of_a_missing_score_does_not_matter() -> None:
     assert odd.filled("a", math.inf).tolist() == [[1.0, math.inf]]
     assert scored(torch.tensor([[0.0, NAN]])).tolist() == [[True, False]]
     assert batch_means(odd, ["a"]) == {"a": 1.0}
+    assert [odd.of(0, member) for member in (0, 1)] == [{"a": 1.0}, {"a": None}]
 
 
 def test_equal_scores_have_no_deviation() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lit_debias.errors import UserError
-from lit_debias.rewards.asking import RewardError, check_scores
+from lit_debias.rewards.asking import RewardError, check_scores, read_scores
 from lit_debias.rewards.reward import Reward, RewardBatch
 from lit_debias.rewards.suite import RewardSuite, flatten
 from lit_debias.types import PromptBatch, Rollout
@@ -138,17 +138,20 @@ def test_a_missing_column_is_named_with_what_there_is():
     ids=["list", "tuple", "bool", "tensor", "tensor-bf16-grad", "list-of-tensors", "array", "list-of-numpy"],
 )
 def test_numbers_of_every_kind_are_taken(answer):
-    values, valid = check_scores("r", answer, BATCH)
-    assert values.tolist() == [0.0, 0.5, 1.0]
-    assert values.dtype == torch.float32
-    assert not values.requires_grad
-    assert valid.tolist() == [True, True, True]
+    assert check_scores("r", answer, BATCH) == [0.0, 0.5, 1.0]
 
 
 def test_none_is_no_opinion_and_not_zero():
-    values, valid = check_scores("r", [None, 0.0, None], BATCH)
-    assert valid.tolist() == [False, True, False]
-    assert values.tolist() == [0.0, 0.0, 0.0]
+    assert check_scores("r", [None, 0.0, None], BATCH) == [None, 0.0, None]
+    read = read_scores("r", [None, 0.0, None], BATCH)
+    assert read.valid.tolist() == [False, True, False]
+    assert read.values.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_scores_are_those_of_float32():
+    assert check_scores("r", [0.1, None, 0.5], BATCH) == [float(np.float32(0.1)), None, 0.5]
+    assert read_scores("r", torch.ones(3, requires_grad=True), BATCH).values.dtype == torch.float32
+    assert not read_scores("r", torch.ones(3, requires_grad=True), BATCH).values.requires_grad
 
 
 @pytest.mark.parametrize(

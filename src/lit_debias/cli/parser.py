@@ -56,7 +56,8 @@ class Parser(ArgumentParser):
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
         """Return the arguments of a configuration file, be it of an older version."""
-        return super().parse_string(with_present_paths(content), *args, **kwargs)
+        config: Namespace = super().parse_string(with_present_paths(content), *args, **kwargs)
+        return config
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         """Return the arguments as YAML, for ``--print_config`` and ``config.yaml``, as :meth:`parse_args`."""

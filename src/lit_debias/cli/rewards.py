@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
 from lit_debias.cli.parser import Parser
 from lit_debias.errors import UserError, cause_of, did_you_mean
@@ -94,23 +93,22 @@ def score(
     built = build(reward, init_args)
     rows = list(read_rows(texts or [], file, prompt, columns or {}, built))
     prepare(reward, built, known_device("--device", device))
-    values, valid = scores_of(reward, built, rows)
-    for row, value, known in zip(rows, values.tolist(), valid.tolist(), strict=True):
+    for row, score in zip(rows, scores_of(reward, built, rows), strict=True):
         if json:
-            found = {"score": value if known else None, "prompt": row.prompt, "completion": row.completion}
+            found = {"score": score, "prompt": row.prompt, "completion": row.completion}
             print(json_module.dumps(found, ensure_ascii=False))
         else:
-            print(f"{value:.4f}" if known else "none", printable(" ".join(row.completion.split())), sep="\t")
+            print("none" if score is None else f"{score:.4f}", printable(" ".join(row.completion.split())), sep="\t")
 
 
-def scores_of(name: str, reward: Reward, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Return the scores [N] of rows that are one batch, and which of them are there.
+def scores_of(name: str, reward: Reward, rows: Sequence[Example]) -> list[float | None]:
+    """Return the N scores of rows that are one batch, None where there is no opinion.
 
     Raises:
         RewardError: the reward failed; the message names the row, where it is one row's fault.
     """
 
-    def ask_about(some: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    def ask_about(some: Sequence[Example]) -> list[float | None]:
         batch = batch_of(some)
         return check_scores(name, ask(name, reward, batch), batch)
 

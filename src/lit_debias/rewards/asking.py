@@ -91,15 +91,15 @@ def answer_of(name: str, reward: Reward, batch: RewardBatch) -> Answer:
     return read_scores(name, ask(name, reward, batch), batch)
 
 
-def check_scores(name: str, answer: Sequence[float | None], batch: RewardBatch) -> tuple[Tensor, Tensor]:
-    """Return [N] float32 scores and the [N] mask of those that are there, or say what is wrong with them.
+def check_scores(name: str, answer: Sequence[float | None], batch: RewardBatch) -> list[float | None]:
+    """Return N scores, in float32 as training sees them and None where there is no opinion; or say what is wrong.
 
     Raises:
         RewardError: wrong container, wrong length, or an entry that is neither None nor a finite number.
     """
     read = read_scores(name, answer, batch)
     refuse_problems(read)
-    return read.values, read.valid
+    return [score if there else None for score, there in zip(read.values.tolist(), read.valid.tolist(), strict=True)]
 
 
 def read_scores(name: str, answer: Any, batch: RewardBatch) -> Answer:

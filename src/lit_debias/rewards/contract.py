@@ -141,8 +141,7 @@ class _Examination:
     def score(self, rows: Sequence[Example], reward: Reward | None = None) -> list[float | None]:
         """Return checked scores, in float32 as training sees them; rows of one prompt are one group."""
         batch = with_tokens(batch_of(rows), self.reward.needs_reference_logprobs)
-        values, valid = check_scores(self.name, ask(self.name, reward or self.reward, batch), batch)
-        scores = [value if known else None for value, known in zip(values.tolist(), valid.tolist(), strict=True)]
+        scores = check_scores(self.name, ask(self.name, reward or self.reward, batch), batch)
         self.extremes |= {score: row.completion for score, row in zip(scores, rows, strict=True) if score is not None}
         return scores
 

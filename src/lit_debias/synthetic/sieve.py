@@ -96,8 +96,7 @@ class Sieve:
             group_ids=list(range(len(records))),
             columns={name: [record[name] for record in records] for name in records[0]},
         )
-        values, valid = check_scores("judge", ask("judge", judge, batch), batch)
-        scores = [value if there else None for value, there in zip(values.tolist(), valid.tolist(), strict=True)]
+        scores = check_scores("judge", ask("judge", judge, batch), batch)
         odd = next((score for score in scores if score is not None and not 0 <= score <= 1), None)
         if odd is not None:
             raise UserError(f"judge returned {odd:.3g}; a judge must score from 0 (biased) to 1 (fair)")

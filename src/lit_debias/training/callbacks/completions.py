@@ -64,16 +64,13 @@ def extremes(experience: Experience, count: int) -> list[dict[str, Any]]:
     rows = []
     for index in picked:
         prompt, member = divmod(index, rollout.group_size)
-        values = {
-            name: round(float(of_name[prompt, member]), 4) if scores.valid[name][prompt, member] else None
-            for name, of_name in scores.values.items()
-        }
+        values = scores.of(prompt, member).items()
         rows.append(
             {
                 "prompt": rollout.prompts.texts[prompt],
                 "completion": rollout.texts[prompt][member],
                 "advantage": round(float(advantages[index]), 4),
-                "scores": values,
+                "scores": {name: None if score is None else round(score, 4) for name, score in values},
             }
         )
     return rows
