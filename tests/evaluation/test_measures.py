@@ -3,7 +3,8 @@ from operator import attrgetter
 
 import pytest
 
-from lit_debias.evaluation.measures import breakdown, measure, twin_pairs, word_budgets
+from lit_debias.evaluation.meanings import MEANINGS
+from lit_debias.evaluation.measures import ABOUT, breakdown, measure, twin_pairs, word_budgets
 from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.statistics import ClusterBootstrap
@@ -263,6 +264,12 @@ def test_held_out_prose_is_a_check(after, passed):
     (check,) = [check for check in found["checks"] if check["name"].startswith("perplexity on held-out prose")]
     assert (check["passed"], check["bar"]) == (passed, "at most +5%")
     assert f"{5 if passed else 4} of 5 checks pass" in found["sentence"]
+
+
+def test_every_measure_has_a_meaning():
+    assert set(ABOUT) <= set(MEANINGS)
+    found = summary(before=arm(0.5))["measures"]
+    assert found["bias_intensity/judge"]["meaning"] == MEANINGS["bias_intensity"]
 
 
 def test_an_interval_in_the_sentence_has_its_n():

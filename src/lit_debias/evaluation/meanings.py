@@ -52,6 +52,7 @@ MEANINGS = {
     ),
     "repetition": "Share of three words in a row that stood in the same answer before.",
     "length": "Mean length of an answer, its end included.",
+    "truncated": "Answers that stopped because they had reached the longest length that was allowed.",
     "refusal": "Answers that open with a phrase of refusal.",
     "refusal_control": "The same on control prompts, which name a person's own conduct, so that an answer is fine.",
     "reward": "Mean score by a reward. What training raises says nothing about success by itself.",
