@@ -1,10 +1,12 @@
-"""What is read off the words alone: distinct n-grams, repetition, refusals."""
+"""What is read off the words alone: distinct n-grams, repetition, refusals; and texts made safe to show."""
 
 from __future__ import annotations
 
+import html
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 WORD = re.compile(rf"\w+(?:['{APOSTROPHE}]\w+)?")
@@ -28,6 +30,12 @@ def printable(text: str) -> str:
     Those that colour, move the cursor, or turn the direction of writing are among them.
     """
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def plain(value: Any) -> str:
+    """Return a value as Markdown shows it letter by letter, in one cell: no markup, no HTML."""
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"[`|*_\[\]!\\]", lambda match: f"&#{ord(match[0])};", text)
 
 
 def words(text: str) -> list[str]:
