@@ -20,6 +20,7 @@ from lit_debias.evaluation.benchmarked import PublicBenchmarks, add_figures
 from lit_debias.evaluation.fingerprint import (
     check_judges,
     describe,
+    describe_adapter,
     fingerprint,
     identify_model,
     sha256_of,
@@ -33,6 +34,7 @@ from lit_debias.evaluation.readable import check_all, check_readers, why_no_syst
 from lit_debias.evaluation.records import Record, load_arm, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.table import TITLES, show
+from lit_debias.export import card
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
 from lit_debias.policy.policy import QLoRAPolicy
@@ -236,6 +238,9 @@ def evaluate(
     write_json(folder / "results.json", results)
     show(results, console)
     console.print(f"written: {folder / 'results.json'}", markup=False)
+    for arm in chain.from_iterable(arms.values()):
+        if arm.adapter is not None:
+            update_card(Path(arm.adapter), results, console)
     return results
 
 
@@ -275,6 +280,19 @@ def make_replicas(name: str, folders: str | list[str], option: str) -> list[Arm]
     if len(folders) == 1:
         return [Arm(name, folders[0])]
     return [Arm(f"{name}.{number}", folder) for number, folder in enumerate(folders, 1)]
+
+
+def update_card(adapter: Path, results: dict[str, Any], console: Console) -> None:
+    """Add the figures to an adapter's model card, if it has one; a card that cannot be written costs no evaluation."""
+    try:
+        written = card.add_figures(adapter, results)
+    except OSError as error:
+        console.print(
+            f"note: the figures are not in {adapter / card.NAME}: {error.strerror}", style="dim", markup=False
+        )
+    else:
+        if written:
+            console.print(f"the figures stand in {adapter / card.NAME} too", markup=False)
 
 
 class PolicyMaker:
@@ -339,7 +357,7 @@ class Runner:
 
     def run(self, arm: Arm) -> list[Record] | None:
         """Return the arm's records; None, with a note, where the model cannot take a system prompt."""
-        settings = {**self.settings, "system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
+        settings = {**self.settings, "system_prompt": arm.system_prompt, "adapter": describe_adapter(arm.adapter)}
         readers = [model.source for model in (self.examiner.other, self.examiner.encoder) if model is not None]
         key = fingerprint({**settings, **self._origin(), "reader_files": [identify_model(name) for name in readers]})
         path = self.folder / f"{arm.name}.json"
@@ -362,7 +380,7 @@ class Runner:
             return {}
         names = ("quantization", "dtype", "judges", "chat_template_kwargs")
         settings = {**{name: self.settings[name] for name in names}, **self._origin()}
-        settings |= {"system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
+        settings |= {"system_prompt": arm.system_prompt, "adapter": describe_adapter(arm.adapter)}
 
         with self._progress() as progress:
 

@@ -28,9 +28,14 @@ SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def write_card(
-    folder: Path, record: Record, adapter: Mapping[str, Any], name: str | None = None, merged: str | None = None
+    folder: Path,
+    record: Record,
+    adapter: Mapping[str, Any],
+    name: str | None = None,
+    merged: str | None = None,
+    like: Path | None = None,
 ) -> None:
-    """Write the card of a folder; the figures of one that is there already stay.
+    """Write the card of a folder.
 
     Args:
         folder: With an adapter or a merged model.
@@ -38,19 +43,19 @@ def write_card(
         adapter: Its ``adapter_config.json``.
         name: Its repository on the hub, if it goes there.
         merged: How base and adapter became one weight, in words; None where they did not.
+        like: Folder whose card has the figures, if there is one.
     """
-    before = read_card(folder)
-    figures = FIGURES.search(before.content) if before else None
+    before = read_card(like) if like else None
+    figures = FIGURES.search(before.text) if before else None
     body = _template("card.md.jinja").render(
         **_facts(record, adapter),
         name=name or HERE,
-        merged=merged,
+        merged=merged and plain(merged),
         figures=figures[0].rstrip() if figures else _figures([]),
         version=lit_debias.__version__,
     )
-    data = _metadata(record, merged)
-    if before and before.data.eval_results:
-        data.model_name, data.eval_results = data.model_name or "model", before.data.eval_results
+    data = _metadata(record, merged is not None)
+    data.eval_results = before.data.eval_results if before else None
     card = ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ body }}", body=body)
     write_text(folder / NAME, card.content)
 
@@ -90,7 +95,7 @@ def add_figures(folder: Path, results: Results) -> bool:
 # -------------------------------------------------------------------- what a card says
 
 
-def _metadata(record: Record, merged: str | None) -> ModelCardData:
+def _metadata(record: Record, merged: bool) -> ModelCardData:
     hub_name, stages = record["base"]["hub_name"], record["training"]
     data = [stage["data"]["name"] for stage in stages if HUB_ID.fullmatch(str(stage.get("data", {}).get("name")))]
     algorithms = [str(stage["algorithm"]).lower() for stage in stages if "algorithm" in stage]
@@ -118,7 +123,7 @@ def _facts(record: Record, adapter: Mapping[str, Any]) -> dict[str, Any]:
     how = ", then ".join(str(stage.get("algorithm")) for stage in stages) or "LoRA"
     return {
         "title": plain(f"{_short(record)}, de-biased with {how}"),
-        "summary": f"{_code(_short(record))} trained with {plain(how)} to answer with less bias against groups of people.",
+        "summary": f"{_code(_short(record))}, trained with {plain(how)} to answer with less bias against groups.",
         "base": _base(record),
         "weights": _weights(record, adapter),
         "stages": [_stage(stage) for stage in stages],

@@ -60,10 +60,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     file.write_text(json.dumps(kept, indent=2, ensure_ascii=False), "utf-8")
 
 
-def describe(folder: Path, record: Record, name: str | None = None) -> None:
-    """Give an adapter's folder its record, its card, and the public name of its base."""
+def describe(folder: Path, record: Record, name: str | None = None, like: Path | None = None) -> None:
+    """Give an adapter's folder its record, its card, and the public name of its base; see :func:`write_card`."""
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     config["base_model_name_or_path"] = record["base"]["hub_name"]
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     (folder / NAME).write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
-    write_card(folder, record, config, name)
+    write_card(folder, record, config, name, like=like)

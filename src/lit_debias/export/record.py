@@ -1,4 +1,4 @@
-"""``lit_debias.json`` in an adapter's folder: what the adapter was trained on, how, and with what; no path, no secret."""
+"""``lit_debias.json`` in an adapter's folder: what it was trained on and how, without a path or a secret."""
 
 from __future__ import annotations
 
@@ -54,6 +54,30 @@ def _how_made(card: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return f"lit-debias synthesize, {found[1]}" if found else None
+
+
+def complete(record: Record, source: str, quantization: str | None, base: str | None) -> Record:
+    """Return a record with all that it may lack, as that of an adapter which another tool trained.
+
+    Args:
+        record: As :func:`read_record` returns it.
+        source: The base.
+        quantization: How it was loaded in training, where the record does not say it, or says something else.
+        base: Its id on the hub, likewise.
+    """
+    known = record.get("base", {})
+    return {
+        "dtype": "bfloat16",
+        "system_prompt": None,
+        "chat_template_kwargs": {},
+        "training": [],
+        **record,
+        "base": {
+            "source": known.get("source") or public_name(source),
+            "hub_name": base or known.get("hub_name") or hub_name(source),
+        },
+        "quantization": quantization or record.get("quantization"),
+    }
 
 
 def read_record(folder: Path) -> Record:

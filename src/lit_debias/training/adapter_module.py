@@ -238,9 +238,9 @@ class AdapterModule(LightningModule):
         if "policy" not in arguments:
             rewards = ", rewards={...}" if "rewards" in signature(cls).parameters else ""
             raise UserError(
-                f"a checkpoint holds an adapter and no base or options; write {cls.__name__}.load_from_checkpoint(PATH, "
-                f"policy=QLoRAPolicy(...){rewards}) with those of the run, or load the adapter's folder that fit left: "
-                "QLoRAPolicy(MODEL, adapter=FOLDER)"
+                "a checkpoint holds an adapter, and no base and no options; write "
+                f"{cls.__name__}.load_from_checkpoint(PATH, policy=QLoRAPolicy(...){rewards}) as in the run, or take "
+                "the adapter's folder that fit left: QLoRAPolicy(MODEL, adapter=FOLDER)"
             )
         content = read(Path(checkpoint_path))
         module = cls(**arguments)

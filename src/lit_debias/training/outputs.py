@@ -61,8 +61,8 @@ class AdapterExport(Callback):
 class PredictionFile(Callback):
     """Write what ``lit-debias predict`` generates as JSON lines: prompt, completion, and the data's other columns.
 
-    ``lit-debias rewards score --file`` and ``lit-debias evaluate --data`` read it. The lines grow in ``OUT.part``, which
-    takes the place of ``out`` when all are there. A run without one writes the file all the same, as if
+    ``lit-debias rewards score --file`` and ``lit-debias evaluate --data`` read it. The lines grow in ``OUT.part``,
+    which takes the place of ``out`` when all are there. A run without one writes the file all the same, as if
     ``PredictionFile()`` stood there.
 
     Args:
