@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,12 +21,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from benchmarks.tiny_architectures import VOCABULARY, Architecture, save
 from benchmarks.tiny_fields import UNBUILT
 from lit_debias.errors import UserError
+from lit_debias.export.folder import write_adapter
 from lit_debias.packing.groups import pack
 from lit_debias.packing.tokens import tokens_of
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
-from lit_debias.training.callbacks.adapter_export import export_adapter
 from lit_debias.types import PromptBatch, Rollout
 
 NATS, RELATIVE = 1e-3, 1e-3
@@ -205,7 +204,7 @@ def compare(work: Path, architecture: Architecture, finding: Finding) -> None:
     policy = policy.load("cpu")
     finding.way, finding.fast = policy.forms.way.name, policy.forms.way.packs
     perturb(policy)
-    export_adapter(SimpleNamespace(policy=policy), work / "adapter")
+    write_adapter(policy, work / "adapter")
     engine, live = LocalEngine(NEW_TOKENS), LocalEngine(NEW_TOKENS, weights="live")
     sampled, again = (engine.generate(policy, PromptBatch(PROMPTS), GROUP_SIZE, seed=11) for _ in range(2))
     finding.figures["sampled twice"] = unequal(sampled, again)

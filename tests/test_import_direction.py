@@ -32,6 +32,7 @@ LAYERS = [
     "policy",
     "rollout",
     "plugins",
+    "export",
     "synthetic",
     "training",
     "evaluation",

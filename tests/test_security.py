@@ -21,7 +21,8 @@ from lit_debias.errors import UserError
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
 from lit_debias.policy.policy import Policy
-from lit_debias.synthetic.card import plain, written_section
+from lit_debias.support.text import plain
+from lit_debias.synthetic.card import written_section
 from lit_debias.synthetic.taxonomy import WORDING, Taxonomy
 
 CPU = torch.device("cpu")

@@ -37,6 +37,12 @@ class PromptBatch:
         columns = {name: rows[which] for name, rows in self.columns.items()}
         return PromptBatch(self.texts[which], columns, None if self.messages is None else self.messages[which])
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the prompts with their columns, a row each; of a conversation its text, and itself as ``messages``."""
+        own: dict[str, list[Any]] = {"prompt": self.texts, **({"messages": self.messages} if self.messages else {})}
+        columns = {**own, **self.columns, **own}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
     @property
     def asked(self) -> Sequence[Prompt]:
         """[P] what is put to the model: conversations where there are some, texts elsewhere."""

@@ -18,7 +18,6 @@ from lit_debias.data import PromptDataModule
 from lit_debias.evaluation.spot_check import Choice
 from lit_debias.rewards.guard import Guard
 from lit_debias.rewards.reward import Reward
-from lit_debias.training.callbacks.adapter_export import export_adapter
 
 BIAS = "evaluate/bias_intensity/judge"
 
@@ -75,7 +74,7 @@ def test_figures_are_those_of_evaluate(tiny_model, data, prompts, crows_pairs, t
     )
     module = grpo(tiny_model)
     t = fit(module, prompts, tmp_path, look)
-    export_adapter(module, tmp_path / "adapter")
+    module.save_adapter(tmp_path / "adapter")
     exact = {"quantization": "none", "dtype": "float32", "batch_size": 4, "bootstrap": 20, "system_prompt": None}
     results = evaluate(
         str(tiny_model),

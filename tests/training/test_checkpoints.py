@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import config, run, write  # noqa: F401  (config is a fixture)
-from grpo_runs import adapter_of, assert_same, grpo, prompts, trainer  # noqa: F401  (prompts is a fixture)
+from grpo_runs import Vowels, adapter_of, assert_same, grpo, prompts, trainer  # noqa: F401  (prompts is a fixture)
 from lightning import Callback
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,10 +17,13 @@ from lightning.pytorch.loggers import CSVLogger
 from lit_debias.cli.errors import user_error
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
+from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.training import checkpoints as checkpoint_io
 from lit_debias.training.callbacks import AdapterExport, GracefulStop
-from lit_debias.training.callbacks.adapter_export import export_adapter
 from lit_debias.training.checkpoints import SafeCheckpointIO, checkpoints_of, newest_good, read
+from lit_debias.training.grpo import GRPO
+from lit_debias.training.sft import SFT
+from lit_debias.types import PromptBatch
 
 OTHER = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
 CONTENT = {
@@ -264,7 +267,33 @@ def test_a_run_that_is_through_writes_the_adapter_when_it_is_resumed(tiny_model,
     trainer(tmp_path, max_steps=2, callbacks=[AdapterExport()]).fit(
         grpo(tiny_model), data, ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True
     )
-    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+    first, second = (tmp_path / name / "adapter_model.safetensors" for name in ("adapter", "adapter-2"))
+    assert first.read_bytes() == second.read_bytes()  # beside that of the run before
+
+
+def test_a_checkpoint_becomes_a_module_again(tiny_model, prompts, tmp_path):
+    t = trainer(tmp_path, max_steps=2)
+    module = grpo(tiny_model)
+    t.fit(module, PromptDataModule(str(prompts), batch_size=2))
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    options = {"quantization": "none", "dtype": "float32"}
+    policy = QLoRAPolicy(str(tiny_model), rank=4, **options)
+    again = GRPO.load_from_checkpoint(tmp_path / "a.ckpt", policy=policy, rewards={"vowels": Vowels()})
+    assert_same(adapter_of(again), adapter_of(module))
+    ask = {"prompts": PromptBatch(["people from a are"]), "group_size": 2, "seed": 3}
+    assert (
+        again.engine.generate(again.policy, **ask)
+        .texts[0][0]
+        .startswith(
+            module.engine.generate(module.policy, **ask).texts[0][0]  # of at most 6 tokens, the other of 128
+        )
+    )
+    with pytest.raises(UserError, match=r"GRPO.load_from_checkpoint\(PATH, policy=QLoRAPolicy\(...\), rewards="):
+        GRPO.load_from_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"SFT.load_from_checkpoint\(PATH, policy=QLoRAPolicy\(...\)\) as in the run"):
+        SFT.load_from_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="the checkpoint does not fit the policy"):
+        SFT.load_from_checkpoint(tmp_path / "a.ckpt", policy=QLoRAPolicy(str(tiny_model), rank=8, **options))
 
 
 def test_an_adapter_that_cannot_be_written_leaves_the_old_one(tiny_model, prompts, tmp_path, monkeypatch):
@@ -278,7 +307,7 @@ def test_an_adapter_that_cannot_be_written_leaves_the_old_one(tiny_model, prompt
     module.load_policy("cpu")
     monkeypatch.setattr(type(module.policy.lm), "save_pretrained", full)
     with pytest.raises(UserError, match=r"cannot write the adapter .*No space left.*--ckpt_path last"):
-        export_adapter(module, tmp_path / "adapter")
+        module.save_adapter(tmp_path / "adapter")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "prompts.jsonl"]
     assert (tmp_path / "adapter/old").read_text() == "old"
 

@@ -47,6 +47,10 @@ COMMANDS = {
         "lit_debias.synthetic.writing", "write", "add responses written by a language model to the data set"
     ),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
+    "export": Command("lit_debias.export.command", "export", "write an adapter for others, or merged; upload it"),
+    "chat": Command(
+        "lit_debias.cli.chat", "chat", "show untouched and trained answers to the same prompts", ("prompts*",)
+    ),
     "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", ("run+",)),
     "plugins": Command(
         "lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators and engines", ("names*",)

@@ -10,10 +10,11 @@ from typing import Any
 from uuid import uuid4
 
 from lit_debias.errors import UserError, cause_of
+from lit_debias.models.adapter_config import WEIGHTS
 from lit_debias.models.sources import locate
 from lit_debias.rewards.identity import UnknownIdentityError, described
 from lit_debias.rewards.reward import Reward
-from lit_debias.support.hashing import sha256
+from lit_debias.support.hashing import sha256, sha256_of_files
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,12 @@ def describe(value: Any) -> Any:
         return described(value)
     except UnknownIdentityError:
         return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def describe_adapter(folder: str | None) -> Any:
+    """Return what an adapter is: its weights and their configuration, whatever else its folder says of them."""
+    files = [Path(folder).expanduser() / name for name in (WEIGHTS, "adapter_config.json")] if folder else []
+    return {"path": folder, "sha256": sha256_of_files(files)} if files else None
 
 
 def identify(reward: Reward) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lit_debias.evaluation.records import write_json
 from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.runner import Measured
 from lit_debias.evaluation.table import show
+from lit_debias.export import card
 
 
 def publish(plan: Plan, measured: Measured, console: Console) -> dict[str, Any]:
@@ -23,7 +25,23 @@ def publish(plan: Plan, measured: Measured, console: Console) -> dict[str, Any]:
     write_json(path, results)
     show(results, console)
     console.print(f"written: {path}", markup=False)
+    for arm in chain.from_iterable(plan.arms.values()):
+        if arm.adapter is not None:
+            update_card(Path(arm.adapter), results, console)
     return results
+
+
+def update_card(adapter: Path, results: dict[str, Any], console: Console) -> None:
+    """Add the figures to an adapter's model card, if it has one; a card that cannot be written costs no evaluation."""
+    try:
+        written = card.add_figures(adapter, results)
+    except OSError as error:
+        console.print(
+            f"note: the figures are not in {adapter / card.NAME}: {error.strerror}", style="dim", markup=False
+        )
+    else:
+        if written:
+            console.print(f"the figures stand in {adapter / card.NAME} too", markup=False)
 
 
 def results_of(plan: Plan, measured: Measured) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lit_debias.evaluation.arms import Arm
-from lit_debias.evaluation.fingerprint import describe, fingerprint, identify_model
+from lit_debias.evaluation.fingerprint import describe_adapter, fingerprint, identify_model
 from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.prepare import Plan
 from lit_debias.evaluation.readable import check_all, why_no_system
@@ -70,7 +70,7 @@ class Runner:
 
     def run(self, arm: Arm) -> list[Record] | None:
         """Return the arm's records; None, with a note, where the model cannot take a system prompt."""
-        settings = {**self.plan.recorded, "system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
+        settings = {**self.plan.recorded, "system_prompt": arm.system_prompt, "adapter": describe_adapter(arm.adapter)}
         readers = [model.source for model in (self.examiner.other, self.examiner.encoder) if model is not None]
         key = fingerprint({**settings, **self._origin(), "reader_files": [identify_model(name) for name in readers]})
         path = self.folder / f"{arm.name}.json"
@@ -94,7 +94,7 @@ class Runner:
             return {}
         names = ("quantization", "dtype", "judges", "chat_template_kwargs")
         settings = {**{name: self.plan.recorded[name] for name in names}, **self._origin()}
-        settings |= {"system_prompt": arm.system_prompt, "adapter": describe(arm.adapter)}
+        settings |= {"system_prompt": arm.system_prompt, "adapter": describe_adapter(arm.adapter)}
 
         with self._progress() as progress:
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from lit_debias.errors import UserError
 from lit_debias.models.adapter_config import WEIGHTS
+from lit_debias.models.hub_names import hub_name
 from lit_debias.models.layers import is_quantized
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def fitting(folder: str, config: LoraConfig, source: str) -> Iterator[None]:
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"adapter '{folder}', trained on '{config.base_model_name_or_path}', does not fit the model '{source}' "
+            f"adapter '{folder}'{_trained_on(config)} does not fit the model '{source}' "
             f"({reason:.160}); write the model that it was trained on, or another adapter"
         ) from error
 
@@ -47,20 +48,24 @@ def check_weights(lm: PeftModel, folder: str, source: str) -> None:
     with safe_open(Path(folder) / WEIGHTS, "pt") as weights:
         odd = set(weights.keys()) ^ set(expected)
     if odd:
-        base = lm.peft_config[lm.active_adapter].base_model_name_or_path
+        config = lm.peft_config[lm.active_adapter]
         raise UserError(
-            f"adapter '{folder}', trained on '{base}', does not fit the model '{source}' ({len(odd)} weights are on "
+            f"adapter '{folder}'{_trained_on(config)} does not fit the model '{source}' ({len(odd)} weights are on "
             f"one side only, such as {min(odd)}); write the model that it was trained on, or another adapter"
         )
 
 
+def _trained_on(config: LoraConfig) -> str:
+    return f", trained on '{config.base_model_name_or_path}'," if config.base_model_name_or_path else ""
+
+
 def warn_of_another_base(config: LoraConfig, folder: str, base: PreTrainedModel) -> None:
     """Log a warning where an adapter was trained on a model of another name; shapes do not tell fine-tunes apart."""
-    trained_on = config.base_model_name_or_path
-    if trained_on and Path(trained_on).name != Path(str(base.name_or_path)).name:
+    trained_on, now = config.base_model_name_or_path, str(base.name_or_path)
+    if trained_on and Path(trained_on).name != Path(now).name and trained_on != hub_name(now):
         _log.warning(
             "adapter '%s' was trained on '%s' and is put on '%s': figures are right only if both are one model",
-            *(folder, trained_on, base.name_or_path),
+            *(folder, trained_on, now),
         )
 
 

@@ -1,10 +1,12 @@
-"""What is read off the words alone: distinct n-grams, repetition, refusals."""
+"""What is read off the words alone: distinct n-grams, repetition, refusals; and texts made safe to show."""
 
 from __future__ import annotations
 
+import html
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 WORD = re.compile(rf"\w+(?:['{APOSTROPHE}]\w+)?")
@@ -37,6 +39,12 @@ def shorten(text: str, width: int) -> str:
         return text
     whole = text[:width].rpartition(" ")[0][: width - 1]
     return f"{whole.rstrip(' ,;:.')}…" if whole else ""
+
+
+def plain(value: Any) -> str:
+    """Return a value as Markdown shows it letter by letter, in one cell: no markup, no HTML."""
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"[`|*_\[\]!\\]", lambda match: f"&#{ord(match[0])};", text)
 
 
 def words(text: str) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from lit_debias.data.tables import SCHEMAS
+from lit_debias.support.text import plain
 from lit_debias.synthetic.builder import Tables
 from lit_debias.synthetic.leaks import NGRAM
 from lit_debias.synthetic.splits import SPLITS
@@ -169,12 +168,6 @@ def written_section(settings: Mapping[str, Any], outcomes: Mapping[str, int]) ->
         settings=_table(["setting", "value"], [[f"`{name}`", plain(value)] for name, value in settings.items()]),
         outcomes=_table(["outcome", "responses"], [[name, number] for name, number in outcomes.items()]),
     )
-
-
-def plain(value: Any) -> str:
-    """Return a value as Markdown shows it letter by letter, in one cell: no markup, no HTML."""
-    text = html.escape(" ".join(str(value).split()), quote=False)
-    return re.sub(r"[`|*_\[\]!\\]", lambda match: f"&#{ord(match[0])};", text)
 
 
 def _config(table: str) -> list[str]:

@@ -7,7 +7,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, TypeAlias, cast
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
 from lightning import LightningModule
@@ -21,17 +23,24 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lit_debias.data import PromptDataModule
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError, did_you_mean
+from lit_debias.export.folder import write_adapter
 from lit_debias.policy.lengths import check_prompts
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support import distributed
 from lit_debias.support.precision import dtype_of
 from lit_debias.training.averaging import average_adapters
+from lit_debias.training.checkpoints import read
+from lit_debias.training.described import of_module
 from lit_debias.training.metrics import OVER_RANKS
+from lit_debias.training.outputs import default_outputs
 from lit_debias.training.rehearsal import Recipe, class_path, rehearse
 from lit_debias.training.resumption import RECORD, check_checkpoint, record, say_differences
 from lit_debias.training.trainer_checks import autocast_dtype, check_options, check_precision
 from lit_debias.types import PromptBatch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Metrics: TypeAlias = dict[str, Tensor]
 Part: TypeAlias = tuple[Tensor, Mapping[str, Tensor | float]]
@@ -171,11 +180,11 @@ class AdapterModule(LightningModule):
     # ---------------------------------------------------------------- Lightning's life cycle
 
     def configure_callbacks(self) -> list[Any]:
-        """Check the trainer's options, before it does; and let averages of weights see the adapter alone."""
+        """Check the trainer's options, before it does; let averages of weights see the adapter alone; add outputs."""
         check_options(self.trainer)
         if self.trainer.state.fn == "fit":
             average_adapters(self.trainer)
-        return []
+        return default_outputs(self.trainer)
 
     def setup(self, stage: str) -> None:
         """Check precision, optimiser, schedule and checkpoint; subclasses check the data, before a model is loaded."""
@@ -247,6 +256,47 @@ class AdapterModule(LightningModule):
             return optimizer
         return [optimizer], [self.make_scheduler(optimizer)]
 
+    # ---------------------------------------------------------------- what is kept
+
+    def save_adapter(self, out: Path, base: str | None = None) -> None:
+        """Write the adapter's folder; see :func:`lit_debias.export.folder.write_adapter`."""
+        write_adapter(self.policy, out, self.training_record(), base)
+
+    def training_record(self) -> dict[str, Any]:
+        """Return how the adapter was trained, in plain values, for its model card."""
+        return of_module(self)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: torch.device | str | None = None, **arguments: Any
+    ) -> Self:
+        """Return a module with the adapter of a checkpoint on its policy.
+
+        A checkpoint holds the adapter and the optimiser's state, and no base, reward or option. To go on training,
+        resume with ``Trainer.fit(..., ckpt_path=...)`` instead.
+
+        Args:
+            checkpoint_path: The checkpoint.
+            map_location: Device of the policy, by default the CPU.
+            arguments: Those of the class, ``policy`` among them, as the run had them.
+
+        Raises:
+            UserError: there is no ``policy``; or the checkpoint cannot be read, or is of another adapter.
+        """
+        if "policy" not in arguments:
+            rewards = ", rewards={...}" if "rewards" in signature(cls).parameters else ""
+            raise UserError(
+                "a checkpoint holds an adapter, and no base and no options; write "
+                f"{cls.__name__}.load_from_checkpoint(PATH, policy=QLoRAPolicy(...){rewards}) as in the run, or take "
+                "the adapter's folder that fit left: QLoRAPolicy(MODEL, adapter=FOLDER)"
+            )
+        content = read(Path(checkpoint_path))
+        module = cls(**arguments)
+        module.load_policy(map_location or "cpu")
+        module.check_adapter(content)
+        module.load_state_dict(content["state_dict"], strict=False)
+        return module
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, or its average, and how it is trained; leave the base out."""
         names = [f"policy.{name}" for name in self.policy.trainable_parameters()]
@@ -263,6 +313,14 @@ class AdapterModule(LightningModule):
             self.check_checkpoint(checkpoint)
             assert self.recipe is not None
             say_differences(checkpoint, self.recipe, self.trainer)
+        self.check_adapter(checkpoint)
+
+    def check_adapter(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse the checkpoint of another adapter.
+
+        Raises:
+            UserError: names or shapes differ.
+        """
         expected = {f"policy.{name}": tuple(p.shape) for name, p in self.policy.trainable_parameters().items()}
         found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if expected != found:

@@ -35,6 +35,7 @@ from lit_debias.support.devices import known_device
 from lit_debias.support.seeds import seed_at, seed_of_rank
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
+from lit_debias.training.described import of_grpo
 from lit_debias.training.rehearsal import class_path
 from lit_debias.training.resumption import START_ANEW, check_same
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
@@ -256,12 +257,10 @@ class GRPO(AdapterModule):
         """Score greedy completions; metrics carry the prefix ``test_``."""
         self._measure(prompts, "test_")
 
-    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict[str, str]]:
-        """Return prompt and greedy completion, a row each."""
+    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Return prompt, the data's other columns and greedy completion, a row each."""
         rollout = self._greedy(prompts)
-        return [
-            {"prompt": text, "completion": group[0]} for text, group in zip(prompts.texts, rollout.texts, strict=True)
-        ]
+        return [{**row, "completion": texts[0]} for row, texts in zip(prompts.rows(), rollout.texts, strict=True)]
 
     def _greedy(self, prompts: PromptBatch) -> Rollout:
         return self.engine.generate(self.policy, prompts, group_size=1, seed=0, greedy=True)
@@ -313,6 +312,10 @@ class GRPO(AdapterModule):
         rank_zero_warn(
             f"model '{self.policy.source}' has no end-of-sequence token: every completion has max_new_tokens tokens"
         )
+
+    def training_record(self) -> dict[str, Any]:
+        """Return how the adapter was trained, with the rewards and their weights at the end."""
+        return super().training_record() | of_grpo(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, the step, and a rollout that still has inner epochs to go; leave the base out."""

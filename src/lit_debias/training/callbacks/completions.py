@@ -1,4 +1,4 @@
-"""Looks at what the model writes: a table while it trains, a file when it predicts."""
+"""Looks at what the model writes while it trains."""
 
 from __future__ import annotations
 
@@ -93,41 +93,3 @@ def _scores(row: dict[str, Any]) -> Table:
     for name, score in row["scores"].items():
         grid.add_row(Text(printable(name)), "-" if score is None else f"{score:.2f}")
     return grid
-
-
-class PredictionFile(Callback):
-    """Write what ``lit-debias predict`` generates as JSON lines.
-
-    They grow in ``OUT.part``, which takes the place of ``out`` when all are there.
-
-    Args:
-        out: File; each line holds ``prompt`` and ``completion``.
-    """
-
-    def __init__(self, out: str) -> None:
-        self.out = Path(out)
-        self.work = self.out.with_name(f"{self.out.name}.part")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with an empty file."""
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.work.write_text("")
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Append one batch."""
-        with self.work.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the file in its place, once every rank has written."""
-        trainer.strategy.barrier("predictions")
-        if trainer.is_global_zero:
-            self.work.replace(self.out)
