@@ -8,10 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, add_instantiator
 
+from lit_debias.cli.faults import build
 from lit_debias.errors import UserError
 from lit_debias.support.redaction import check_no_secrets
+
+add_instantiator(build, object, subclasses=True, prepend=False)  # what Lightning has for its own classes comes first
 
 
 def config_files(args: Sequence[str]) -> list[Path]:
