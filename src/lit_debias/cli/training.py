@@ -20,9 +20,11 @@ from lit_debias import data  # noqa: F401
 from lit_debias.cli.errors import one_line, user_error
 from lit_debias.cli.help import TRAINER_COMMANDS, mend, opening
 from lit_debias.cli.parser import Parser, config_files
+from lit_debias.cli.values import check_names
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation import callback  # noqa: F401  (its short name)
 from lit_debias.plugins.manager import components, get_plugin_manager
+from lit_debias.plugins.official import missing_plugin
 from lit_debias.support.files import read_yaml
 
 # Imported for their short names in YAML.
@@ -104,6 +106,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; its checkpoints are written safely unless its ``plugins`` name another way."""
         options = self.config_init[self.subcommand]["trainer"]
+        check_names(options)
         named = options["callbacks"] if isinstance(options["callbacks"], list) else [options["callbacks"]]
         if options["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in named):
             self.trainer_defaults["callbacks"].append(ProgressLine())
@@ -193,7 +196,9 @@ def reward_help(name: str, class_name: str | None, args: Sequence[str]) -> str:
         raise UserError(f"no configuration file names a reward '{name}'; write --model.rewards.{name}.help CLASS")
     short = class_name.rpartition(".")[2]
     if short not in rewards:
-        raise UserError(f"there is no reward class '{class_name}'{did_you_mean(short, rewards)}")
+        raise UserError(
+            missing_plugin(short) or f"there is no reward class '{class_name}'{did_you_mean(short, rewards)}"
+        )
     parser = Parser(prog=short, add_help=False, description=rewards[short].__doc__)
     parser.add_class_arguments(rewards[short], f"model.rewards.{name}.init_args")
     return str(parser.format_help())

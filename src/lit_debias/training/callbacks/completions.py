@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from rich import get_console
 from rich.table import Column, Table
 from rich.text import Text
@@ -22,7 +24,9 @@ SCORES_WIDTH = 36
 
 
 class CompletionTable(Callback):
-    """Keep sampled completions with their scores: in ``completions.jsonl``, and as a table in the terminal.
+    """Keep sampled completions with their scores: in ``completions.jsonl``, as a table in the terminal, and in loggers.
+
+    Weights & Biases gets a table, TensorBoard a text, and MLflow an artifact, each called ``completions``.
 
     Args:
         every_n_steps: Rollouts between two looks.
@@ -49,9 +53,36 @@ class CompletionTable(Callback):
         with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps({"rollout_step": pl_module.rollout_step, **row}, ensure_ascii=False) + "\n")
+        for logger in trainer.loggers:
+            log_completions(logger, rows, trainer.global_step)
         if self.show:
             # the console of the progress bar, which puts the table above itself
             get_console().print(as_table(rows, f"rollout step {pl_module.rollout_step}"))
+
+
+def log_completions(logger: Logger, rows: Sequence[dict[str, Any]], step: int) -> None:
+    """Hand rows of :func:`extremes` to a logger that has a place for them; others get none."""
+    if isinstance(logger, WandbLogger):
+        names = [name for name in rows[0] if name != "scores"] + list(rows[0]["scores"])
+        logger.log_table("completions", names, [list(_flat(row).values()) for row in rows], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text("completions", _as_markdown(rows), step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_text(str(logger.run_id), _as_markdown(rows), f"completions/step_{step:06}.md")
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "scores"} | row["scores"]
+
+
+def _as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table; what a model wrote may hold signs that would break it."""
+    flat = [_flat(row) for row in rows]
+    lines = [list(flat[0]), ["---"] * len(flat[0]), *(list(row.values()) for row in flat)]
+    cells = [
+        [" ".join(html.escape(printable(str(cell))).replace("|", "&#124;").split()) for cell in line] for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def extremes(experience: Experience, count: int) -> list[dict[str, Any]]:
