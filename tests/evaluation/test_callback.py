@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from command_line import config, run, said, write  # noqa: F401  (config is a fixture)
 from evaluation_runs import crows_pairs, data  # noqa: F401  (fixtures)
 from grpo_runs import Vowels, adapter_of, assert_same, grpo, prompts, trainer  # noqa: F401  (prompts is a fixture)
 from lightning import Callback, LightningModule
@@ -236,6 +237,10 @@ def test_another_measure_is_no_part_of_what_is_asked():
     found = dict.fromkeys(("bias_rate/a", "bias_rate/ab", "length", "length_of"))
     assert list(Choice(("length", "bias_rate/a")).among(found)) == ["length", "bias_rate/a"]
     assert list(Choice(("bias_rate",)).among(found)) == ["bias_rate/a", "bias_rate/ab"]
+    share = "crows_pairs/pct_stereotype"
+    found = dict.fromkeys((share, f"{share}_per_token", f"{share}/age"))
+    assert list(Choice((share,)).among(found)) == [share]  # not those of its parts, which are small
+    assert list(Choice(("crows_pairs",)).among(found)) == list(found)
 
 
 @pytest.mark.parametrize(
@@ -301,3 +306,18 @@ def test_a_prompt_that_is_too_long_is_said_before_the_first_step(tiny_model, pro
 def test_what_has_no_policy_is_refused(data):
     with pytest.raises(UserError, match="a policy that GRPO, SFT or DPO trains"):
         EvaluationCallback(["length"], data=data).setup(None, LightningModule(), "fit")
+
+
+def test_a_run_from_yaml_measures(config, tmp_path, capsys):
+    options = {"measures": ["length", "prose_perplexity"], "every_n_steps": 2, "limit": 2}
+    options["data"] = config["data"]["init_args"]["path"]
+    config["trainer"]["callbacks"] = [{"class_path": "EvaluationCallback", "init_args": options}]
+    assert run("fit", "-c", write(tmp_path, config)) == 0
+    with open(tmp_path / "logs/x/version_0/metrics.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["evaluate/length"]]
+    assert [row["step"] for row in rows] == ["0", "2"]
+    assert all(float(row["evaluate/prose_perplexity_low"]) > 1 for row in rows)
+    capsys.readouterr()
+    options["measures"] = ["lenght"]
+    assert run("fit", "-c", write(tmp_path, config)) == 2
+    assert "EvaluationCallback: there is no measure 'lenght'; did you mean 'length'?" in said(capsys)

@@ -13,6 +13,7 @@ from support import perturb
 
 from lit_debias.aggregators import GDPO, WeightedSum
 from lit_debias.data import PromptDataModule
+from lit_debias.evaluation.callback import EvaluationCallback
 from lit_debias.grpo.loss import DAPOLoss
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.reward import Reward
@@ -73,6 +74,8 @@ def main(model: str, folder: str, devices: str, *names: str) -> None:
 def run(model: str, folder: Path, devices: str, name: str) -> None:
     torch.manual_seed(7)
     module = build(name, model)
+    prompts = str(folder / "prompts.jsonl")
+    look = EvaluationCallback(["preference_margin", "length"], 1, prompts, bootstrap=20)
     trainer = Trainer(
         accelerator="cpu",
         devices=int(devices),
@@ -85,9 +88,9 @@ def run(model: str, folder: Path, devices: str, name: str) -> None:
         limit_val_batches=0,
         use_distributed_sampler=False,
         default_root_dir=str(folder),
-        callbacks=[Perturb(), RewardHackingAlarm(warmup=1, window=1)],
+        callbacks=[Perturb(), RewardHackingAlarm(warmup=1, window=1), *([look] if name == "sum" else [])],
     )
-    trainer.fit(module, PromptDataModule(str(folder / "prompts.jsonl"), batch_size=4, seed=3))
+    trainer.fit(module, PromptDataModule(prompts, batch_size=4, seed=3))
     if trainer.is_global_zero:
         torch.save(
             {

@@ -52,6 +52,12 @@ def test_two_processes_make_the_step_of_one(found, aggregator):
     assert_same(alone, together, (*metrics, *lengths, *rewards))
 
 
+def test_the_first_process_measures_for_all(found):
+    metrics = [f"evaluate/{name}{end}" for name in ("preference_margin", "length") for end in ("", "_low", "_high")]
+    assert_same(found[1]["sum"], found[2]["sum"], metrics)
+    assert "evaluate/length" not in found[1]["gdpo"]["metrics"]
+
+
 @pytest.mark.parametrize("baseline", ["sft", "dpo"])
 def test_baselines_too(found, baseline):
     own = {"sft": (), "dpo": ("rewards/margins", "rewards/accuracies", "logps/chosen")}[baseline]

@@ -34,7 +34,7 @@ OTHER_MODELS = ("perplexity_other", "similarity")
 
 @dataclass(frozen=True)
 class Choice:
-    """Measures by name: ``gap_intensity`` for every judge, ``gap_intensity/NAME`` for one, ``bbq`` for all its figures.
+    """Measures by name: ``gap_intensity`` of every judge, ``gap_intensity/NAME`` of one, ``bbq`` for all its figures.
 
     Raises:
         UserError: there is no such measure, or it needs a second model.
@@ -79,13 +79,18 @@ class Choice:
 
     def among(self, found: Mapping[str, V]) -> dict[str, V]:
         """Return what was chosen, in the order of the choice."""
-        return {key: found[key] for name in self.names for key in found if f"{key}/".startswith(f"{name}/")}
+        return {key: found[key] for name in self.names for key in _matching(name, found)}
 
     def check(self, found: Collection[str]) -> None:
         """Raise :class:`UserError` where something that was chosen is not among all the figures that there are."""
         for name in self.names:
-            if not any(f"{key}/".startswith(f"{name}/") for key in found):
+            if not _matching(name, found):
                 raise UserError(f"there is no figure '{name}'{did_you_mean(name, found)}")
+
+
+def _matching(name: str, found: Collection[str]) -> list[str]:
+    """Return the figure of a name, or else those below it: of every judge, or all of a benchmark."""
+    return [name] if name in found else [key for key in found if key.startswith(f"{name}/")]
 
 
 def rests_on(measure: str, row: Row) -> bool:
