@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lit_debias.precision import multiplies_bf16
+from lit_debias.threads import SPIN_COUNT, SPINS
 
 
 def provenance(packages: Iterable[str], hardware: str) -> dict[str, Any]:
@@ -34,6 +35,12 @@ def commit() -> str:
     except FileNotFoundError:
         return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def environment_of_others() -> dict[str, str]:
+    """Return this environment for programs that are compared: their threads wait as GNU OpenMP has it by itself."""
+    own = os.environ.get(SPINS) == str(SPIN_COUNT)
+    return {**os.environ, SPINS: "300000"} if own else dict(os.environ)
 
 
 def describe_device(device: str = "cpu") -> str:

@@ -29,6 +29,7 @@ LAYERS = [
         "score_file",
         "devices",
         "identity",
+        "threads",
     ],
     ["grpo"],
     ["rewards"],

@@ -2,9 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from lit_debias.plugins import hookimpl
-from lit_debias.rewards.aggregators import Aggregator
-from lit_debias.rewards.base import Reward, RewardBatch
+from lit_debias import threads
+
+threads.settle()  # before torch is loaded, which the imports below do
+
+from lit_debias.plugins import hookimpl  # noqa: E402
+from lit_debias.rewards.aggregators import Aggregator  # noqa: E402
+from lit_debias.rewards.base import Reward, RewardBatch  # noqa: E402
 
 try:
     __version__ = version("lit-debias")

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lit_debias import distributed, threads
 from lit_debias.averaging import average_adapters
 from lit_debias.data import PromptDataModule
 from lit_debias.data.sources import ORIGIN
@@ -145,6 +146,7 @@ class AdapterModule(LightningModule):
         # The state after the optimiser step, which Lightning warns of, is the one to resume from.
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # it is, see settle_mode
+        share_cores()
         device, plugin = self.trainer.strategy.root_device, self.trainer.precision_plugin
         check_precision(self.trainer, dtype_of(self.policy.precision, device))
         with plugin.forward_context():
@@ -224,3 +226,14 @@ class AdapterModule(LightningModule):
                 "write the model, rank and targets that it was trained with"
             )
         self.policy.weights_changed()
+
+
+def share_cores() -> None:
+    """Leave each rank its part of the cores, however the ranks of this machine were started; all must call it.
+
+    A launcher knows of the processes that it starts itself: of two "nodes" on one machine each takes all cores. Threads
+    are only ever made fewer.
+    """
+    count = threads.of_ranks(distributed.gather_objects(threads.place()), distributed.rank())
+    if count is not None and count < torch.get_num_threads():
+        torch.set_num_threads(count)

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 # Imported for their short names in YAML.
 from lit_debias import baselines, callbacks, data, module  # noqa: F401
 from lit_debias.adapter_module import AdapterModule
-from lit_debias.callbacks import GracefulStop
+from lit_debias.callbacks import GracefulStop, SlowSteps
 from lit_debias.checkpoint_io import SafeCheckpointIO, resolve_last
 from lit_debias.cli import Parser, config_files, user_error
 from lit_debias.errors import UserError, did_you_mean
@@ -66,7 +66,7 @@ class TrainingCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # the modules build their own from the adapter's parameters
             seed_everything_default=42,
-            trainer_defaults={"callbacks": [GracefulStop()]},  # added to those of the configuration
+            trainer_defaults={"callbacks": [GracefulStop(), SlowSteps()]},  # added to those of the configuration
             parser_class=TrainingParser,
             parser_kwargs={"prog": "lit-debias"},
             save_config_callback=SaveConfig,
