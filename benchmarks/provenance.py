@@ -27,11 +27,11 @@ def provenance(packages: Iterable[str], hardware: str) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
+def commit(folder: Path = Path(__file__).parent) -> str:
     """Return the checkout's commit, or ``unknown`` outside a git checkout."""
     describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        done = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+        done = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=folder)
     except FileNotFoundError:
         return "unknown"
     return done.stdout.strip() or "unknown"
