@@ -159,6 +159,41 @@ def test_torch_before_lit_debias_is_too_late_and_said():
     assert "awake for milliseconds: torch was loaded first" in said
 
 
+SLEEPS = """
+import resource, time
+import torch
+from lit_debias.threads import ShortWait
+
+def sleeps_of_others():
+    values, counted = torch.zeros(2**20), []
+    for _ in range(2):
+        process, mine = (resource.getrusage(who).ru_nvcsw for who in (resource.RUSAGE_SELF, resource.RUSAGE_THREAD))
+        counted.append(process - mine)
+        for _ in range(20 * (len(counted) == 1)):
+            values.add_(1)
+            time.sleep(0.001)
+    return counted[1] - counted[0]
+
+sleeps_of_others()
+short = ShortWait()
+found = []
+for crowded in (False, True, False):
+    short.follow(crowded)
+    time.sleep(0.05)
+    found.append(sleeps_of_others())
+print("sleeps", *found)
+"""
+
+
+@gnu
+@pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="one thread waits for nobody")
+def test_where_it_came_too_late_threads_wait_for_short_while_it_is_crowded():
+    said = python("-c", SLEEPS)
+    before, crowded, after = map(int, said.partition("sleeps ")[2].split()[:3])
+    assert crowded >= 20  # at each call
+    assert max(before, after) < crowded / 2
+
+
 def test_a_limit_of_the_cgroup_is_known_to_openmp(monkeypatch):
     monkeypatch.setattr(threads, "_given", None)
     monkeypatch.setattr(threads, "_late", False)
@@ -176,11 +211,11 @@ def test_a_limit_of_the_cgroup_is_known_to_openmp(monkeypatch):
 # ---------------------------------------------------------------- what is said
 
 
-@pytest.mark.parametrize(("load", "count", "said"), [(0.5, 2, False), (1.0, 2, True), (1.0, 1, False), (6.0, 1, True)])
-def test_a_load_beyond_the_other_cores_is_a_crowd(load, count, said, monkeypatch):
+@pytest.mark.parametrize(("load", "more", "said"), [(0.5, 2, False), (1.0, 2, True), (2.5, 0, False), (3.0, 0, True)])
+def test_more_than_the_cores_is_a_crowd(load, more, said, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert threads.crowd(count) == (f"load average {load} on 2 cores" if said else None)
+    assert threads.crowd(more) == (f"load average {load} on 2 cores" if said else None)
 
 
 def lines_of(seconds: list[float], monkeypatch, capsys, **options) -> list[str]:
@@ -198,7 +233,7 @@ def lines_of(seconds: list[float], monkeypatch, capsys, **options) -> list[str]:
     ("crowd", "cause"), [("load average 6.0 on 2 cores", "OMP_NUM_THREADS"), (None, "mean_length")]
 )
 def test_slow_steps_are_said_once_with_their_cause(crowd, cause, monkeypatch, capsys):
-    monkeypatch.setattr(threads, "crowd", lambda count: crowd)
+    monkeypatch.setattr(threads, "crowd", lambda: crowd)
     monkeypatch.setattr(threads, "came_too_late", lambda: crowd is not None)
     [line] = lines_of([9.0, *[2.0] * 5, *[10.0] * 8], monkeypatch, capsys)
     assert "steps take 10.0 s now, the first ones took 2.0 s" in line

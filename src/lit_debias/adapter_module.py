@@ -71,6 +71,7 @@ class AdapterModule(LightningModule):
         self.resumes_from: str | None = None
         """A checkpoint to look at before a model loads; Lightning says which one it is only afterwards."""
         self._norm = math.nan
+        self._short_wait = threads.ShortWait()
 
     # ---------------------------------------------------------------- parts of a step
 
@@ -158,8 +159,13 @@ class AdapterModule(LightningModule):
             if self.resumes_from is not None:
                 self.check_checkpoint(self.trainer.strategy.load_checkpoint(self.resumes_from))
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let threads wait for short where other processes want the cores."""
+        self._short_wait.follow(crowded=threads.crowd() is not None)
+
     def teardown(self, stage: str) -> None:
         """Give the trainer its autocast back."""
+        self._short_wait.end()
         vars(self.trainer.precision_plugin).pop("forward_context", None)
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,39 @@ def came_too_late() -> bool:
 def explicit() -> bool:
     """Return whether ``OMP_NUM_THREADS`` was there when lit-debias was imported: Lightning's launcher sets it later."""
     return _given is not None
+
+
+class ShortWait:
+    """Makes threads wait for microseconds where it came too late to tell them, as long as the machine is crowded.
+
+    GNU OpenMP lets threads spin for a moment only where a process has more of them than cores. So another thread opens
+    a team of its own and then sleeps, which costs nothing; with both teams there are more, unless torch was given half
+    of the cores or fewer. On an idle machine longer spinning is a little faster.
+    """
+
+    def __init__(self) -> None:
+        self._over: threading.Event | None = None
+
+    def follow(self, crowded: bool) -> None:
+        """Begin or end it, as the machine is now."""
+        if crowded and _late and self._over is None:
+            ready, self._over = threading.Event(), threading.Event()
+            threading.Thread(target=self._stay, args=(ready, self._over), daemon=True).start()
+            ready.wait()
+        elif not crowded:
+            self.end()
+
+    def end(self) -> None:
+        """Let threads wait as before."""
+        if self._over is not None:
+            self._over.set()
+            self._over = None
+
+    @staticmethod
+    def _stay(ready: threading.Event, over: threading.Event) -> None:
+        sys.modules["torch"].zeros(2**20).add_(1)  # more than one thread's work
+        ready.set()
+        over.wait()
 
 
 # ---------------------------------------------------------------- how many
@@ -159,12 +193,16 @@ def _limit_of(folder: Path) -> Limit | None:
 # ---------------------------------------------------------------- in words
 
 
-def crowd(threads: int) -> str | None:
-    """Return what says that other processes take the cores which so many threads of this one want; None if nothing."""
+def crowd(more: int = 0) -> str | None:
+    """Return what says that more threads want to run than there are cores; None where nothing does.
+
+    Args:
+        more: Threads of a run that is still to begin; those of one that goes on are in the load already.
+    """
     if not hasattr(os, "getloadavg"):
         return None
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    return f"load average {load:.1f} on {cores} cores" if load > max(cores - threads, 0) + 0.75 else None
+    return f"load average {load:.1f} on {cores} cores" if load + more > cores + 0.5 else None
 
 
 def allowance() -> str:

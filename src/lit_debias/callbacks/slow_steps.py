@@ -6,7 +6,6 @@ import time
 from statistics import median
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -58,12 +57,12 @@ class SlowSteps(Callback):
         if now >= max(1.0, self.factor * before):
             self.said = True
             took = f"steps take {now:.1f} s now, the first ones took {before:.1f} s"
-            say(trainer, f"lit-debias: {took}; {likely_cause(torch.get_num_threads())}")
+            say(trainer, f"lit-debias: {took}; {likely_cause()}")
 
 
-def likely_cause(count: int) -> str:
-    """Return what may have made steps of so many threads slow, and what to do."""
-    crowd = threads.crowd(count)
+def likely_cause() -> str:
+    """Return what may have made steps slow, and what to do."""
+    crowd = threads.crowd()
     if crowd is None:
         return "no other process wants the cores, so look at completions/mean_length and at what the rewards wait for"
     advice = f"other processes want the cores ({crowd}): end them, or give each run fewer threads by {threads.COUNT}"
