@@ -4,15 +4,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from lit_debias import adapter_module, distributed, threads
-from lit_debias.adapter_module import share_cores
+from lit_debias import adapter_module, distributed, threads, training_cli
+from lit_debias.adapter_module import AdapterModule, share_cores
 from lit_debias.callbacks import SlowSteps, slow_steps
 from lit_debias.errors import UserError
+from lit_debias.policy import QLoRAPolicy
 from lit_debias.threads import Limit, Place
 
 # ---------------------------------------------------------------- cgroups
@@ -254,3 +256,23 @@ def test_nothing_is_said_of(seconds, monkeypatch, capsys):
 def test_numbers_that_make_no_sense_are_refused(options):
     with pytest.raises(UserError, match="SlowSteps: "):
         SlowSteps(**options)
+
+
+def test_fit_says_it_by_itself(monkeypatch):
+    found = {}
+    monkeypatch.setattr(training_cli.LightningCLI, "__init__", lambda self, **options: found.update(options))
+    training_cli.TrainingCLI([])
+    assert SlowSteps in {type(callback) for callback in found["trainer_defaults"]["callbacks"]}
+
+
+@pytest.mark.parametrize("crowd", ["load average 6", None])
+def test_a_run_shares_cores_first_and_follows_the_load(crowd, monkeypatch):
+    module, called = AdapterModule(QLoRAPolicy("no model is loaded")), []
+    monkeypatch.setattr(module, "_short_wait", SimpleNamespace(follow=lambda crowded: called.append(crowded)))
+    monkeypatch.setattr(threads, "crowd", lambda: crowd)
+    module.on_train_batch_start(None, 0)
+    assert called == [crowd is not None]
+    monkeypatch.setattr(adapter_module, "share_cores", lambda: called.append("shared"))
+    with pytest.raises(RuntimeError, match="not attached to a `Trainer`"):  # what setup asks next
+        module.setup("fit")
+    assert called[-1] == "shared"
