@@ -143,7 +143,7 @@ def python(*arguments: str, **environment: str) -> str:
 
 @gnu
 def test_openmp_reads_a_bounded_spin_wherever_python_starts():
-    assert "GOMP_SPINCOUNT = '2000'" in python("-m", "lit_debias.cli", "--version")
+    assert "GOMP_SPINCOUNT = '4000'" in python("-m", "lit_debias.cli", "--version")
 
 
 @gnu
@@ -157,7 +157,7 @@ def test_what_the_user_has_set_stays():
 def test_torch_before_lit_debias_is_too_late_and_said():
     said = python("-c", f"import torch; {SAID}")
     assert "GOMP_SPINCOUNT = '300000'" in said
-    assert "found True 2000" in said  # processes that this one starts have it
+    assert "found True 4000" in said  # processes that this one starts have it
     assert "awake for milliseconds: torch was loaded first" in said
 
 
@@ -205,7 +205,7 @@ def test_a_limit_of_the_cgroup_is_known_to_openmp(monkeypatch):
     found = []
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     threads.settle()
-    assert os.environ == {"GOMP_SPINCOUNT": "2000", "OMP_NUM_THREADS": "3"}
+    assert os.environ == {"GOMP_SPINCOUNT": "4000", "OMP_NUM_THREADS": "3"}
     assert found == [3]  # torch is here already
     assert threads.came_too_late()
 
