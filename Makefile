@@ -18,8 +18,6 @@ START := $(shell date +%s)
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
-# Threads that spin while they wait make a busy machine crawl.
-export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
@@ -98,8 +96,7 @@ $(REPORT): $(RESULTS)
 
 # ---------------------------------------------------------------- the rest
 
-# On an idle machine threads may spin while they wait: a step takes 2.7 s instead of 3.7.
-BENCH := env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks
+BENCH := $(BIN)/python -m benchmarks
 
 bench: $(READY)
 	$(BENCH).step

@@ -2,6 +2,7 @@
 
 import warnings
 
+import lit_debias  # noqa: F401  before the programs here load torch, which asks once how its threads are to wait
 from lit_debias.support.terminal import quiet_libraries
 
 quiet_libraries()

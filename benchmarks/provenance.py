@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lit_debias.support.precision import multiplies_bf16
+from lit_debias.support.threads import SPIN_COUNT, SPINS
 
 
 def provenance(packages: Iterable[str], hardware: str) -> dict[str, Any]:
@@ -26,14 +27,20 @@ def provenance(packages: Iterable[str], hardware: str) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
+def commit(folder: Path = Path(__file__).parent) -> str:
     """Return the checkout's commit, or ``unknown`` outside a git checkout."""
     describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        done = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+        done = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=folder)
     except FileNotFoundError:
         return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def environment_of_others() -> dict[str, str]:
+    """Return this environment for programs that are compared: their threads wait as GNU OpenMP has it by itself."""
+    own = os.environ.get(SPINS) == str(SPIN_COUNT)
+    return {**os.environ, SPINS: "300000"} if own else dict(os.environ)
 
 
 def describe_device(device: str = "cpu") -> str:

@@ -42,6 +42,7 @@ from benchmarks.clock import Clock, Parts, rate, spread
 from benchmarks.gates import logprob_gate
 from benchmarks.measurement import MeasuredGRPO, engine_options, measured
 from benchmarks.options import add_sampling, add_step, model_at_hand, program, settings_of
+from benchmarks.provenance import environment_of_others
 from benchmarks.roofline import decoding_figures
 from benchmarks.settings import Settings
 from benchmarks.workload import prompt_ids
@@ -199,9 +200,8 @@ def vllm_phase(settings: Settings, python: str) -> dict[str, Any]:
         given.write_text(json.dumps(task | {name: getattr(settings, name) for name in names}))
         program = str(Path(__file__).with_name("vllm_side.py"))
         try:
-            done = subprocess.run(
-                [python, program, str(given), str(found)], capture_output=True, text=True, check=False
-            )
+            command, env = [python, program, str(given), str(found)], environment_of_others()
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
         except OSError as error:
             raise UserError(f"--vllm-python {python}: {error.strerror}; write the Python of an environment") from error
         if done.returncode != 0:

@@ -41,6 +41,7 @@ from torch.nn.functional import cosine_similarity
 from benchmarks import report
 from benchmarks.clock import rate, spread
 from benchmarks.options import add_step, model_at_hand, positive, program, settings_of
+from benchmarks.provenance import environment_of_others
 from benchmarks.settings import Settings
 from benchmarks.workload import prompt_ids
 from lit_debias.errors import UserError
@@ -133,9 +134,10 @@ class Arms:
         return [python, "-m", "benchmarks.arm", task, "--side", side, "--settings", given, "--out", str(out)]
 
     def _run(self, command: Sequence[str]) -> None:
+        env = environment_of_others() if "trl_side" in command else None
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60 * self.minutes
+                command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60 * self.minutes, env=env
             )
         except subprocess.TimeoutExpired as error:
             raise ArmError(f"not done after {self.minutes:g} minutes") from error

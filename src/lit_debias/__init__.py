@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from lit_debias.support import threads
 from lit_debias.support.lazy import importer
 
 if TYPE_CHECKING:
@@ -36,10 +37,13 @@ if TYPE_CHECKING:
         GracefulStop,
         PredictionFile,
         RewardHackingAlarm,
+        SlowSteps,
     )
     from lit_debias.training.dpo import DPO
     from lit_debias.training.grpo import GRPO
     from lit_debias.training.sft import SFT
+
+threads.settle()  # before anybody loads torch, which asks once how its threads are to wait
 
 try:
     __version__ = version("lit-debias")
@@ -58,7 +62,7 @@ MODULES = {
         "lit_debias.aggregators",
     ),
     **dict.fromkeys(
-        ("AdapterExport", "CompletionTable", "GracefulStop", "PredictionFile", "RewardHackingAlarm"),
+        ("AdapterExport", "CompletionTable", "GracefulStop", "PredictionFile", "RewardHackingAlarm", "SlowSteps"),
         "lit_debias.training.callbacks",
     ),
     "DPO": "lit_debias.training.dpo",
@@ -110,6 +114,7 @@ __all__ = [
     "Reward",
     "RewardBatch",
     "RewardHackingAlarm",
+    "SlowSteps",
     "SoftOverlong",
     "UserError",
     "WeightedSum",

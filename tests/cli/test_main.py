@@ -186,7 +186,8 @@ def test_plugins_and_doctor_speak_json(capsys):
     assert {"LocalEngine", "WeightedSum", "GDPO", "SoftOverlong"} <= {row["name"] for row in rows}
     assert all(row["summary"] and row["version"] for row in rows)
     run("doctor", "--json")
-    assert {"torch", "NF4", "CPU"} <= {check["name"] for check in json.loads(capsys.readouterr().out)}
+    names = {check["name"] for check in json.loads(capsys.readouterr().out)}
+    assert {"torch", "NF4", "CPU", "threads", "waiting", "load"} <= names
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -1,6 +1,8 @@
 """The native forward pass against the lean one: same logits up to bf16, whatever the model's details."""
 
+import ctypes
 import os
+import resource
 
 import pytest
 import torch
@@ -118,6 +120,48 @@ def test_threads_do_not_change_what_is_computed(monkeypatch):
         found.append((decoder.start(ids, mask, 2, 3), decoder.step(torch.arange(10))))
     for one, three in zip(*found, strict=True):
         assert torch.equal(one, three)
+
+
+@pytest.fixture
+def one_core():
+    """All threads of this process on one core: whoever spins keeps the one from it that it waits for."""
+    cores = {int(task): os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")}
+    for task in cores:
+        os.sched_setaffinity(task, {min(cores[task])})
+    yield
+    for task in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(task), cores.get(int(task), cores[os.getpid()]))
+
+
+def counted(native: NativeModel) -> tuple[int, int]:
+    """Return how many jobs threads have shared so far, and how often this process gave up a core."""
+    jobs_and_sleeps = (ctypes.c_uint64 * 2)()
+    native._library.lit_debias_counts(jobs_and_sleeps)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return jobs_and_sleeps[0], used.ru_nvcsw + used.ru_nivcsw
+
+
+@needs_instructions
+@pytest.mark.parametrize("threads", [2, 4])
+@torch.inference_mode()
+def test_a_thread_without_a_core_is_not_waited_for(threads, monkeypatch, one_core):
+    native, tokens = NativeModel(lean_model("Llama", {})).refreshed(), torch.randint(3, 97, (12, 16))
+    ids = torch.randint(3, 97, (2, 20))
+
+    def logits(threads: int) -> tuple[list[torch.Tensor], int, int]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        decoder = NativeDecoder(native)
+        decoder.start(ids, torch.ones_like(ids, dtype=torch.bool), 8, len(tokens))
+        jobs, switches = counted(native)
+        found = [decoder.step(token) for token in tokens]
+        now = counted(native)
+        return found, now[0] - jobs, now[1] - switches
+
+    alone, _, _ = logits(1)
+    shared, jobs, switches = logits(threads)
+    assert jobs == 27 * len(tokens)  # eight a layer, embedding, last norm and head
+    assert switches < jobs / 2  # a barrier after each job would be one or two a job
+    assert all(map(torch.equal, shared, alone))
 
 
 @needs_instructions

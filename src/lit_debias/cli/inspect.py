@@ -22,6 +22,7 @@ from lit_debias.errors import UserError, did_you_mean
 from lit_debias.models.sources import cache_dir
 from lit_debias.plugins.manager import Component, components, get_plugin_manager, shadowed_plugins
 from lit_debias.plugins.official import missing_plugin
+from lit_debias.support import threads
 from lit_debias.support.text import printable, shorten
 
 
@@ -112,11 +113,18 @@ def doctor(json: bool = False) -> int:
     else:
         lines = Table.grid(padding=(0, 2, 0, 0))
         for check in checks:
-            mark = "[green]ok[/]" if check.ok else "[red]missing[/]" if check.required else "[yellow]absent[/]"
             said = [check.found] if check.ok else [check.found, check.advice]
-            lines.add_row(mark, Text(check.name, no_wrap=True), Text("; ".join(filter(None, said))))
+            lines.add_row(_mark(check), Text(check.name, no_wrap=True), Text("; ".join(filter(None, said))))
         Console().print(lines)
     return int(any(check.required and not check.ok for check in checks))
+
+
+def _mark(check: Check) -> str:
+    if check.ok:
+        return "[green]ok[/]"
+    if check.required:
+        return "[red]missing[/]"
+    return "[yellow]note[/]" if check.found else "[yellow]absent[/]"
 
 
 def examine() -> Iterator[Check]:
@@ -156,7 +164,8 @@ def _devices() -> Iterator[Check]:
     from lit_debias.support.precision import multiplies_bf16
 
     bf16 = "bf16" if multiplies_bf16("cpu") else "no bf16, so models compute in float32"
-    yield Check("CPU", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {bf16}")
+    yield Check("CPU", True, f"{os.cpu_count()} cores, {bf16}")
+    yield from _threads(torch.get_num_threads())
     if not torch.cuda.is_available():
         yield Check("CUDA", False, "", "configs/demo.yaml runs without; others want a GPU")
         return
@@ -164,6 +173,17 @@ def _devices() -> Iterator[Check]:
         device = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if multiplies_bf16("cuda") else "no bf16"
         yield Check("CUDA", True, f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16}")
+
+
+def _threads(count: int) -> Iterator[Check]:
+    allowed, crowd = threads.at_most([threads.place()]), threads.crowd(count)
+    set_by = f", set by {threads.COUNT}" if threads.explicit() else ""
+    found = f"{count} of torch{set_by}; this process may use {threads.allowance()}"
+    yield Check("threads", count <= allowed, found, f"write {threads.COUNT}={allowed}, or leave it out")
+    advice = f"import lit_debias before torch, or write {threads.SPINS}={threads.SPIN_COUNT} before Python starts"
+    yield Check("waiting", not threads.came_too_late(), f"threads wait {threads.waiting()}", advice)
+    found = "no other process wants the cores" if crowd is None else f"{crowd}: other processes want them too"
+    yield Check("load", crowd is None, found, "expect steps to take longer, and figures of speed to say little")
 
 
 def _nf4() -> Check:

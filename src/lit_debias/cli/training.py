@@ -30,7 +30,7 @@ from lit_debias.support.files import read_yaml
 # Imported for their short names in YAML.
 from lit_debias.training import callbacks, dpo, grpo, sft  # noqa: F401
 from lit_debias.training.adapter_module import AdapterModule
-from lit_debias.training.callbacks import GracefulStop, ProgressLine
+from lit_debias.training.callbacks import GracefulStop, ProgressLine, SlowSteps
 from lit_debias.training.callbacks.progress import results_table
 from lit_debias.training.checkpoints import SafeCheckpointIO, resolve_last
 from lit_debias.training.trainer_checks import check_strategy
@@ -71,7 +71,7 @@ class TrainingCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # the modules build their own from the adapter's parameters
             seed_everything_default=42,
-            trainer_defaults={"callbacks": [GracefulStop()]},  # added to those of the configuration
+            trainer_defaults={"callbacks": [GracefulStop(), SlowSteps()]},  # added to those of the configuration
             parser_class=TrainingParser,
             parser_kwargs={"prog": "lit-debias", **{command: opening(command) for command in TRAINER_COMMANDS}},
             save_config_callback=SaveConfig,

@@ -6,8 +6,10 @@
 // values [width, columns] of the cache are such matrices, to which columns are added one by one.
 
 #include <immintrin.h>
+#include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -20,6 +22,7 @@ using bf16 = uint16_t;
 constexpr int kTile = 16;           // outputs in a register, and rows in a block
 constexpr int kBlocksAtOnce = 16;   // blocks of rows that stay in the second-level cache while the weights pass by
 constexpr int kPrefetched = 2048;   // bytes that weights are asked for ahead of their use, found by measuring
+constexpr int kPauses = 500;        // that a thread waits awake before it sleeps: some 30 microseconds
 
 struct Layer {
   const float *input_norm, *mlp_norm;                             // [hidden]
@@ -72,6 +75,127 @@ struct Buffer {
 };
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// ------------------------------------------------------------------ threads that share the work of a call
+
+// How often threads of this process had work to share, waited beyond their pauses and slept, for tests.
+std::atomic<uint64_t> counted_jobs, counted_sleeps;
+
+// A number that threads wait for: awake for some microseconds, as the wait of an idle machine is over by then, and then
+// asleep. On a busy machine what they wait for may have lost its core for milliseconds, and may get that of a sleeper.
+class Signal {
+ public:
+  uint32_t now() const { return number_.load(std::memory_order_acquire); }
+
+  uint32_t other_than(uint32_t old) {
+    for (int i = 0; i < kPauses; ++i) {
+      if (now() != old) return now();
+      _mm_pause();
+    }
+    counted_sleeps.fetch_add(1, std::memory_order_relaxed);
+    number_.wait(old);
+    return now();
+  }
+
+  // For what nobody waits for yet.
+  void prepare(uint32_t number) { number_.store(number, std::memory_order_release); }
+
+  void set(uint32_t number) {
+    number_.store(number);
+    number_.notify_all();
+  }
+
+  void subtract(uint32_t number) {
+    if (number_.fetch_sub(number) == number) number_.notify_all();
+  }
+
+ private:
+  std::atomic<uint32_t> number_{0};
+};
+
+// One thread leads: it goes from job to job, and each job is so many items that any thread may work on. The others
+// follow, and nobody waits for them: of a thread that has lost its core the rest take its share, all but the item that
+// it had begun. Which thread has an item changes nothing in what is computed.
+class Team {
+ public:
+  explicit Team(int threads) : threads_(threads), shares_(threads) {}
+
+  // Calls work(item, member) for all items below `count`, and returns when all is done; the leader's.
+  template <class Work>
+  void share(int count, const Work& work) {
+    work_ = &work;
+    call_ = [](const void* of, int item, int member) { (*static_cast<const Work*>(of))(item, member); };
+    const uint32_t job = job_.now() + 1;
+    for (int member = 0; member < threads_; ++member) {
+      const auto first = uint32_t(int64_t(count) * member / threads_), end = uint32_t(int64_t(count) * (member + 1) / threads_);
+      shares_[member].next.store(uint64_t(job) << 32 | first, std::memory_order_release);
+      shares_[member].end.store(end, std::memory_order_release);  // last: who sees it sees the new job in `next`
+    }
+    left_.prepare(count);
+    job_.set(job);
+    counted_jobs.fetch_add(1, std::memory_order_relaxed);
+    work_on(job, 0);
+    for (uint32_t left = left_.now(); left; left = left_.now()) left_.other_than(left);
+  }
+
+  // Works on what the leader shares, until it dismisses the team.
+  void follow(int member) {
+    for (uint32_t job = 0; (job = job_.other_than(job)) != kOver;) work_on(job, member);
+  }
+
+  void dismiss() { job_.set(kOver); }
+
+ private:
+  static constexpr uint32_t kOver = 0xffffffff;
+
+  struct alignas(64) Share {
+    std::atomic<uint64_t> next{0};  // the job, and the first item of it that nobody has
+    std::atomic<uint32_t> end{0};
+  };
+
+  // Its own share first, which lies in memory in one piece; then what others have not begun.
+  void work_on(uint32_t job, int member) {
+    uint32_t done = 0;
+    for (int i = 0; i < threads_; ++i) {
+      Share& share = shares_[(member + i) % threads_];
+      for (uint32_t item; taken(share, job, item); ++done) call_(work_, int(item), member);
+    }
+    if (done) left_.subtract(done);
+  }
+
+  // Only items of this very job: a thread may come too late, when the leader is elsewhere already.
+  static bool taken(Share& share, uint32_t job, uint32_t& item) {
+    const uint32_t end = share.end.load(std::memory_order_acquire);
+    uint64_t next = share.next.load(std::memory_order_acquire);
+    do {
+      item = uint32_t(next);
+      if (next >> 32 != job || item >= end) return false;
+    } while (!share.next.compare_exchange_weak(next, next + 1));
+    return true;
+  }
+
+  const int threads_;
+  std::vector<Share> shares_;
+  Signal job_, left_;
+  const void* work_ = nullptr;
+  void (*call_)(const void*, int, int) = nullptr;
+};
+
+// Calls lead(team) in a team of so many threads. They are those of OpenMP, which torch's kernels use too, but OpenMP is
+// to start and end a team once for all the jobs: its own barriers spin for milliseconds.
+template <class Lead>
+void with_team(int threads, const Lead& lead) {
+  Team team(threads);
+#pragma omp parallel num_threads(threads)
+  if (const int member = omp_get_thread_num()) {
+    team.follow(member);
+  } else {
+    lead(team);
+    team.dismiss();
+  }
+}
+
+// ------------------------------------------------------------------ numbers and products
 
 using floats = __m512;  // 16 of them
 
@@ -138,13 +262,12 @@ void multiply(const bf16* tile, const bf16* rows, int count, int pairs, float* o
 
 // Calls work(tile, first row, rows) for all tiles, which the threads share, and all blocks of rows.
 template <class Work>
-void for_tiles(int outputs, int count, Work work) {
+void for_tiles(Team& team, int outputs, int count, Work work) {
   for (int first = 0; first < count; first += kBlocksAtOnce * kTile) {
     const int last = std::min(count, first + kBlocksAtOnce * kTile);
-#pragma omp for schedule(static)
-    for (int tile = 0; tile < outputs / kTile; ++tile) {
+    team.share(outputs / kTile, [&](int tile, int) {
       for (int row = first; row < last; row += kTile) work(tile, row, std::min(kTile, last - row));
-    }
+    });
   }
 }
 
@@ -162,8 +285,9 @@ struct Matrix {
 };
 
 // target[count][outputs] = product + bias, or the same added to it.
-void product(const Matrix& matrix, const bf16* rows, int outputs, int count, float* target, bool added) {
-  for_tiles(outputs, count, [&](int tile, int row, int some) {
+void product(
+    Team& team, const Matrix& matrix, const bf16* rows, int outputs, int count, float* target, bool added) {
+  for_tiles(team, outputs, count, [&](int tile, int row, int some) {
     alignas(64) float out[kTile * kTile];
     matrix.times(rows, tile, row, some, out);
     for (int r = 0; r < some; ++r) {
@@ -181,8 +305,9 @@ floats activated(floats gate, bool gelu) {
 }
 
 // target, blocks of rows [count, inner] = activated(gate) * up; the matrix has the outputs of both, one after the other.
-void gated_product(const Matrix& matrix, const bf16* rows, int inner, int count, bool gelu, bf16* target) {
-  for_tiles(inner, count, [&](int tile, int row, int some) {
+void gated_product(
+    Team& team, const Matrix& matrix, const bf16* rows, int inner, int count, bool gelu, bf16* target) {
+  for_tiles(team, inner, count, [&](int tile, int row, int some) {
     alignas(64) float gate[kTile * kTile], up[kTile * kTile];
     matrix.times(rows, tile, row, some, gate);
     matrix.times(rows, tile + inner / kTile, row, some, up);
@@ -375,8 +500,7 @@ std::vector<int> runs(const Rows& rows, int most) {
 
 // Tiles of a matrix [outputs, inputs]; outputs are filled up with zeros to a multiple of 16.
 extern "C" void lit_debias_pack(const bf16* matrix, bf16* tiles, int32_t outputs, int32_t inputs, int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int tile = 0; tile < ceil_div(outputs, kTile); ++tile) {
+  const auto pack = [&](int tile, int) {
     uint32_t* to = reinterpret_cast<uint32_t*>(tiles + size_t(tile) * inputs * kTile);
     for (int output = 0; output < kTile; ++output) {
       const int row = tile * kTile + output;
@@ -386,7 +510,8 @@ extern "C" void lit_debias_pack(const bf16* matrix, bf16* tiles, int32_t outputs
         to[pair * kTile + output] = two;
       }
     }
-  }
+  };
+  with_team(threads, [&](Team& team) { team.share(ceil_div(outputs, kTile), pack); });
 }
 
 // Adds the rows to the caches and writes logits [wanted, outputs].
@@ -405,68 +530,69 @@ extern "C" void lit_debias_forward(
   const std::vector<int> starts = runs(rows, std::max(1, kTile / repeats));
   const int longest = prompts->columns + owns->columns;
 
-#pragma omp parallel num_threads(threads)
-  {
-    Buffer buffer(size_t(model->width * 2 + longest * 2 + std::max(longest, model->width) * 4) * kTile);
+  std::vector<Buffer> buffers;  // of the threads
+  for (int member = 0; member < threads; ++member) {
+    buffers.emplace_back(size_t(model->width * 2 + longest * 2 + std::max(longest, model->width) * 4) * kTile);
+  }
 
+  with_team(threads, [&](Team& team) {
     const auto norm_all = [&](const float* weight) {
-#pragma omp for schedule(static)
-      for (int row = 0; row < rows.count; ++row) {
+      team.share(rows.count, [&](int row, int) {
         norm_into(normed, row, states + size_t(row) * hidden, weight, hidden, model->epsilon);
-      }
+      });
     };
     const auto add_product = [&](const bf16* weights, const float* bias, int inputs, const float* outcome_norm) {
-      product({weights, bias, inputs}, mixed, hidden, rows.count, outcome_norm ? outcomes : states, !outcome_norm);
+      product(team, {weights, bias, inputs}, mixed, hidden, rows.count, outcome_norm ? outcomes : states, !outcome_norm);
       if (!outcome_norm) return;
-#pragma omp for schedule(static)
-      for (int row = 0; row < rows.count; ++row) {
+      team.share(rows.count, [&](int row, int) {
         const size_t start = size_t(row) * hidden;
         add_normed(states + start, outcomes + start, outcome_norm, hidden, model->epsilon);
-      }
+      });
     };
 
-#pragma omp for schedule(static)
-    for (int row = 0; row < rows.count; ++row) {
+    team.share(rows.count, [&](int row, int) {
       const bf16* embedded = model->embedding + size_t(rows.token[row]) * hidden;
       for (int i = 0; i < hidden; i += kTile) {
         const auto some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(embedded + i));
         const floats scaled = widened(rounded(widened(some) * all(model->embedding_scale)));  // as the module rounds
         store(states + size_t(row) * hidden + i, scaled);
       }
-    }
+    });
     for (int number = 0; number < model->layers; ++number) {
       const Layer& layer = model->layer[number];
       norm_all(layer.input_norm);
       const int width = heads * model->width;
-      product({layer.qkv, layer.qkv_bias, hidden}, normed, width, rows.count, of_rows, false);
-#pragma omp for schedule(static) collapse(2)
-      for (int row = 0; row < rows.count; ++row) {
-        for (int kv_head = 0; kv_head < model->kv_heads; ++kv_head) {
-          pass.position(number, row, kv_head, of_rows + size_t(row) * width);
-        }
-      }
-#pragma omp for schedule(dynamic) collapse(2)
-      for (int run = 0; run < int(starts.size()) - 1; ++run) {
-        for (int kv_head = 0; kv_head < model->kv_heads; ++kv_head) {
-          pass.attend(number, starts[run], starts[run + 1], kv_head, of_rows, mixed, buffer);
-        }
-      }
+      product(team, {layer.qkv, layer.qkv_bias, hidden}, normed, width, rows.count, of_rows, false);
+      team.share(rows.count * model->kv_heads, [&](int item, int) {
+        const int row = item / model->kv_heads;
+        pass.position(number, row, item % model->kv_heads, of_rows + size_t(row) * width);
+      });
+      team.share((int(starts.size()) - 1) * model->kv_heads, [&](int item, int member) {
+        const int run = item / model->kv_heads, kv_head = item % model->kv_heads;
+        pass.attend(number, starts[run], starts[run + 1], kv_head, of_rows, mixed, buffers[member]);
+      });
       add_product(layer.output, layer.output_bias, mixed_size, layer.attention_outcome_norm);
       norm_all(layer.mlp_norm);
-      gated_product({layer.gate_up, layer.gate_up_bias, hidden}, normed, inner, rows.count, model->gelu, mixed);
+      gated_product(team, {layer.gate_up, layer.gate_up_bias, hidden}, normed, inner, rows.count, model->gelu, mixed);
       add_product(layer.down, layer.down_bias, inner, layer.mlp_outcome_norm);
     }
-#pragma omp for schedule(static)
-    for (int number = 0; number < rows.wanted_count; ++number) {
+    team.share(rows.wanted_count, [&](int number, int) {
       norm_into(normed, number, states + size_t(rows.wanted[number]) * hidden, model->norm, hidden, model->epsilon);
-    }
-    product({model->head, model->head_bias, hidden}, normed, model->outputs, rows.wanted_count, logits, false);
-  }
+    });
+    product(team, {model->head, model->head_bias, hidden}, normed, model->outputs, rows.wanted_count, logits, false);
+  });
 }
 
 // target[count][outputs] = rows times matrix, for tests and benchmarks; both laid out as everywhere here.
 extern "C" void lit_debias_product(
     const bf16* tiles, const bf16* rows, float* target, int32_t inputs, int32_t outputs, int32_t count, int32_t threads) {
-#pragma omp parallel num_threads(threads)
-  product({tiles, nullptr, inputs}, rows, outputs, count, target, false);
+  with_team(threads, [&](Team& team) {
+    product(team, {tiles, nullptr, inputs}, rows, outputs, count, target, false);
+  });
+}
+
+// Jobs that threads have shared in this process so far, and how often one of them slept while it waited; for tests.
+extern "C" void lit_debias_counts(uint64_t* jobs_and_sleeps) {
+  jobs_and_sleeps[0] = counted_jobs;
+  jobs_and_sleeps[1] = counted_sleeps;
 }

@@ -28,7 +28,7 @@ from lit_debias.models.sources import cache_dir
 
 SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fno-math-errno", "-fno-strict-aliasing"),
+    *("-std=c++20", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fno-math-errno", "-fno-strict-aliasing"),
     *("-fopenmp", "-fPIC", "-shared"),
 )
 TILE = 16

@@ -27,7 +27,7 @@ from lit_debias.export.folder import write_adapter
 from lit_debias.policy.lengths import check_prompts
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
-from lit_debias.support import distributed
+from lit_debias.support import distributed, threads
 from lit_debias.support.precision import dtype_of
 from lit_debias.training.averaging import average_adapters
 from lit_debias.training.checkpoints import read
@@ -89,6 +89,7 @@ class AdapterModule(LightningModule):
         self.resumes_from: str | None = None
         """A checkpoint to look at before a model loads; Lightning says which one it is only afterwards."""
         self._norm = math.nan
+        self._short_wait = threads.ShortWait()
 
     # ---------------------------------------------------------------- one optimiser step
 
@@ -191,6 +192,7 @@ class AdapterModule(LightningModule):
         # The state after the optimiser step, which Lightning warns of, is the one to resume from.
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # it is, see settle_mode
+        share_cores()
         device, plugin = self.trainer.strategy.root_device, self.trainer.precision_plugin
         check_precision(self.trainer, dtype_of(self.policy_recipe.precision, device))
         with plugin.forward_context():
@@ -204,6 +206,7 @@ class AdapterModule(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Give the trainer its autocast back."""
+        self._short_wait.end()
         vars(self.trainer.precision_plugin).pop("forward_context", None)
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
@@ -214,6 +217,10 @@ class AdapterModule(LightningModule):
         """
         assert self.recipe is not None
         check_checkpoint(checkpoint, class_path(self), self.recipe, self.trainer)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let threads wait for short where other processes want the cores."""
+        self._short_wait.follow(crowded=threads.crowd() is not None)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Step a schedule that watches a metric of training."""
@@ -329,3 +336,14 @@ class AdapterModule(LightningModule):
                 f"the checkpoint does not fit the policy (first difference: {odd[0]} {list(odd[1])}); "
                 "write the model, rank and targets that it was trained with"
             )
+
+
+def share_cores() -> None:
+    """Leave each rank its part of the cores, however the ranks of this machine were started; all must call it.
+
+    A launcher knows of the processes that it starts itself: of two "nodes" on one machine each takes all cores. Threads
+    are only ever made fewer.
+    """
+    count = threads.of_ranks(distributed.gather_objects(threads.place()), distributed.rank())
+    if count is not None and count < torch.get_num_threads():
+        torch.set_num_threads(count)

@@ -4,6 +4,7 @@ from lit_debias.training.callbacks.alarms import RewardHackingAlarm
 from lit_debias.training.callbacks.completions import CompletionTable
 from lit_debias.training.callbacks.graceful_stop import GracefulStop
 from lit_debias.training.callbacks.progress import ProgressLine
+from lit_debias.training.callbacks.slow_steps import SlowSteps
 from lit_debias.training.outputs import AdapterExport, PredictionFile
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "PredictionFile",
     "ProgressLine",
     "RewardHackingAlarm",
+    "SlowSteps",
 ]
