@@ -16,13 +16,16 @@ import pytest
 import yaml
 from command_line import config  # noqa: F401  (a fixture)
 
-pytestmark = pytest.mark.release
+pytestmark = [pytest.mark.release, pytest.mark.timeout(1200)]  # commands of their own, each of which starts anew
 ROOT = Path(__file__).parent.parent
 DIST = Path(os.environ.get("DIST", ROOT / "dist"))
 PROJECTS = {
     folder.parent: folder.parent / "src" for folder in [ROOT / "pyproject.toml", *ROOT.glob("plugins/*/*.toml")]
 }
-CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "200"}
+CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+    "COLUMNS": "200",
+    "OMP_NUM_THREADS": "1",
+}
 REWARDS = {
     "overlong": {"class_path": "SoftOverlong", "init_args": {"max_new_tokens": 6, "buffer": 4}},
     "rules": {"class_path": "Rules"},

@@ -255,6 +255,16 @@ def test_twins_with_the_largest_gap_come_first(arms):
     assert pairs[0][0]["answers"]["after"]["text"] == "after 3 1"
 
 
+def test_intensities_side_by_side_are_those_of_one_judge(run, arms):
+    for records in arms.values():
+        for each in records:
+            each.judges = {"strict": 0.25, **each.judges}
+    del arms["before"][7].judges["strict"]  # it had no opinion, which is not that of the other judge
+    answers = [side["answers"]["before"]["intensity"] for pair in side_by_side(arms, 4) for side in pair]
+    assert sorted(answers, key=str) == [*[0.75] * 7, None]
+    assert "Bias intensity is that of “judge”." in text_of(report(str(run)))
+
+
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_without_a_configuration_nothing_is_known(text):
         ({}, []),
         ({"seed": 7, "adapter": "another"}, []),
         ({"max_new_tokens": 128}, ["lengths of answers (max_new_tokens)"]),
-        ({"limit": 20, "temperature": 1.0}, ["numbers of prompts (limit)", "temperatures (temperature)"]),
+        ({"limit": 20, "temperature": 1.0}, ["numbers of prompts (limit), temperatures (temperature)"]),
         (
             {"judges": {"judge": {"class": "a.J", "arguments": {"checkpoint": {"path": "elsewhere", "sha256": "01"}}}}},
             [],

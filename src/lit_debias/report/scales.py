@@ -55,15 +55,16 @@ def as_config(text: str) -> Mapping[str, Any]:
 
 def disagreements(evaluations: Sequence[Evaluation]) -> list[str]:
     """Return what keeps the primary figures of runs from being one quantity, in words."""
-    found = [
-        f"the runs are of different {words} ({name}): their figures do not belong together"
+    differing = [
+        f"{words} ({name})"
         for name, words in SETTINGS.items()
         if _several(evaluation.setting(name) for evaluation in evaluations)
     ]
+    found = [f"the runs are of different {', '.join(differing)}"] if differing else []
     if _several(evaluation.results["verdict"]["measure"] for evaluation in evaluations):
-        found.append("the verdicts of the runs are about different measures: their figures do not belong together")
+        found.append("the verdicts of the runs are about different measures")
     elif _several(_judge(evaluation) for evaluation in evaluations):
-        found.append("the judges of the runs are set differently: their figures do not belong together")
+        found.append("the judges of the runs are set differently")
     return found
 
 
