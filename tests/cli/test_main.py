@@ -85,7 +85,7 @@ def test_a_run_from_yaml_and_its_config_is_kept(config, tmp_path, capsys):
 
 
 def test_validate_shows_four_digits_and_no_table_of_lightning(config, tmp_path, capsys):
-    config["trainer"] |= {"logger": False, "limit_val_batches": 1}
+    config["trainer"] |= {"logger": False, "limit_val_batches": 1, "default_root_dir": str(tmp_path / "root")}
     config["data"]["init_args"]["val_splits"] = "train"
     assert run("validate", "-c", write(tmp_path, config)) == 0
     shown = capsys.readouterr().out
