@@ -85,6 +85,17 @@ def test_a_run_from_yaml_and_its_config_is_kept(config, tmp_path, capsys):
     assert (tmp_path / "logs/x/version_1/config.yaml").is_file()
 
 
+def test_validate_shows_four_digits_and_no_table_of_lightning(config, tmp_path, capsys):
+    config["trainer"] |= {"logger": False, "limit_val_batches": 1, "default_root_dir": str(tmp_path / "root")}
+    config["data"]["init_args"]["val_splits"] = "train"
+    assert run("validate", "-c", write(tmp_path, config)) == 0
+    shown = capsys.readouterr().out
+    figures = dict(line.split() for line in shown.splitlines() if line.startswith("eval_"))
+    assert {"eval_reward", "eval_rewards/overlong/mean"} <= set(figures)
+    assert max(map(len, figures.values())) <= 7
+    assert "Validate metric" not in shown
+
+
 @pytest.mark.filterwarnings("ignore:.*logging interval:")
 def test_without_a_logger_a_run_replaces_the_config_of_the_one_before_but_no_other_file(config, tmp_path, capsys):
     folder = tmp_path / "root"

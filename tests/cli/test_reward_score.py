@@ -131,7 +131,7 @@ def faulty(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("init", "reward 'faulty_scores.Faulty' cannot be built: ValueError: two lines"),
+        ("init", "error: Faulty cannot be built: ValueError: two lines (faulty_scores.py, line 8)"),
         ("setup", "reward 'faulty_scores.Faulty' failed in setup: OSError: no weights"),
         ("exit", "reward 'faulty_scores.Faulty' raised SystemExit: 0 in "),
         ("shape", "reward 'faulty_scores.Faulty' returned float; return a list"),

@@ -148,7 +148,8 @@ class TrainingCLI(LightningCLI):
     def after_validate(self) -> None:
         """Show the figures."""
         if self.shows_results and self.trainer.is_global_zero:
-            Console().print(results_table(self.subcommand, self.trainer.callback_metrics))
+            figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            Console().print(results_table(str(self.subcommand), figures))
 
     after_test = after_validate
 

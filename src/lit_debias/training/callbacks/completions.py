@@ -72,7 +72,7 @@ def log_completions(logger: Logger, rows: Sequence[dict[str, Any]], step: int) -
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "scores"} | row["scores"]
+    return {**{name: value for name, value in row.items() if name != "scores"}, **row["scores"]}
 
 
 def _as_markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -69,7 +69,7 @@ class ProgressLine(RichProgressBar):
             _Figures(self),
         ]
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:  # type: ignore[override]
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Keep the figures for the column that fits them to the width; Lightning's own column gets none."""
         figures = super().get_metrics(trainer, pl_module)
         figures.pop("v_num", None)
