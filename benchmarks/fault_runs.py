@@ -216,14 +216,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def final_state(folder: Path) -> dict[str, Any]:
-    """Return what a run ended with: its newest checkpoint, and the bytes of its exported adapter."""
+    """Return what a run ended with: its newest checkpoint, and the bytes of the adapter that it left last."""
     path, problems = checkpoint_io.newest_good(checkpoints(folder))
     if path is None or problems:
         raise UserError(f"no good newest checkpoint in {folder}: {problems}")
     kept = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "grpo")
     content = checkpoint_io.read(path)
-    adapters = [file.read_bytes() for file in folder.rglob("adapter/adapter_model.safetensors")]
-    return {name: content[name] for name in kept} | {"adapters": adapters}
+    adapters = checkpoint_io.newest(folder.rglob("adapter/adapter_model.safetensors"))[:1]
+    return {name: content[name] for name in kept} | {"adapters": [file.read_bytes() for file in adapters]}
 
 
 def same(first: Any, second: Any) -> bool:

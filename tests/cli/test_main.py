@@ -79,6 +79,7 @@ def test_there_are_configurations():
 def test_a_run_from_yaml_and_its_config_is_kept(config, tmp_path, capsys):
     assert run("fit", "-c", write(tmp_path, config)) == 0
     kept = yaml.safe_load((tmp_path / "logs/x/version_0/config.yaml").read_text())
+    assert (tmp_path / "logs/x/version_0/adapter/README.md").is_file()
     assert kept["model"]["init_args"]["group_size"] == 4
     assert kept["model"]["class_path"].endswith("GRPO")
     assert run("fit", "-c", write(tmp_path, config)) == 0  # a fresh directory, nothing is overwritten

@@ -17,6 +17,7 @@ from support import loaded, perturb
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_debias.data import PromptDataModule
+from lit_debias.evaluation import evaluate
 from lit_debias.evaluation.prompts import read_prompts
 from lit_debias.training.callbacks import AdapterExport, CompletionTable, PredictionFile
 from lit_debias.training.callbacks.completions import as_table, extremes
@@ -41,6 +42,9 @@ def test_the_exported_adapter_loads_with_plain_peft(tiny_model, prompts, tmp_pat
     with model.disable_adapter():
         assert not torch.allclose(model(ids).logits, module.policy.causal_lm(ids).logits)
     assert [path.name for path in out.parent.iterdir()] == ["adapter"]  # no work folder is left
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    plain.load_adapter(str(out))  # transformers' own way
+    torch.testing.assert_close(plain(ids).logits, module.policy.causal_lm(ids).logits)
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer("people cook").input_ids == module.policy.tokenizer("people cook").input_ids
     assert tokenizer.chat_template == module.policy.tokenizer.chat_template
@@ -194,6 +198,9 @@ def test_other_commands_read_the_answers(tiny_model, tmp_path, capsys):
     )
     scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["completion"] for row in scored] == [row["completion"] for row in lines(out)]
+    measure = {"quantization": "none", "dtype": "float32", "max_new_tokens": 2, "bootstrap": 2, "system_prompt": None}
+    results = evaluate(str(tiny_model), str(out), str(tmp_path / "figures"), judges={"judge": Vowels()}, **measure)
+    assert results["prompts"]["rows"] == 2
     asked = read_prompts(str(out), ["train"])
     assert [row["messages"] for row in asked] == [row["question"] for row in rows]
     assert [(row["prompt"], row["group"], row["place"]) for row in asked] == [

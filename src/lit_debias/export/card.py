@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -55,7 +55,7 @@ def write_card(
         version=lit_debias.__version__,
     )
     data = _metadata(record, merged is not None)
-    data.eval_results = before.data.eval_results if before else None
+    data.eval_results = _metadata_in(before).eval_results if before else None
     card = ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ body }}", body=body)
     write_text(folder / NAME, card.content)
 
@@ -85,21 +85,26 @@ def add_figures(folder: Path, results: Results) -> bool:
     if card is None or not arms or not FIGURES.search(card.text):
         return False
     figures = _figures([_safe(about(results, arm)) for arm in arms])
-    card.data.model_name = card.data.model_name or "adapter"
-    card.data.eval_results = [entry for arm in arms for entry in model_index(results, arm)]
+    data = _metadata_in(card)
+    data.model_name = data.model_name or "adapter"
+    data.eval_results = [entry for arm in arms for entry in model_index(results, arm)]
     text = FIGURES.sub(lambda _: f"{figures}\n", card.text, count=1)
-    write_text(folder / NAME, f"---\n{card.data.to_yaml()}\n---\n{text}")
+    write_text(folder / NAME, f"---\n{data.to_yaml()}\n---\n{text}")
     return True
 
 
 # -------------------------------------------------------------------- what a card says
 
 
+def _metadata_in(card: ModelCard) -> ModelCardData:
+    return cast(ModelCardData, card.data)
+
+
 def _metadata(record: Record, merged: bool) -> ModelCardData:
     hub_name, stages = record["base"]["hub_name"], record["training"]
     data = [stage["data"]["name"] for stage in stages if HUB_ID.fullmatch(str(stage.get("data", {}).get("name")))]
     algorithms = [str(stage["algorithm"]).lower() for stage in stages if "algorithm" in stage]
-    relation = {"base_model_relation": "finetune" if merged else "adapter"} if hub_name else {}
+    relation: dict[str, Any] = {"base_model_relation": "finetune" if merged else "adapter"} if hub_name else {}
     return ModelCardData(
         base_model=hub_name,
         datasets=list(dict.fromkeys(data)) or None,

@@ -110,7 +110,7 @@ def write_merged(merge: Merge, out: Path, dtype: torch.dtype) -> dict[str, Dista
     expected = {"merged": _policy_logprobs(merge, merge.loaded_as, texts)}
     if merge.loaded_as != merge.quantization:
         expected["trained"] = _policy_logprobs(merge, merge.quantization, texts)
-    model = _merged(merge)
+    model: Any = _merged(merge)
     model.to(dtype).save_pretrained(out)
     del model
     written = _logprobs(load_causal_lm(str(out), dtype=torch.float32), texts)
