@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -94,9 +95,19 @@ class Side:
         self.process.communicate()
 
 
-def start(root: Path, settings: Settings) -> Side:
-    """Start a side with the code of a checkout, and no setting of threads."""
-    paths = [root, root / "src", *sorted((root / "plugins").glob("*/src"))]
+def write_metadata(root: Path, folder: Path) -> None:
+    """Write what a checkout would be installed as: the environment knows the built-ins of one commit alone."""
+    section = (root / "pyproject.toml").read_text().partition("[project.entry-points.lit_debias]\n")[2]
+    entries = section.partition("\n\n")[0].replace('"', "")
+    info = folder / "lit_debias-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lit-debias\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(f"[lit_debias]\n{entries}\n")
+
+
+def start(root: Path, settings: Settings, metadata: Path) -> Side:
+    """Start a side with the code and the metadata of a checkout, and no setting of threads."""
+    paths = [metadata, root, root / "src", *sorted((root / "plugins").glob("*/src"))]
     environment = {name: value for name, value in os.environ.items() if name not in UNSET}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     program = str(Path(__file__).with_name("busy_side.py"))
@@ -198,9 +209,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     counts = {"rollout": options.rollouts, "step": options.steps}
     most = max(condition.runs for condition in CONDITIONS.values())
     with model_at_hand(settings, options.shape_folder) as at_hand, ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for arm, root in roots.items():
+            write_metadata(root, folder / arm)
         sides: dict[str, list[Side]] = {arm: [] for arm in roots}
         for arm, root in [(arm, root) for arm, root in roots.items() for _ in range(most)]:
-            side = start(root, at_hand)
+            side = start(root, at_hand, folder / arm)
             stack.callback(side.close)
             side.answer()  # warm; one after the other, as loading takes more memory than having loaded
             sides[arm].append(side)

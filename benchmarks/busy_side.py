@@ -9,12 +9,14 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.clock import Clock
 from benchmarks.measurement import MeasuredGRPO, measured
 from benchmarks.settings import Settings
-from lit_debias.types import PromptBatch
+
+if TYPE_CHECKING:  # where it stands is not the same in every checkout
+    from lit_debias.types import PromptBatch
 
 ANSWER = "seconds: "
 

@@ -1,5 +1,7 @@
 """The benchmark of a busy machine: figures and goals by hand, and the way in which sides are asked."""
 
+import importlib.metadata
+import importlib.util
 import io
 import json
 import subprocess
@@ -74,6 +76,14 @@ def test_sides_are_asked_in_turn_beside_processes_that_end(monkeypatch):
     assert seconds[BEFORE]["step"][TWO_RUNS] == [[4.0, 4.0], [4.0, 4.0]]
     assert len(started) == 3 * 8  # one and two processes, two arms, two kinds, two rounds
     assert all(process.poll() is not None for process in started)
+
+
+def test_a_checkout_brings_its_own_built_ins(tmp_path):
+    busy.write_metadata(busy.ROOT, tmp_path)
+    [found] = importlib.metadata.distributions(path=[str(tmp_path)])
+    [entry] = found.entry_points.select(group="lit_debias")
+    assert (found.name, entry.name) == ("lit-debias", "builtins")
+    assert importlib.util.find_spec(entry.value) is not None
 
 
 def test_a_side_that_ends_is_said():
