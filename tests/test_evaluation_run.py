@@ -19,6 +19,7 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
 from lit_debias.evaluation.arms import frozen_base, mean_logprobs
 from lit_debias.evaluation.fingerprint import check_judges, describe, sha256_of
+from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.table import as_tables
 from lit_debias.language_model import LanguageModel
@@ -116,7 +117,7 @@ def test_before_then_after(tiny_model, data, adapter, tmp_path, capsys):
 
     names = set(second["arms"]["after"]["measures"])
     assert names >= {"bias_intensity/judge", "gap_intensity/judge", "preference", "perplexity", "accuracy"}
-    assert names >= {"biased_choice", "reward/likely", "refusal_control", "distinct_1", "length"}
+    assert names >= {"biased_choice", "reward/likely", "refusal_control", "distinct_1", "length", "truncated"}
     for estimate in second["arms"]["after"]["measures"].values():
         assert estimate["n"] > 0
         assert estimate["low"] is None or estimate["low"] <= estimate["high"]
@@ -133,6 +134,22 @@ def test_before_then_after(tiny_model, data, adapter, tmp_path, capsys):
     }
     assert second["settings"]["data_sha256"]
     assert {"lit-debias", "torch", "transformers"} <= set(second["versions"])
+
+
+def test_records_say_which_answers_were_cut_off(tiny_model, data, tmp_path):
+    run(tiny_model, data, tmp_path, system_prompt=None, stop=["e"])  # which some answers of the random model hold
+    records = json.loads((tmp_path / "arms" / "before.json").read_text())["records"]
+    answered = [record for record in records if record["completion"] is not None]
+    assert {record["truncated"] for record in answered} == {True, False}
+    assert all(record["tokens"] == 6 for record in answered if record["truncated"])
+    assert {record["truncated"] for record in records if record["completion"] is None} == {None}
+
+
+def test_an_arm_of_a_version_that_kept_less_is_measured_anew(tiny_model, data, tmp_path, monkeypatch, capsys):
+    run(tiny_model, data, tmp_path, system_prompt=None)
+    monkeypatch.setattr(Record, "columns", lambda: ["prompt_id"])
+    run(tiny_model, data, tmp_path, system_prompt=None)
+    assert "reused" not in capsys.readouterr().out
 
 
 class Noted(Reward):

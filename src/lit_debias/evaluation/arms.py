@@ -117,6 +117,7 @@ class Examiner:
         for index, (_, record) in enumerate(batch):
             record.completion = rollout.texts[index][0]
             record.tokens = int(rollout.lengths[index, 0])
+            record.truncated = bool(rollout.truncated[index, 0])
             record.base_logprob = float(logprobs[index].sum())
             record.judges, record.rewards = _row(judged, index), _row(scored, index)
         self._read_again(batch)
