@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections import Counter
@@ -55,11 +56,14 @@ class Baseline(AdapterModule):
         self.micro_batch_tokens, self.seed = micro_batch_tokens, seed
 
     @abstractmethod
-    def loss(self, logprobs: Tensor, reference: Tensor | None, size: UpdateSize) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, logprobs: Tensor, mask: Tensor, reference: Tensor | None, size: UpdateSize
+    ) -> tuple[Tensor, Metrics]:
         """Return what B groups add to the loss of the whole update, and to its metrics.
 
         Args:
             logprobs: [B, G, T] of the responses, with gradient; 0 where masked.
+            mask: [B, G, T] bool, True on the tokens of the responses.
             reference: [B, G, T] the same under the reference, where :attr:`needs_reference`.
             size: Totals of the update over all micro-batches and ranks.
         """
@@ -101,7 +105,8 @@ class Baseline(AdapterModule):
             packed = pack(*(tensor[groups] for tensor in tokens_of(rollout)))
             tokens = self.policy(packed)
             mine = None if reference is None else reference[groups]
-            loss, measured = self.loss(packed.unpack(tokens.logprobs), mine, size)
+            mask = rollout.completion_mask[groups]
+            loss, measured = self.loss(packed.unpack(tokens.logprobs), mask, mine, size)
             measured |= {"loss": loss.detach(), "entropy": tokens.entropy.detach().sum() / size.tokens}
             # Logging averages over ranks, so this rank's share is scaled up to the whole.
             shares = {name: float(value) * size.world_size for name, value in measured.items()}
@@ -182,7 +187,9 @@ class SFT(Baseline):
 
     columns = ("reference",)
 
-    def loss(self, logprobs: Tensor, reference: Tensor | None, size: UpdateSize) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, logprobs: Tensor, mask: Tensor, reference: Tensor | None, size: UpdateSize
+    ) -> tuple[Tensor, Metrics]:
         """Return the share of the mean over the update's tokens."""
         return -logprobs.sum() / size.tokens, {}
 
@@ -190,11 +197,14 @@ class SFT(Baseline):
 class DPO(Baseline):
     """Direct preference optimisation (arXiv 2305.18290): the neutral response over the biased one.
 
-    The reference is the base with the adapter off, or a frozen copy of the adapter that the policy continues.
+    The reference is the base with the adapter off, or a frozen copy of the adapter that the policy continues. DPO alone
+    may make both responses less likely, and teaches no answer to end; ``sft_weight`` holds on to the neutral ones.
 
     Args:
         policy: The model that is trained.
         beta: Strength of the tie to the reference, positive.
+        sft_weight: Weight of the neutral responses' negative log-likelihood per token, which is added to the loss of
+            each pair: the alpha of RPO, arXiv 2404.19733, eq. 1; 0 is DPO.
         micro_batch_tokens: Pairs share a forward and backward pass up to so many packed tokens; changes memory only.
         optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
@@ -212,6 +222,7 @@ class DPO(Baseline):
         self,
         policy: QLoRAPolicy,
         beta: float = 0.1,
+        sft_weight: float = 0.0,
         micro_batch_tokens: int = 2048,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -221,12 +232,18 @@ class DPO(Baseline):
         super().__init__(policy, micro_batch_tokens, optimizer, lr_scheduler, max_grad_norm, seed)
         if not beta > 0:
             raise UserError(f"DPO: beta is {beta}; write a positive number, such as 0.1")
-        self.beta = beta
+        if not 0 <= sft_weight < math.inf:
+            raise UserError(f"DPO: sft_weight is {sft_weight}; write a number from 0 up, such as 0.5")
+        self.beta, self.sft_weight = beta, sft_weight
 
-    def loss(self, logprobs: Tensor, reference: Tensor | None, size: UpdateSize) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, logprobs: Tensor, mask: Tensor, reference: Tensor | None, size: UpdateSize
+    ) -> tuple[Tensor, Metrics]:
         """Return the share of the mean over the update's pairs, and TRL's metrics."""
         assert reference is not None
         losses, measured = dpo_loss(logprobs.sum(-1), reference.sum(-1), self.beta)
+        if self.sft_weight:
+            losses = losses - self.sft_weight * logprobs[:, 0].sum(-1) / mask[:, 0].sum(-1)
         pairs = size.sequences / 2
         return losses.sum() / pairs, {name: value.float().sum() / pairs for name, value in measured.items()}
 
