@@ -15,7 +15,7 @@ from lit_debias.data.taxonomy import FILES, WORDING, Taxonomy
 from lit_debias.errors import UserError
 from lit_debias.files import new_folder, parse_json, read_text
 
-VERSION = "3"
+VERSION = "4"
 """Version of the generator: equal versions, arguments and wording give equal tables."""
 ARGUMENTS = "arguments.json"
 
