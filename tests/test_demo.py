@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftConfig
 from support import train_tokenizer
 from transformers import BertConfig, BertModel
@@ -75,6 +76,15 @@ def test_the_demo_from_data_to_report(tiny_model, tiny_encoder, tmp_path, monkey
     assert base_measures(after) == base_measures(before)
     run("report", "runs/demo")
     assert "after" in Path("runs/demo/report.html").read_text()
+
+
+def test_the_demo_measures_the_rewards_that_it_trains_on():
+    trained = yaml.safe_load((CONFIGS / "demo.yaml").read_text())["model"]["init_args"]
+    measured = yaml.safe_load((CONFIGS / "demo_evaluate.yaml").read_text())
+    assert measured["rewards"] == {name: trained["rewards"][name] for name in measured["rewards"]}
+    sampling = {name: measured[name] for name in ("max_new_tokens", "temperature")}
+    assert sampling == trained["engine"]["init_args"]
+    assert trained["rewards"]["overlong"]["init_args"]["max_new_tokens"] == sampling["max_new_tokens"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
