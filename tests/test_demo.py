@@ -1,17 +1,22 @@
 """The demo's configurations, from data to report, through the real command line, on tiny random models."""
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftConfig
 from support import train_tokenizer
 from transformers import BertConfig, BertModel
 
 from lit_debias.cli.main import main
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +76,31 @@ def test_the_demo_from_data_to_report(tiny_model, tiny_encoder, tmp_path, monkey
     assert base_measures(after) == base_measures(before)
     run("report", "runs/demo")
     assert "after" in Path("runs/demo/report.html").read_text()
+
+
+def test_the_demo_measures_the_rewards_that_it_trains_on():
+    trained = yaml.safe_load((CONFIGS / "demo.yaml").read_text())["model"]["init_args"]
+    measured = yaml.safe_load((CONFIGS / "demo_evaluate.yaml").read_text())
+    assert measured["rewards"] == {name: trained["rewards"][name] for name in measured["rewards"]}
+    sampling = {name: measured[name] for name in ("max_new_tokens", "temperature")}
+    assert sampling == trained["engine"]["init_args"]
+    assert trained["rewards"]["overlong"]["init_args"]["max_new_tokens"] == sampling["max_new_tokens"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_demo_makes_each_part_after_what_it_needs(tmp_path):
+    words = ["make", "--dry-run", "--always-make", "demo", f"VENV={tmp_path}", f"RUN={tmp_path}/run"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    steps = re.findall(r"bin/lit-debias (\w+)(?: -c configs/(\w+)\.yaml)?( --adapter)?", said)
+    order = [f"{command} {config}{adapter}".strip() for command, config, adapter in steps]
+    assert len(order) == len(set(order)) == 8
+    first, last = "synthesize", "report"
+    before, after = "evaluate demo_evaluate", "evaluate demo_evaluate --adapter"
+    for chain in (
+        [first, "fit demo_reward_model", "fit demo_dpo", "fit demo", after, last],
+        [first, "fit demo_judge", before, after],
+    ):
+        places = [order.index(step) for step in chain]
+        assert places == sorted(places)
+    for _, config, _ in steps:
+        assert not config or (CONFIGS / f"{config}.yaml").is_file()

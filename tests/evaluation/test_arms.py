@@ -1,10 +1,13 @@
 """Several adapters, and several training seeds of one."""
 
+import json
+
 import pytest
 from evaluation_runs import CALLS, adapter, crows_pairs, data, run, seeds  # noqa: F401  (fixtures among them)
 from report_material import record
 
 from lit_debias.errors import UserError
+from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.table import as_tables
 
@@ -82,3 +85,19 @@ def test_benchmarks_of_several_seeds_are_pooled(tiny_model, data, seeds, crows_p
     before = results["arms"]["before"]["measures"][figure]["value"]
     assert results["comparisons"]["after"][figure]["difference"] == pytest.approx(pooled["value"] - before)
     assert (tmp_path / "arms" / "after.3.benchmarks.json").exists()
+
+
+def test_records_say_which_answers_were_cut_off(tiny_model, data, tmp_path):
+    run(tiny_model, data, tmp_path, system_prompt=None, stop=["e"])  # which some answers of the random model hold
+    records = json.loads((tmp_path / "arms" / "before.json").read_text())["records"]
+    answered = [record for record in records if record["completion"] is not None]
+    assert {record["truncated"] for record in answered} == {True, False}
+    assert all(record["tokens"] == 6 for record in answered if record["truncated"])
+    assert {record["truncated"] for record in records if record["completion"] is None} == {None}
+
+
+def test_an_arm_of_a_version_that_kept_less_is_measured_anew(tiny_model, data, tmp_path, monkeypatch, capsys):
+    run(tiny_model, data, tmp_path, system_prompt=None)
+    monkeypatch.setattr(Record, "columns", lambda: ["prompt_id"])
+    run(tiny_model, data, tmp_path, system_prompt=None)
+    assert "reused" not in capsys.readouterr().out

@@ -190,10 +190,16 @@ def test_utility_of_words():
     assert found["refusal"] == 0.5
     assert found["refusal_control"] == 1.0
     assert found["length"] == 4.0
+    assert "truncated" not in found
     assert found["distinct_1"] == pytest.approx((5 + 2) / 11)
     assert found["distinct_2"] == pytest.approx((4 + 2) / (4 + 5))
     assert found["repetition"] == pytest.approx((0 + 0.5) / 2)
     assert found["reward/fluent"] == 0.5
+
+
+def test_answers_that_the_length_limit_cut_off():
+    rows = [said("x", tokens=4, twin=str(i), truncated=i == 0) for i in range(4)]
+    assert figures([*rows, record(twin="choice")])["truncated"] == 0.25
 
 
 def test_distinct_compares_arms_at_equal_length():

@@ -42,7 +42,7 @@ def test_before_then_after(tiny_model, data, adapter, tmp_path, capsys):
 
     names = set(second["arms"]["after"]["measures"])
     assert names >= {"bias_intensity/judge", "gap_intensity/judge", "preference", "perplexity", "accuracy"}
-    assert names >= {"biased_choice", "reward/likely", "refusal_control", "distinct_1", "length"}
+    assert names >= {"biased_choice", "reward/likely", "refusal_control", "distinct_1", "length", "truncated"}
     for estimate in second["arms"]["after"]["measures"].values():
         assert estimate["n"] > 0
         assert estimate["low"] is None or estimate["low"] <= estimate["high"]

@@ -102,20 +102,22 @@ def test_sft_is_the_mean_over_all_tokens_of_the_batch_and_the_end_is_one_of_them
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_dpo_compares_whole_responses_with_the_base(tiny_model):
-    module = baseline(DPO, tiny_model, beta=0.3)
+@pytest.mark.parametrize("sft_weight", [0.0, 0.5])
+def test_dpo_compares_whole_responses_with_the_base(tiny_model, sft_weight):
+    module = baseline(DPO, tiny_model, beta=0.3, sft_weight=sft_weight, micro_batch_tokens=1)
     policy = module.load_policy()
     before, _ = losses_and_gradient(module, BATCH)
-    assert sum(measured["loss"] for _, measured in before) == pytest.approx(math.log(2))  # no margin at the start
+    if not sft_weight:
+        assert sum(measured["loss"] for _, measured in before) == pytest.approx(math.log(2))  # no margin yet
     bases = [[log_probs(policy, p, BATCH.columns[c][i]).sum().detach() for c in module.columns]
              for i, p in enumerate(BATCH.texts)]  # fmt: skip
     perturb(policy)
     parts, found = losses_and_gradient(module, BATCH)
     expected = torch.tensor(0.0)
     for i, prompt in enumerate(BATCH.texts):
-        good, bad = (log_probs(policy, prompt, BATCH.columns[column][i]).sum() for column in ("reference", "biased"))
-        margin = 0.3 * ((good - bases[i][0]) - (bad - bases[i][1]))
-        expected = expected + torch.log1p(torch.exp(-margin)) / 2
+        good, bad = (log_probs(policy, prompt, BATCH.columns[column][i]) for column in ("reference", "biased"))
+        margin = 0.3 * ((good.sum() - bases[i][0]) - (bad.sum() - bases[i][1]))
+        expected = expected + (torch.log1p(torch.exp(-margin)) - sft_weight * good.mean()) / 2
     assert sum(measured["loss"] for _, measured in parts) == pytest.approx(expected.item(), rel=1e-4)
     expected.backward()
     for name, parameter in policy.trainable_parameters().items():
@@ -228,6 +230,8 @@ def test_responses_keep_the_order_of_the_columns():
     ("cls", "options", "message"),
     [
         (DPO, {"beta": 0.0}, "beta is 0.0"),
+        (DPO, {"sft_weight": -1.0}, "sft_weight is -1.0"),
+        (DPO, {"sft_weight": math.inf}, "sft_weight is inf"),
         (SFT, {"micro_batch_tokens": 0}, "must be positive"),
         (SFT, {"max_grad_norm": 0.0}, "must be positive"),
     ],

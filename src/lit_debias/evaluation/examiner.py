@@ -127,6 +127,7 @@ class Examiner:
         for index, (_, record) in enumerate(batch):
             record.completion = rollout.texts[index][0]
             record.tokens = int(rollout.lengths[index, 0])
+            record.truncated = bool(rollout.truncated[index, 0])
             record.base_logprob = float(logprobs[index].sum())
         return replace(plain, reference_logprobs=logprobs)
 

@@ -47,6 +47,7 @@ ABOUT = {
     "distinct_2": About("distinct pairs of words", "higher", "utility"),
     "repetition": About("repeated word triples in a completion", "lower", "utility"),
     "length": About("length, tokens", "", "utility"),
+    "truncated": About("answers that the length limit cut off", "lower", "utility"),
     "refusal": About("refusals", "lower", "utility"),
     "refusal_control": About("refusals where evidence allows an answer", "lower", "utility"),
     "reward": About("mean reward", "higher", "utility"),
@@ -180,6 +181,7 @@ def utility(records: Sequence[Record], bootstrap: ClusterBootstrap, budgets: Seq
         "similarity": bootstrap.mean([r.similarity for r in records]),
         "repetition": bootstrap.mean([None if text is None else repetition(text) for text in texts]),
         "length": bootstrap.mean([None if r.completion is None else float(r.tokens) for r in records]),
+        "truncated": bootstrap.mean([None if r.truncated is None else float(r.truncated) for r in records]),
         "refusal": bootstrap.mean(refusals),
         "refusal_control": bootstrap.mean(control),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Record:
     """What the model answered; None where nothing was generated (forced choice)."""
     tokens: int = 0
     """Length of the completion, end-of-sequence token included."""
+    truncated: bool | None = None
+    """Whether the length limit ended the completion; None where nothing was generated."""
     base_logprob: float = 0.0
     """Sum over those tokens under the frozen base, without a system prompt."""
     other_logprob: float = 0.0
@@ -59,6 +61,11 @@ class Record:
         names = ("prompt_id", "twin_id", "split", "category", "group", "prompt_kind", "prompt", "counterfactual_prompt")
         values: dict[str, Any] = {name: str(row[name]) for name in names}
         return cls(**values, **{name: row[name] for name in ("ambiguous", "answer", "biased_choice", "cluster")})
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """Return the names of what is kept; an arm with others is of another version."""
+        return [one.name for one in fields(cls)]
 
     @property
     def drawn_with(self) -> str:

@@ -72,7 +72,8 @@ class Runner:
         """Return the arm's records; None, with a note, where the model cannot take a system prompt."""
         settings = {**self.plan.recorded, "system_prompt": arm.system_prompt, "adapter": describe_adapter(arm.adapter)}
         readers = [model.source for model in (self.examiner.other, self.examiner.encoder) if model is not None]
-        key = fingerprint({**settings, **self._origin(), "reader_files": [identify_model(name) for name in readers]})
+        kept = {"reader_files": [identify_model(name) for name in readers], "columns": Record.columns()}
+        key = fingerprint({**settings, **self._origin(), **kept})
         path = self.folder / f"{arm.name}.json"
         records = load_arm(path, key)
         if records is not None:

@@ -21,11 +21,12 @@ CORRUPTIONS: dict[Corruption, float] = {
     "truncation": 0.07,
     "off_topic": 0.12,
     "refusal": 0.05,
-    "evasion": 0.07,
+    "evasion": 0.1,
 }
 """Corruption -> its share, the same for every intensity (of a refusal it is 0, of an evasion 0 or 1).
 
-An evasion edits or repeats the request instead of answering it: small policies flee there once bias costs them.
+An evasion edits, repeats or takes the request apart instead of answering it: small policies flee there once bias costs
+them.
 """
 HARD_NEGATIVES = {"reporting": 0.7, "counter_speech": 0.9, "quotation": 0.7, "plain_mention": 0.4}
 """Fair texts that name a group and often a stereotype -> how far they do the task."""

@@ -16,7 +16,7 @@ from lit_debias.synthetic.builder import build
 from lit_debias.synthetic.card import data_card
 from lit_debias.synthetic.taxonomy import FILES, WORDING, Taxonomy
 
-VERSION = "3"
+VERSION = "4"
 """Version of the generator: equal versions, arguments and wording give equal tables."""
 ARGUMENTS = "arguments.json"
 

@@ -64,11 +64,14 @@ class Baseline(AdapterModule):
         self.micro_batch_tokens, self.seed = micro_batch_tokens, seed
 
     @abstractmethod
-    def loss(self, logprobs: Tensor, reference: Tensor | None, size: UpdateSize) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, logprobs: Tensor, mask: Tensor, reference: Tensor | None, size: UpdateSize
+    ) -> tuple[Tensor, Metrics]:
         """Return what B groups add to the loss of the whole update, and to its metrics.
 
         Args:
             logprobs: [B, G, T] of the responses, with gradient; 0 where masked.
+            mask: [B, G, T] bool, True on the tokens of the responses.
             reference: [B, G, T] the same under the reference, where :attr:`needs_reference`.
             size: Totals of the update over all micro-batches and ranks.
         """
@@ -110,7 +113,7 @@ class Baseline(AdapterModule):
         packed = pack(*(tensor[groups] for tensor in tokens_of(lesson.rollout)))
         tokens = self.policy(packed)
         mine = None if reference is None else reference[groups]
-        loss, measured = self.loss(packed.unpack(tokens.logprobs), mine, size)
+        loss, measured = self.loss(packed.unpack(tokens.logprobs), lesson.rollout.completion_mask[groups], mine, size)
         measured |= {"loss": loss.detach(), "entropy": tokens.entropy.detach().sum() / size.tokens}
         # Logging averages over ranks, so this rank's share is scaled up to the whole.
         shares = {name: float(value) * size.world_size for name, value in measured.items()}

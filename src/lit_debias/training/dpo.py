@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -16,11 +18,14 @@ from lit_debias.training.baseline import Baseline
 class DPO(Baseline):
     """Direct preference optimisation (arXiv 2305.18290): the neutral response over the biased one.
 
-    The reference is the base with the adapter off, or a frozen copy of the adapter that the policy continues.
+    The reference is the base with the adapter off, or a frozen copy of the adapter that the policy continues. DPO alone
+    may make both responses less likely, and teaches no answer to end; ``sft_weight`` holds on to the neutral ones.
 
     Args:
         policy: The model that is trained.
         beta: Strength of the tie to the reference, positive.
+        sft_weight: Weight of the neutral responses' negative log-likelihood per token, which is added to the loss of
+            each pair: the alpha of RPO, arXiv 2404.19733, eq. 1; 0 is DPO.
         micro_batch_tokens: Pairs share a forward and backward pass up to so many packed tokens; changes memory only.
         optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
@@ -38,6 +43,7 @@ class DPO(Baseline):
         self,
         policy: QLoRAPolicy,
         beta: float = 0.1,
+        sft_weight: float = 0.0,
         micro_batch_tokens: int = 2048,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -47,12 +53,18 @@ class DPO(Baseline):
         super().__init__(policy, micro_batch_tokens, optimizer, lr_scheduler, max_grad_norm, seed)
         if not beta > 0:
             raise UserError(f"DPO: beta is {beta}; write a positive number, such as 0.1")
-        self.beta = beta
+        if not 0 <= sft_weight < math.inf:
+            raise UserError(f"DPO: sft_weight is {sft_weight}; write a number from 0 up, such as 0.5")
+        self.beta, self.sft_weight = beta, sft_weight
 
-    def loss(self, logprobs: Tensor, reference: Tensor | None, size: UpdateSize) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, logprobs: Tensor, mask: Tensor, reference: Tensor | None, size: UpdateSize
+    ) -> tuple[Tensor, Metrics]:
         """Return the share of the mean over the update's pairs, and TRL's metrics."""
         assert reference is not None
         losses, measured = dpo_loss(logprobs.sum(-1), reference.sum(-1), self.beta)
+        if self.sft_weight:
+            losses = losses - self.sft_weight * logprobs[:, 0].sum(-1) / mask[:, 0].sum(-1)
         pairs = size.sequences / 2
         return losses.sum() / pairs, {name: value.float().sum() / pairs for name, value in measured.items()}
 

@@ -26,6 +26,8 @@ class SFT(Baseline):
 
     columns = ("reference",)
 
-    def loss(self, logprobs: Tensor, reference: Tensor | None, size: UpdateSize) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, logprobs: Tensor, mask: Tensor, reference: Tensor | None, size: UpdateSize
+    ) -> tuple[Tensor, Metrics]:
         """Return the share of the mean over the update's tokens."""
         return -logprobs.sum() / size.tokens, {}
