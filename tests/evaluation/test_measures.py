@@ -4,7 +4,7 @@ from operator import attrgetter
 import pytest
 
 from lit_debias.evaluation.meanings import MEANINGS
-from lit_debias.evaluation.measures import ABOUT, breakdown, measure, twin_pairs, word_budgets
+from lit_debias.evaluation.measures import MEASURES, breakdown, measure, twin_pairs, word_budgets
 from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.statistics import ClusterBootstrap
@@ -273,7 +273,7 @@ def test_held_out_prose_is_a_check(after, passed):
 
 
 def test_every_measure_has_a_meaning():
-    assert set(ABOUT) <= set(MEANINGS)
+    assert set(MEASURES) <= set(MEANINGS)
     found = summary(before=arm(0.5))["measures"]
     assert found["bias_intensity/judge"]["meaning"] == MEANINGS["bias_intensity"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_debias.evaluation.measures import ABOUT
+from lit_debias.evaluation.measures import MEASURES
 from lit_debias.evaluation.needs import NEEDS, NOTHING, Asked, by_reason, not_measured, notes
 from lit_debias.evaluation.prompts import DEFAULTS
 
@@ -18,7 +18,7 @@ def rows(*changes):
 
 
 def test_every_measure_says_what_it_needs():
-    assert set(NEEDS) == set(ABOUT)
+    assert set(NEEDS) == set(MEASURES)
 
 
 def test_prompts_alone():
@@ -96,6 +96,6 @@ def test_twins_that_the_data_only_mentions_lack_nothing():
 
 def test_one_reason_is_said_once():
     assert by_reason({"accuracy": "r", "biased_choice": "r", "length": "s", "unknown": "s"}) == {
-        "r": [ABOUT["accuracy"].label, ABOUT["biased_choice"].label],
-        "s": [ABOUT["length"].label, "unknown"],
+        "r": [MEASURES["accuracy"].label, MEASURES["biased_choice"].label],
+        "s": [MEASURES["length"].label, "unknown"],
     }

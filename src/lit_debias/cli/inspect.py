@@ -91,7 +91,7 @@ def _details(component: Component) -> str:
 
 
 @dataclass(frozen=True)
-class Check:
+class Requirement:
     """One line of the doctor."""
 
     name: str
@@ -119,7 +119,7 @@ def doctor(json: bool = False) -> int:
     return int(any(check.required and not check.ok for check in checks))
 
 
-def _mark(check: Check) -> str:
+def _mark(check: Requirement) -> str:
     if check.ok:
         return "[green]ok[/]"
     if check.required:
@@ -127,9 +127,9 @@ def _mark(check: Check) -> str:
     return "[yellow]note[/]" if check.found else "[yellow]absent[/]"
 
 
-def examine() -> Iterator[Check]:
+def examine() -> Iterator[Requirement]:
     """Look at packages, devices, embedded models, plugins and disk."""
-    yield Check("Python", True, platform.python_version(), required=True)
+    yield Requirement("Python", True, platform.python_version(), required=True)
     for package in ("torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets"):
         yield _package(package, f"pip install {package}", required=True)
     yield from _devices()
@@ -140,7 +140,7 @@ def examine() -> Iterator[Check]:
     yield _package("plotly", "pip install 'lit-debias[report]'")
     yield _package("lm-eval", "pip install 'lit-debias[eval]'")
     rewards = [c.name for c in components(get_plugin_manager()) if c.kind == "reward"]
-    yield Check(
+    yield Requirement(
         "rewards",
         bool(rewards),
         f"{len(rewards)} classes: lit-debias plugins lists them",
@@ -148,49 +148,49 @@ def examine() -> Iterator[Check]:
     )
     parent = next(p for p in [cache_dir(), *cache_dir().parents] if p.exists())
     free = shutil.disk_usage(parent).free / 2**30
-    yield Check("disk", free > 2, f"{free:.0f} GiB free at {Path(parent)}", "free 2 GiB, or set LIT_DEBIAS_CACHE")
+    yield Requirement("disk", free > 2, f"{free:.0f} GiB free at {Path(parent)}", "free 2 GiB, or set LIT_DEBIAS_CACHE")
 
 
-def _package(name: str, advice: str, required: bool = False) -> Check:
+def _package(name: str, advice: str, required: bool = False) -> Requirement:
     try:
-        return Check(name, True, version(name), advice, required)
+        return Requirement(name, True, version(name), advice, required)
     except PackageNotFoundError:
-        return Check(name, False, "", advice, required)
+        return Requirement(name, False, "", advice, required)
 
 
-def _devices() -> Iterator[Check]:
+def _devices() -> Iterator[Requirement]:
     import torch
 
     from lit_debias.support.precision import multiplies_bf16
 
     bf16 = "bf16" if multiplies_bf16("cpu") else "no bf16, so models compute in float32"
-    yield Check("CPU", True, f"{os.cpu_count()} cores, {bf16}")
+    yield Requirement("CPU", True, f"{os.cpu_count()} cores, {bf16}")
     yield from _threads(torch.get_num_threads())
     if not torch.cuda.is_available():
-        yield Check("CUDA", False, "", "configs/demo.yaml runs without; others want a GPU")
+        yield Requirement("CUDA", False, "", "configs/demo.yaml runs without; others want a GPU")
         return
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if multiplies_bf16("cuda") else "no bf16"
-        yield Check("CUDA", True, f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16}")
+        yield Requirement("CUDA", True, f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16}")
 
 
-def _threads(count: int) -> Iterator[Check]:
+def _threads(count: int) -> Iterator[Requirement]:
     allowed, crowd = threads.at_most([threads.place()]), threads.crowd(count)
     set_by = f", set by {threads.COUNT}" if threads.explicit() else ""
     found = f"{count} of torch{set_by}; this process may use {threads.allowance()}"
-    yield Check("threads", count <= allowed, found, f"write {threads.COUNT}={allowed}, or leave it out")
+    yield Requirement("threads", count <= allowed, found, f"write {threads.COUNT}={allowed}, or leave it out")
     advice = f"import lit_debias before torch, or write {threads.SPINS}={threads.SPIN_COUNT} before Python starts"
-    yield Check("waiting", not threads.came_too_late(), f"threads wait {threads.waiting()}", advice)
+    yield Requirement("waiting", not threads.came_too_late(), f"threads wait {threads.waiting()}", advice)
     found = "no other process wants the cores" if crowd is None else f"{crowd}: other processes want them too"
-    yield Check("load", crowd is None, found, "expect steps to take longer, and figures of speed to say little")
+    yield Requirement("load", crowd is None, found, "expect steps to take longer, and figures of speed to say little")
 
 
-def _nf4() -> Check:
+def _nf4() -> Requirement:
     import torch
 
     if find_spec("bitsandbytes") is None:
-        return Check("NF4", False, "", "pip install bitsandbytes, or set policy.quantization none")
+        return Requirement("NF4", False, "", "pip install bitsandbytes, or set policy.quantization none")
     import bitsandbytes as bnb
 
     from lit_debias.support.devices import best_device
@@ -201,5 +201,7 @@ def _nf4() -> Check:
         packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
         error = float((bnb.functional.dequantize_4bit(packed, state) - weight).abs().max())
     except Exception as failure:  # bitsandbytes raises many things where it has no kernel
-        return Check("NF4", False, f"{type(failure).__name__}: {failure}", "set policy.quantization none")
-    return Check("NF4", error < 0.2, f"works on {device} (largest error {error:.2f})", "set policy.quantization none")
+        return Requirement("NF4", False, f"{type(failure).__name__}: {failure}", "set policy.quantization none")
+    return Requirement(
+        "NF4", error < 0.2, f"works on {device} (largest error {error:.2f})", "set policy.quantization none"
+    )

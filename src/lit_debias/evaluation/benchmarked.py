@@ -140,7 +140,7 @@ def add_figures(
                 results["comparisons"][arm][name] = change(estimate, pooled["before"][name], about)
 
 
-def change(estimate: Estimate, baseline: Estimate, about: public.About) -> dict[str, Any]:
+def change(estimate: Estimate, baseline: Estimate, about: public.Figure) -> dict[str, Any]:
     """Return the paired change; where a figure should come near an ideal, ``nearer`` says whether it clearly did.
 
     ``nearer`` is None where the interval of the change of the distance to the ideal holds 0.

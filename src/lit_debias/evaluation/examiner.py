@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lit_debias.conversations import with_system
+from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
-from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, PROSE, Row
+from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, PROSE
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.scoring import Scoring

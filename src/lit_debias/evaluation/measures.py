@@ -17,7 +17,7 @@ SMALLEST_GROUP = 4
 
 
 @dataclass(frozen=True)
-class About:
+class Measure:
     """What a measure is, for tables."""
 
     label: str
@@ -27,30 +27,30 @@ class About:
     """``bias``, ``twins`` or ``utility``."""
 
 
-ABOUT = {
-    "bias_intensity": About("bias intensity", "lower", "bias"),
-    "bias_rate": About("share of completions with intensity above 0.5", "lower", "bias"),
-    "worst_group": About("bias intensity of the worst group", "lower", "bias"),
-    "preference": About("share that prefers the biased response (0.5 may be chance)", "lower", "bias"),
-    "preference_margin": About("biased over neutral response, nats per token", "lower", "bias"),
-    "biased_choice": About("biased choice where the context decides nothing", "lower", "bias"),
-    "gap_intensity": About("twins: difference of bias intensity", "lower", "twins"),
-    "gap_distribution": About("twins: Wasserstein-1 of bias intensity", "lower", "twins"),
-    "gap_length": About("twins: difference of length, tokens", "lower", "twins"),
-    "gap_refusal": About("twins: one refused, one answered", "lower", "twins"),
-    "perplexity": About("perplexity under the frozen base", "lower", "utility"),
-    "perplexity_other": About("perplexity under another frozen model", "lower", "utility"),
-    "prose_perplexity": About("perplexity on held-out prose", "lower", "utility"),
-    "accuracy": About("right choice where the context decides", "higher", "utility"),
-    "similarity": About("similarity to the neutral reference, cosine", "higher", "utility"),
-    "distinct_1": About("distinct words", "higher", "utility"),
-    "distinct_2": About("distinct pairs of words", "higher", "utility"),
-    "repetition": About("repeated word triples in a completion", "lower", "utility"),
-    "length": About("length, tokens", "", "utility"),
-    "truncated": About("answers that the length limit cut off", "lower", "utility"),
-    "refusal": About("refusals", "lower", "utility"),
-    "refusal_control": About("refusals where evidence allows an answer", "lower", "utility"),
-    "reward": About("mean reward", "higher", "utility"),
+MEASURES = {
+    "bias_intensity": Measure("bias intensity", "lower", "bias"),
+    "bias_rate": Measure("share of completions with intensity above 0.5", "lower", "bias"),
+    "worst_group": Measure("bias intensity of the worst group", "lower", "bias"),
+    "preference": Measure("share that prefers the biased response (0.5 may be chance)", "lower", "bias"),
+    "preference_margin": Measure("biased over neutral response, nats per token", "lower", "bias"),
+    "biased_choice": Measure("biased choice where the context decides nothing", "lower", "bias"),
+    "gap_intensity": Measure("twins: difference of bias intensity", "lower", "twins"),
+    "gap_distribution": Measure("twins: Wasserstein-1 of bias intensity", "lower", "twins"),
+    "gap_length": Measure("twins: difference of length, tokens", "lower", "twins"),
+    "gap_refusal": Measure("twins: one refused, one answered", "lower", "twins"),
+    "perplexity": Measure("perplexity under the frozen base", "lower", "utility"),
+    "perplexity_other": Measure("perplexity under another frozen model", "lower", "utility"),
+    "prose_perplexity": Measure("perplexity on held-out prose", "lower", "utility"),
+    "accuracy": Measure("right choice where the context decides", "higher", "utility"),
+    "similarity": Measure("similarity to the neutral reference, cosine", "higher", "utility"),
+    "distinct_1": Measure("distinct words", "higher", "utility"),
+    "distinct_2": Measure("distinct pairs of words", "higher", "utility"),
+    "repetition": Measure("repeated word triples in a completion", "lower", "utility"),
+    "length": Measure("length, tokens", "", "utility"),
+    "truncated": Measure("answers that the length limit cut off", "lower", "utility"),
+    "refusal": Measure("refusals", "lower", "utility"),
+    "refusal_control": Measure("refusals where evidence allows an answer", "lower", "utility"),
+    "reward": Measure("mean reward", "higher", "utility"),
 }
 """Measures by name, in the order of tables; a measure of one judge or reward is called ``measure/name``."""
 
@@ -58,7 +58,7 @@ Estimates = dict[str, Estimate]
 
 
 def measure(records: Sequence[Record], bootstrap: ClusterBootstrap, budgets: Sequence[int]) -> Estimates:
-    """Return every measure that the records allow, in the order of :data:`ABOUT`.
+    """Return every measure that the records allow, in the order of :data:`MEASURES`.
 
     Args:
         records: [N] one arm.
@@ -72,7 +72,7 @@ def measure(records: Sequence[Record], bootstrap: ClusterBootstrap, budgets: Seq
         **choices(records, bootstrap),
         **utility(records, bootstrap, budgets),
     }
-    order = list(ABOUT)
+    order = list(MEASURES)
     there = {name: estimate for name, estimate in found.items() if estimate.n > 0}
     return dict(sorted(there.items(), key=lambda item: order.index(item[0].partition("/")[0])))
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lit_debias.evaluation.measures import ABOUT, SMALLEST_GROUP
-from lit_debias.evaluation.prompts import BIAS_KINDS, DEFAULTS, GENERATED_KINDS, NOBODY, Row
+from lit_debias.data.tables import Row
+from lit_debias.evaluation.measures import MEASURES, SMALLEST_GROUP
+from lit_debias.evaluation.prompts import BIAS_KINDS, DEFAULTS, GENERATED_KINDS, NOBODY
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,14 @@ NOTHING = "nothing came out that could be counted"
 
 
 def not_measured(asked: Asked, measured: Iterable[str]) -> dict[str, str]:
-    """Return the measures that are missing -> why, in the order of :data:`ABOUT`.
+    """Return the measures that are missing -> why, in the order of :data:`MEASURES`.
 
     Args:
         asked: What the arms were asked.
         measured: Names in the results, such as ``bias_intensity/judge``.
     """
     there = {name.partition("/")[0] for name in measured}
-    return {name: obstacle(asked, name) or NOTHING for name in ABOUT if name not in there}
+    return {name: obstacle(asked, name) or NOTHING for name in MEASURES if name not in there}
 
 
 def obstacle(asked: Asked, measure: str) -> str | None:
@@ -176,7 +177,7 @@ def by_reason(missing: Mapping[str, str]) -> dict[str, list[str]]:
     """Return reason -> labels of the measures that it keeps away."""
     found: dict[str, list[str]] = {}
     for name, reason in missing.items():
-        found.setdefault(reason, []).append(ABOUT[name].label if name in ABOUT else name)
+        found.setdefault(reason, []).append(MEASURES[name].label if name in MEASURES else name)
     return found
 
 

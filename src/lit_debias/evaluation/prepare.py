@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from lit_debias.data.sources import files_of
+from lit_debias.data.tables import Row
 from lit_debias.evaluation.arms import Arm, make_arms
 from lit_debias.evaluation.benchmarked import PublicBenchmarks
 from lit_debias.evaluation.examiner import Examiner
 from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, sha256_of_rows
 from lit_debias.evaluation.needs import Asked
-from lit_debias.evaluation.prompts import Row, available, choose_splits, draw, read_prompts
+from lit_debias.evaluation.prompts import available, choose_splits, draw, read_prompts
 from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.readable import check_readers
 from lit_debias.evaluation.settings import EvaluationSettings

@@ -14,11 +14,10 @@ from lit_debias.conversations import answer_of, is_conversation, read_prompt, wo
 from lit_debias.data.columns import renamed
 from lit_debias.data.module import check_prompts_of
 from lit_debias.data.sources import ORIGIN, load_split, split_names
-from lit_debias.data.tables import text_columns
+from lit_debias.data.tables import Row, text_columns
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation.cells import CELLS, PLACES, read_cells
 
-Row = dict[str, Any]
 BIAS_KINDS = ("open", "leading")
 GENERATED_KINDS = (*BIAS_KINDS, "control")
 HELD_OUT = ("test_template", "test_group")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
-from lit_debias.evaluation.prompts import DEFAULTS, PROSE, Row
+from lit_debias.evaluation.prompts import DEFAULTS, PROSE
 from lit_debias.support.files import read_text
 
 LONGEST = 2000

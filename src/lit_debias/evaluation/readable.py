@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
 from lit_debias.evaluation.examiner import Examiner, asked_of
-from lit_debias.evaluation.prompts import PROSE, Row
+from lit_debias.evaluation.prompts import PROSE
 from lit_debias.models.sources import locate
 from lit_debias.policy.lengths import check_prompts
 from lit_debias.policy.policy import Policy

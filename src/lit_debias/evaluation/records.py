@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lit_debias.evaluation.prompts import BIAS_KINDS, Row
+from lit_debias.data.tables import Row
+from lit_debias.evaluation.prompts import BIAS_KINDS
 from lit_debias.support.atomic import write_text
 
 

@@ -17,7 +17,7 @@ import torch
 
 import lit_debias
 from lit_debias.evaluation.meanings import meaning
-from lit_debias.evaluation.measures import ABOUT, Estimates, breakdown, judges_of, measure, word_budgets
+from lit_debias.evaluation.measures import MEASURES, Estimates, breakdown, judges_of, measure, word_budgets
 from lit_debias.evaluation.prompts import PROSE
 from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.statistics import ClusterBootstrap, compare, pool_measures
@@ -49,7 +49,7 @@ def summarize(arms: Mapping[str, Sequence[Sequence[Record]]], draws: int, seed: 
         "verdict": verdict(estimates, comparisons),
         "titles": {name: title(name) for name in arms},
         "measures": {
-            name: {**asdict(ABOUT[name.partition("/")[0]]), "label": label(name), "meaning": meaning(name)}
+            name: {**asdict(MEASURES[name.partition("/")[0]]), "label": label(name), "meaning": meaning(name)}
             for name in names
         },
         "arms": {

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.types import PromptBatch, Rollout, Scores
 
-Row = dict[str, float | None]
+NamedScores = dict[str, float | None]
 """Name -> score, None where there is no opinion."""
 
 
@@ -29,9 +29,9 @@ class Scoring:
         self._late = [name for name, reward in suite.rewards.items() if reward.depends_on_batch]
         self._early = [name for name in suite.rewards if name not in self._late]
         self._slices: list[Rollout] = []
-        self._rows: list[Row] = []
+        self._rows: list[NamedScores] = []
 
-    def add(self, rollout: Rollout) -> list[Row]:
+    def add(self, rollout: Rollout) -> list[NamedScores]:
         """Return what is known at once of a slice's prompts [P], each with one completion."""
         rows = rows_of(self.suite.score(rollout, self._early))
         rows = rows or [{} for _ in range(len(rollout.prompts))]
@@ -40,7 +40,7 @@ class Scoring:
             self._slices.append(rollout)
         return rows
 
-    def finish(self) -> list[Row]:
+    def finish(self) -> list[NamedScores]:
         """Return all scores of all prompts, in the order in which they came."""
         if self._slices:
             late = rows_of(self.suite.score(joined(self._slices), self._late))
@@ -48,7 +48,7 @@ class Scoring:
         return [{name: row[name] for name in self.suite.rewards} for row in self._rows]
 
 
-def rows_of(scores: Scores) -> list[Row]:
+def rows_of(scores: Scores) -> list[NamedScores]:
     """Return the scores of each prompt's first completion; nothing where there are no rewards."""
     columns = {
         name: [float(v) if there else None for v, there in zip(values[:, 0], scores.valid[name][:, 0], strict=True)]

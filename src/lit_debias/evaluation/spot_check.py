@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lit_debias.data.tables import Row
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation import public
 from lit_debias.evaluation.benchmarked import PublicBenchmarks
 from lit_debias.evaluation.examiner import PARTS, Examiner, has_preference
-from lit_debias.evaluation.measures import ABOUT, Estimates, measure, word_budgets
+from lit_debias.evaluation.measures import MEASURES, Estimates, measure, word_budgets
 from lit_debias.evaluation.needs import Asked, obstacle
-from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, Row, available, choose_splits, draw, read_prompts
+from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, available, choose_splits, draw, read_prompts
 from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.readable import check_all
 from lit_debias.evaluation.results import bootstrap_of
@@ -45,7 +46,7 @@ class Choice:
     def __post_init__(self) -> None:
         if not self.names:
             raise UserError("measures is empty; write some, such as [bias_intensity, gap_intensity]")
-        known = [name for name in (*ABOUT, *public.BENCHMARKS) if name not in OTHER_MODELS]
+        known = [name for name in (*MEASURES, *public.BENCHMARKS) if name not in OTHER_MODELS]
         for name in self.firsts:
             if name in OTHER_MODELS:
                 raise UserError(f"'{name}' needs a second model, which has no place beside training; leave it out")
@@ -60,7 +61,7 @@ class Choice:
     @property
     def of_prompts(self) -> list[str]:
         """Those that the prompts of the data are needed for."""
-        return [name for name in self.firsts if name in ABOUT and name != PROSE_MEASURE]
+        return [name for name in self.firsts if name in MEASURES and name != PROSE_MEASURE]
 
     @property
     def benchmarks(self) -> list[str]:
@@ -70,7 +71,7 @@ class Choice:
     @property
     def parts(self) -> list[str]:
         """What a policy must be asked for them, see :data:`~lit_debias.evaluation.examiner.PARTS`."""
-        asked = {ASKED_BY.get(name, "answers") for name in self.firsts if name in ABOUT}
+        asked = {ASKED_BY.get(name, "answers") for name in self.firsts if name in MEASURES}
         return [part for part in PARTS if part in asked]
 
     def rests_on(self, row: Row) -> bool:
@@ -101,7 +102,7 @@ def rests_on(measure: str, row: Row) -> bool:
         return has_preference(row)
     if measure == "refusal_control":
         return bool(row["prompt_kind"] == "control")
-    return row["prompt_kind"] in (GENERATED_KINDS if ABOUT[measure].section == "utility" else BIAS_KINDS)
+    return row["prompt_kind"] in (GENERATED_KINDS if MEASURES[measure].section == "utility" else BIAS_KINDS)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lit_debias.evaluation.measures import ABOUT, Estimates, fluency_measure
+from lit_debias.evaluation.measures import MEASURES, Estimates, fluency_measure
 from lit_debias.evaluation.statistics import Estimate, compare
 
 Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -99,7 +99,7 @@ def checks(arms: Mapping[str, Estimates], comparisons: Comparisons, primary: str
 def label(name: str) -> str:
     """Return the words for a measure, with the name of its judge or reward."""
     measure, _, of = name.partition("/")
-    return ABOUT[measure].label + (f" ({of})" if of else "")
+    return MEASURES[measure].label + (f" ({of})" if of else "")
 
 
 def _change(before: Estimate, after: Estimate, change: Mapping[str, Any], words: str) -> str:

@@ -138,7 +138,7 @@ def _add_training(figure: go.Figure, points: Mapping[float, tuple[float, float]]
         y=[points[step][1] for step in front],
         line={"color": FRONT.colour, "width": 1.5, "dash": "dot"},
     )
-    bar = {
+    scale = {
         "title": {"text": "rollout step", "side": "top"},
         "orientation": "h",
         "thickness": 8,
@@ -155,7 +155,7 @@ def _add_training(figure: go.Figure, points: Mapping[float, tuple[float, float]]
         x=[x for x, _ in points.values()],
         y=[y for _, y in points.values()],
         hovertemplate=f"step %{{customdata}}<br>{hover}<extra></extra>",
-        marker={"color": list(points), "colorscale": list(STEPS), "size": 7, "colorbar": bar},
+        marker={"color": list(points), "colorscale": list(STEPS), "size": 7, "colorbar": scale},
     )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Problem = str | None
-Check = Callable[[Any, str], Problem]
+Rule = Callable[[Any, str], Problem]
 """Takes a value and its place, such as ``arms.before``; returns what is wrong with it, None where nothing is."""
 
 
-def _is(words: str, *kinds: type) -> Check:
+def _is(words: str, *kinds: type) -> Rule:
     def check(value: Any, place: str) -> Problem:
         fits = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
         return None if fits else f"'{place}' is {value!r:.40} and not {words}"
@@ -18,11 +18,11 @@ def _is(words: str, *kinds: type) -> Check:
     return check
 
 
-def _maybe(check: Check) -> Check:
+def _maybe(check: Rule) -> Rule:
     return lambda value, place: None if value is None else check(value, place)
 
 
-def _each(check: Check) -> Check:
+def _each(check: Rule) -> Rule:
     """All values of a mapping or a list."""
 
     def check_each(value: Any, place: str) -> Problem:
@@ -34,7 +34,7 @@ def _each(check: Check) -> Check:
     return check_each
 
 
-def _record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
+def _record(needed: Mapping[str, Rule], optional: Mapping[str, Rule] | None = None) -> Rule:
     def check_record(value: Any, place: str) -> Problem:
         if not isinstance(value, dict):
             return f"'{place}' is {value!r:.40} and not an object"

@@ -33,7 +33,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasureRow:
     """One measure."""
 
     section: str
@@ -66,10 +66,10 @@ def mark(evaluation: Evaluation, arm: str, measure: str) -> str:
     return table.mark(evaluation.change(arm, measure), evaluation.results["measures"][measure]["better"])
 
 
-def measure_rows(evaluation: Evaluation) -> list[Row]:
+def measure_rows(evaluation: Evaluation) -> list[MeasureRow]:
     """Return a row per measure, in the order of the results."""
     return [
-        Row(
+        MeasureRow(
             section=SECTIONS.get(about["section"], about["section"]),
             label=about["label"],
             meaning=meanings(evaluation)[name],

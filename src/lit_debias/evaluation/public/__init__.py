@@ -1,6 +1,6 @@
 """Public bias benchmarks: CrowS-Pairs, StereoSet, BBQ, CBBQ, Winogender and BOLD."""
 
-from lit_debias.evaluation.public.benchmark import About
+from lit_debias.evaluation.public.benchmark import Figure
 from lit_debias.evaluation.public.run import BENCHMARKS, Sample, about, check, measure, samples
 
-__all__ = ["BENCHMARKS", "About", "Sample", "about", "check", "measure", "samples"]
+__all__ = ["BENCHMARKS", "Figure", "Sample", "about", "check", "measure", "samples"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates
+from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure
 from lit_debias.evaluation.public.choosing import Question, Tally, choose
 from lit_debias.evaluation.public.files import Rows, complete, find, locate, one_of, read_csv, text, whole, wrong
 from lit_debias.evaluation.statistics import ClusterBootstrap
@@ -36,11 +36,11 @@ class BBQ(Benchmark[Question, int | None]):
     name = "bbq"
     title = "BBQ"
     meaning = "Questions whose context decides nothing (ambiguous) or decides (disambiguated) (Parrish et al. 2022)."
-    about: ClassVar[dict[str, About]] = {
-        "accuracy_ambiguous": About("says unknown where the context decides nothing", "higher", 1.0),
-        "accuracy_disambiguated": About("right where the context decides", "higher", 1.0),
-        "s_amb": About("bias score, ambiguous, -1 to 1", "toward", 0.0),
-        "s_dis": About("bias score, disambiguated, -1 to 1", "toward", 0.0),
+    about: ClassVar[dict[str, Figure]] = {
+        "accuracy_ambiguous": Figure("says unknown where the context decides nothing", "higher", 1.0),
+        "accuracy_disambiguated": Figure("right where the context decides", "higher", 1.0),
+        "s_amb": Figure("bias score, ambiguous, -1 to 1", "toward", 0.0),
+        "s_dis": Figure("bias score, disambiguated, -1 to 1", "toward", 0.0),
     }
 
     def check(self, folder: str) -> None:

@@ -33,7 +33,7 @@ AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True)
-class About:
+class Figure:
     """What a figure is, for tables."""
 
     label: str
@@ -52,7 +52,7 @@ class Benchmark(ABC, Generic[ItemT, AnswerT]):
     title: ClassVar[str]
     meaning: ClassVar[str]
     """What it asks, in a sentence."""
-    about: ClassVar[dict[str, About]]
+    about: ClassVar[dict[str, Figure]]
     """Figures by name; a figure may have a part of the data in front of its name or behind it."""
     on_hub: ClassVar[bool] = False
     """Whether a copy on the hub has all that is needed."""

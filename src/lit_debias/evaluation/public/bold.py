@@ -11,7 +11,7 @@ import numpy as np
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.public.asking import Continuation, Model
-from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates, Item, within
+from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure, Item, within
 from lit_debias.evaluation.public.files import HUB, PUBLISHED, from_hub, locate, read_json
 from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
 
@@ -46,13 +46,13 @@ class Bold(Benchmark[Opening, Continuation]):
     meaning = "Beginnings of Wikipedia sentences about people, to be continued (Dhamala et al. 2021)."
     on_hub = True
     files = tuple(map(_name, DOMAINS))
-    about: ClassVar[dict[str, About]] = {
-        "intensity": About("bias intensity of continuations (ours)", "lower", 0.0),
-        "refusal": About("refusals (ours)", "lower", 0.0),
-        "length": About("length, tokens (ours)", ""),
-        "gap_intensity": About("gap between groups: bias intensity (ours)", "lower", 0.0),
-        "gap_refusal": About("gap between groups: refusals (ours)", "lower", 0.0),
-        "gap_length": About("gap between groups: length, tokens (ours)", "lower", 0.0),
+    about: ClassVar[dict[str, Figure]] = {
+        "intensity": Figure("bias intensity of continuations (ours)", "lower", 0.0),
+        "refusal": Figure("refusals (ours)", "lower", 0.0),
+        "length": Figure("length, tokens (ours)", ""),
+        "gap_intensity": Figure("gap between groups: bias intensity (ours)", "lower", 0.0),
+        "gap_refusal": Figure("gap between groups: refusals (ours)", "lower", 0.0),
+        "gap_length": Figure("gap between groups: length, tokens (ours)", "lower", 0.0),
     }
 
     def read(self, folder: str) -> list[Opening]:

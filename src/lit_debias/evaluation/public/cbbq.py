@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates
+from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure
 from lit_debias.evaluation.public.choosing import Question, Tally, choose
 from lit_debias.evaluation.public.files import Rows, complete, find, one_of, read_csv, read_json, text
 from lit_debias.evaluation.statistics import ClusterBootstrap
@@ -54,12 +54,12 @@ class CBBQ(Benchmark[Question, int | None]):
     name = "cbbq"
     title = "CBBQ"
     meaning = "The same kind of question about groups in China (Huang and Xiong 2024)."
-    about: ClassVar[dict[str, About]] = {
-        "s_amb": About("biased answers, ambiguous", "lower", 0.0),
-        "s_dis": About("biased among decided answers, disambiguated", "lower", 0.0),
-        "total": About("0.4 ambiguous + 0.6 disambiguated", "lower", 0.0),
-        "accuracy_ambiguous": About("says unknown where the context decides nothing", "higher", 1.0),
-        "accuracy_disambiguated": About("right where the context decides", "higher", 1.0),
+    about: ClassVar[dict[str, Figure]] = {
+        "s_amb": Figure("biased answers, ambiguous", "lower", 0.0),
+        "s_dis": Figure("biased among decided answers, disambiguated", "lower", 0.0),
+        "total": Figure("0.4 ambiguous + 0.6 disambiguated", "lower", 0.0),
+        "accuracy_ambiguous": Figure("says unknown where the context decides nothing", "higher", 1.0),
+        "accuracy_disambiguated": Figure("right where the context decides", "higher", 1.0),
     }
 
     def check(self, folder: str) -> None:

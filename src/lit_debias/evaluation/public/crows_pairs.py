@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lit_debias.evaluation.public.asking import Likelihood, Model
-from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates, Item, within
+from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure, Item, within
 from lit_debias.evaluation.public.files import HUB, from_hub, locate, read_csv, text
 from lit_debias.evaluation.statistics import ClusterBootstrap
 
@@ -38,10 +38,10 @@ class CrowsPairs(Benchmark[Pair, list[Likelihood]]):
     meaning = "Pairs of sentences that differ in the group alone, one with a stereotype (Nangia et al. 2020)."
     on_hub = True
     files = (FILE,)
-    about: ClassVar[dict[str, About]] = {
-        "pct_stereotype": About("share of stereotypes preferred, sum of log p (lm-eval)", "toward", 0.5),
-        "likelihood_diff": About("difference of log p, nats (lm-eval)", "lower", 0.0),
-        "pct_stereotype_per_token": About("share of stereotypes preferred, mean log p (bias-bench)", "toward", 0.5),
+    about: ClassVar[dict[str, Figure]] = {
+        "pct_stereotype": Figure("share of stereotypes preferred, sum of log p (lm-eval)", "toward", 0.5),
+        "likelihood_diff": Figure("difference of log p, nats (lm-eval)", "lower", 0.0),
+        "pct_stereotype_per_token": Figure("share of stereotypes preferred, mean log p (bias-bench)", "toward", 0.5),
     }
 
     def read(self, folder: str) -> list[Pair]:

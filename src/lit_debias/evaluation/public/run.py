@@ -11,7 +11,7 @@ from pathlib import Path
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.public.bbq import BBQ
-from lit_debias.evaluation.public.benchmark import About, AnyBenchmark, Estimates, Item, draw
+from lit_debias.evaluation.public.benchmark import AnyBenchmark, Estimates, Figure, Item, draw
 from lit_debias.evaluation.public.bold import Bold
 from lit_debias.evaluation.public.cbbq import CBBQ
 from lit_debias.evaluation.public.crows_pairs import CrowsPairs
@@ -121,7 +121,7 @@ def measure(
     return found
 
 
-def about(name: str) -> About:
+def about(name: str) -> Figure:
     """Return what a figure of :func:`measure` is; the label says which benchmark and which part of it."""
     benchmark, *parts = name.split("/")
     described = BENCHMARKS[benchmark].about
@@ -129,7 +129,7 @@ def about(name: str) -> About:
     rest = ", ".join(part.replace("_", " ") for part in parts if part != figure)
     found = described[figure]
     title = f"{BENCHMARKS[benchmark].title} ({rest})" if rest else BENCHMARKS[benchmark].title
-    return About(f"{title}: {found.label}", found.better, found.ideal, BENCHMARKS[benchmark].meaning)
+    return Figure(f"{title}: {found.label}", found.better, found.ideal, BENCHMARKS[benchmark].meaning)
 
 
 @lru_cache(maxsize=8)  # every arm asks the same

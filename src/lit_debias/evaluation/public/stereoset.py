@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_debias.errors import UserError
 from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates, Item
+from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure, Item
 from lit_debias.evaluation.public.files import (
     HUB,
     PUBLISHED,
@@ -58,10 +58,10 @@ class StereoSet(Benchmark[Triple, Sequence[float]]):
     meaning = "Contexts with a stereotypical, an anti-stereotypical and an unrelated continuation (Nadeem et al. 2021)."
     on_hub = True
     files = (FILE,)
-    about: ClassVar[dict[str, About]] = {
-        "lms": About("language modelling score, 0 to 100", "higher", 100.0),
-        "ss": About("stereotype score, 0 to 100", "toward", 50.0),
-        "icat": About("idealised CAT score, 0 to 100", "higher", 100.0),
+    about: ClassVar[dict[str, Figure]] = {
+        "lms": Figure("language modelling score, 0 to 100", "higher", 100.0),
+        "ss": Figure("stereotype score, 0 to 100", "toward", 50.0),
+        "icat": Figure("idealised CAT score, 0 to 100", "higher", 100.0),
     }
 
     def read(self, folder: str) -> list[Triple]:

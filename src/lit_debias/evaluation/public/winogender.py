@@ -12,7 +12,7 @@ import numpy as np
 from lit_debias.data.columns import as_figure
 from lit_debias.errors import UserError
 from lit_debias.evaluation.public.asking import Likelihood, Model
-from lit_debias.evaluation.public.benchmark import About, Benchmark, Estimates, Item
+from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure, Item
 from lit_debias.evaluation.public.files import PUBLISHED, locate, read_csv, text, wrong
 from lit_debias.evaluation.statistics import Array, ClusterBootstrap, Estimate
 
@@ -45,12 +45,12 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
     title = "Winogender"
     meaning = "Sentences with an occupation and a pronoun, from Winogender (Rudinger et al. 2018)."
     files = (SENTENCES, OCCUPATIONS)
-    about: ClassVar[dict[str, About]] = {
-        "pct_stereotype": About("gendered pronoun of the occupation's majority preferred (ours)", "toward", 0.5),
-        "pct_male": About("male over female pronoun preferred (ours)", "toward", 0.5),
-        "correlation": About("log p(female) - log p(male) with women in the occupation (ours)", "toward", 0.0),
-        "gap": About("difference of log p between the gendered pronouns, nats (ours)", "lower", 0.0),
-        "pct_neutral": About("neutral pronoun preferred to both others (ours)", ""),
+    about: ClassVar[dict[str, Figure]] = {
+        "pct_stereotype": Figure("gendered pronoun of the occupation's majority preferred (ours)", "toward", 0.5),
+        "pct_male": Figure("male over female pronoun preferred (ours)", "toward", 0.5),
+        "correlation": Figure("log p(female) - log p(male) with women in the occupation (ours)", "toward", 0.0),
+        "gap": Figure("difference of log p between the gendered pronouns, nats (ours)", "lower", 0.0),
+        "pct_neutral": Figure("neutral pronoun preferred to both others (ours)", ""),
     }
 
     def read(self, folder: str) -> list[Occupation]:
