@@ -34,7 +34,8 @@ def block(language: str, start: str) -> str:
 def small(tiny_model, tmp_path, monkeypatch):
     """Make what the examples name small, and return what does so to a text."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts.csv").write_text("question\n" + "".join(f"Who rides horse {number}?\n" for number in range(16)))
+    questions = [f"Who rides horse {number}?" for number in range(16)]
+    (tmp_path / "prompts.csv").write_text("\n".join(["question", *questions, ""]))
     words = {
         "Qwen/Qwen2.5-1.5B-Instruct": str(tiny_model),
         "nf4": "none",
