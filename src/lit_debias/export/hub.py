@@ -52,6 +52,6 @@ def upload(api: HfApi, folder: Path, name: str, private: bool) -> str:
     except Exception as error:  # the client raises many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"--push {name}: {reason:.200}; the folder {folder} is complete: upload it with 'hf upload {name} {folder}'"
+            f"--push {name}: {reason:.140}; the folder is complete, upload it with 'hf upload {name} {folder}'"
         ) from error
     return f"{api.endpoint}/{name}"
