@@ -39,7 +39,8 @@ class Side(MeasuredGRPO):
         return {}
 
     def _rollout(self, prompts: PromptBatch, seed: int) -> None:
-        self.policy.weights_changed()  # as after an update
+        forget: Callable[[], None] = getattr(self.policy, "weights_changed", None) or self.policy.forms.forget_merged
+        forget()  # as after an update
         self.sample(prompts, seed)
 
     def _timed(self, kind: Callable[[int], None], seed: int) -> float:

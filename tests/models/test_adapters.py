@@ -172,7 +172,8 @@ def test_a_variant_that_the_configuration_hides_is_refused(tiny_model, plain_ada
 def test_evaluation_refuses_them_before_it_measures_anything(tiny_model, tmp_path, capsys):
     save_adapter(tiny_model, tmp_path / "pissa", init_lora_weights="pissa")
     judges = json.dumps({"j": {"class_path": "Rules"}})
-    arguments = ["--model", str(tiny_model), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Who cooks?"}\n')
+    arguments = ["--model", str(tiny_model), "--data", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "out")]
     adapters = json.dumps({"first": str(tmp_path / "pissa")})
     assert run("evaluate", *arguments, "--judges", judges, "--adapters", adapters) == 2
     assert f"adapter '{tmp_path / 'pissa'}' uses init_lora_weights ('pissa')" in said(capsys)

@@ -17,9 +17,7 @@ MARKUP = "a | b <script>"
 @pytest.fixture
 def fit(tiny_model, prompts, tmp_path, monkeypatch):
     """Return a function that trains two steps with a logger, whose completions hold what would break a table."""
-    monkeypatch.setattr(
-        "lit_debias.policy.policy.QLoRAPolicy.decode", lambda self, ids, mask: [[MARKUP] * 4] * len(ids)
-    )
+    monkeypatch.setattr("lit_debias.policy.policy.Policy.decode", lambda self, ids, mask: [[MARKUP] * 4] * len(ids))
 
     def run(logger) -> None:
         table = CompletionTable(every_n_steps=1, rows=2, show=False)
