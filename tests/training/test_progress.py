@@ -77,9 +77,7 @@ def test_the_bar_is_one_line_of_whole_figures_and_counts_to_the_last_step(tiny_m
     bars = [line for line in lines if re.match("Epoch [12] |Validation ", line)]
     assert max(map(len, bars)) <= 80
     others = [line for line in lines if line not in bars]
-    assert others[0].startswith(
-        "lit-debias: the adapter is in "
-    )  # a line of its own above the bar, which may be folded
+    assert others[0].startswith("lit-debias: the adapter is in")  # above the bar; it may be folded
     assert len(others) < 6
 
 
