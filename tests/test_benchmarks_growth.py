@@ -107,11 +107,13 @@ def test_activations_are_what_autograd_keeps(dtype, sizes, tmp_path):
     masks = (torch.ones(shape, dtype=torch.bool) for shape in (sizes[::2], (*sizes[:2], sizes[3])))
     prompt_mask, completion_mask = masks
     packed = pack(prompt_mask.long() + 2, prompt_mask, completion_mask.long() + 2, completion_mask)
-    kept = KeptBytes(there_anyway=[weight for layer in policy.forms.leanest.layers for weight in layer.weights()])
+    kept = KeptBytes(there_anyway=[weight for layer in policy.forms.lean_model.layers for weight in layer.weights()])
     with kept.counting():
         policy.forms.way.outputs(packed)
     predicted = prompts * cost.activation_bytes(Architecture.of(model_config("tiny")), settings)
-    factors = [factor for layer in policy.forms.leanest.layers for fused in layer.linears for factor in fused._lora()]
+    factors = [
+        factor for layer in policy.forms.lean_model.layers for fused in layer.linears for factor in fused._lora()
+    ]
     adapters = sum(factor.numel() for factor in factors) * getattr(torch, dtype).itemsize  # no activations
     assert predicted == pytest.approx(kept.total - adapters, rel=0.06)
 

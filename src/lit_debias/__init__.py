@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lit_debias.evaluation.callback import EvaluationCallback
     from lit_debias.grpo.loss import BNPOLoss, CISPOLoss, DAPOLoss, DrGRPOLoss, GRPOLoss, GSPOLoss
     from lit_debias.plugins.manager import hookimpl
+    from lit_debias.policy.policy import Policy
     from lit_debias.policy.recipe import QLoRAPolicy
     from lit_debias.rewards.overlong import SoftOverlong
     from lit_debias.rewards.reward import Reward, RewardBatch
@@ -70,6 +71,7 @@ MODULES = {
     "GRPO": "lit_debias.training.grpo",
     "LocalEngine": "lit_debias.rollout.local",
     "PromptDataModule": "lit_debias.data.prompt_data",
+    "Policy": "lit_debias.policy.policy",
     "QLoRAPolicy": "lit_debias.policy.recipe",
     "ResponseDataModule": "lit_debias.data.response_data",
     "Reward": "lit_debias.rewards.reward",
@@ -107,6 +109,7 @@ __all__ = [
     "LocalEngine",
     "LowerConfidenceBound",
     "MaxMin",
+    "Policy",
     "PredictionFile",
     "PromptDataModule",
     "QLoRAPolicy",

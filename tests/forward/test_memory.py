@@ -51,7 +51,9 @@ def policy_of(folder, **options):
 def test_one_layer_predicts_what_all_keep(deep_model, dtype, quantization):
     policy = policy_of(deep_model, dtype=dtype, quantization=quantization, keep_base=True, gradient_checkpointing=False)
     packed = pack(*tokens_of(policy.encode(PROMPTS, ANSWERS)))
-    everything = KeptBytes(there_anyway=[weight for layer in policy.forms.leanest.layers for weight in layer.weights()])
+    everything = KeptBytes(
+        there_anyway=[weight for layer in policy.forms.lean_model.layers for weight in layer.weights()]
+    )
     with everything.counting():
         policy(packed)
     assert 6 * one_layer(policy, packed) == pytest.approx(everything.total, rel=0.05)
@@ -59,8 +61,8 @@ def test_one_layer_predicts_what_all_keep(deep_model, dtype, quantization):
 
 def one_layer(policy, packed) -> int:
     """Return the bytes that the first layer keeps; the others are gone then."""
-    kept = KeptBytes(there_anyway=policy.forms.leanest.layers[0].weights())
-    del policy.forms.leanest.layers[1:]
+    kept = KeptBytes(there_anyway=policy.forms.lean_model.layers[0].weights())
+    del policy.forms.lean_model.layers[1:]
     with kept.counting():
         policy.forms.way.outputs(packed)
     return kept.total

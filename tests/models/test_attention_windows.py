@@ -104,7 +104,7 @@ def test_log_probs_and_gradients_are_those_of_every_sequence_alone(policy, atten
     expected = plain(policy, rollout)
     weights = torch.randn(expected.shape)
     if attention == "flex":
-        monkeypatch.setattr(policy.forms.leanest, "group_attention", dense_flex(monkeypatch))
+        monkeypatch.setattr(policy.forms.lean_model, "group_attention", dense_flex(monkeypatch))
     packed = pack(*tokens_of(rollout))
     found = packed.unpack(policy(packed).logprobs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

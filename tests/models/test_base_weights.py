@@ -78,7 +78,7 @@ def test_a_checkpoint_in_four_bits_computes_in_the_policys_type(dtype, options, 
     perturb(policy)
     sampled = LocalEngine(6).generate(policy, PROMPTS, 2, 1)
     torch.testing.assert_close(sampled.logprobs, policy.logprobs(sampled), rtol=1e-4, atol=1e-4)
-    policy.forms.leanest = None  # Hugging Face's forward pass
+    policy.forms.lean_model = None  # Hugging Face's forward pass
     torch.testing.assert_close(sampled.logprobs, policy.logprobs(sampled), rtol=1e-4, atol=1e-4)
 
 

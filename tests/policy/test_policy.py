@@ -223,7 +223,7 @@ def test_a_plain_base_is_kept_once(tiny_model):
     attention = policy.causal_lm.model.layers[0].self_attn
     before = attention.k_proj.base_layer.weight.clone()
     log_probs_and_gradients(policy)
-    fused = policy.forms.leanest.layers[0].qkv.base
+    fused = policy.forms.lean_model.layers[0].qkv.base
     assert attention.k_proj.base_layer.weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
     assert torch.equal(attention.k_proj.base_layer.weight, before)
 
@@ -234,7 +234,7 @@ def test_a_quantised_base_is_kept_where_memory_allows(tiny_model, monkeypatch):
         monkeypatch.setattr("lit_debias.forward.choose.free_memory", lambda device, free=free: free)
         policy = loaded(tiny_model, quantization="nf4")
         log_probs_and_gradients(policy)
-        assert (policy.forms.leanest.layers[0].qkv.base is not None) is kept
+        assert (policy.forms.lean_model.layers[0].qkv.base is not None) is kept
 
 
 def test_the_chat_template_and_the_system_prompt_are_applied(tiny_model):

@@ -66,7 +66,7 @@ def test_what_is_kept_and_its_log_probs_are_those_of_hugging_face_in_sampling_an
     policy, options, path, monkeypatch
 ):
     if path == "hugging_face":
-        monkeypatch.setattr(policy.forms, "leanest", None)
+        monkeypatch.setattr(policy.forms, "lean_model", None)
     how = {"lean": {}, "live": {"weights": "live"}, "hugging_face": {"decoder": "hugging_face"}}[path]
     rollout = sampled(policy, **options, **how)
     packed = pack(*tokens_of(rollout))

@@ -35,7 +35,7 @@ class Forms:
     probe: Probe
     way: Way
     """From packed groups to log-probs, with gradients."""
-    leanest: LeanModel | None
+    lean_model: LeanModel | None
     lean_obstacle: str | None
     """What keeps this model from the lean forward pass, or None."""
     _merged: MergedCopy | None = None
@@ -51,21 +51,21 @@ class Forms:
 
     def lean(self) -> LeanModel:
         """Return the lean form, merged for sampling; where there is no :attr:`lean_obstacle`."""
-        assert self.leanest is not None, self.lean_obstacle
+        assert self.lean_model is not None, self.lean_obstacle
         self._notice_changes()
-        return self.leanest.refreshed()
+        return self.lean_model.refreshed()
 
     @property
     def native_obstacle(self) -> str | None:
         """What keeps this model from the native forward pass, or None; compiles it where that is all that is left."""
-        return self.lean_obstacle or (why_not_native(self.leanest) if self.leanest else None)
+        return self.lean_obstacle or (why_not_native(self.lean_model) if self.lean_model else None)
 
     def native(self) -> NativeModel:
         """Return the native form, merged for sampling; where there is no :attr:`native_obstacle`."""
-        assert self.leanest is not None, self.lean_obstacle
+        assert self.lean_model is not None, self.lean_obstacle
         self._notice_changes()
         if self._native is None:
-            self._native = NativeModel(self.leanest)
+            self._native = NativeModel(self.lean_model)
         return self._native.refreshed()
 
     def autocast(self) -> torch.autocast:
@@ -102,7 +102,7 @@ class Forms:
 
     def forget_merged(self) -> None:
         """Merge base and adapter anew when a copy is next asked for, whether the adapter has changed or not."""
-        for copy in (self._merged, self.leanest, self._native):
+        for copy in (self._merged, self.lean_model, self._native):
             if copy is not None:
                 copy.stale = True
 

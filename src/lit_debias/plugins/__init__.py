@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lit_debias.models.sentence_encoder import SentenceEncoder
     from lit_debias.models.sources import check_model, locate, resolve
     from lit_debias.plugins.manager import hookimpl
+    from lit_debias.policy.policy import Policy
     from lit_debias.rewards.contract import examine
     from lit_debias.rewards.identity import UnknownIdentityError, described
     from lit_debias.rewards.reward import Reward, RewardBatch
@@ -42,6 +43,7 @@ MODULES = {
     "locate": "lit_debias.models.sources",
     "resolve": "lit_debias.models.sources",
     "hookimpl": "lit_debias.plugins.manager",
+    "Policy": "lit_debias.policy.policy",
     "examine": "lit_debias.rewards.contract",
     "UnknownIdentityError": "lit_debias.rewards.identity",
     "described": "lit_debias.rewards.identity",
@@ -82,6 +84,7 @@ __all__ = [
     "PACKAGE_SCHEME",
     "Aggregator",
     "LanguageModel",
+    "Policy",
     "Precision",
     "PromptBatch",
     "Reward",
