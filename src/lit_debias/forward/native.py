@@ -8,7 +8,6 @@ weights ahead of their use. It is compiled when it is first used, in about two s
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import platform
 import shutil
@@ -25,8 +24,9 @@ from lit_debias.forward.functions import GELU_TANH, known_activation
 from lit_debias.forward.lean import LeanModel
 from lit_debias.forward.linear import FusedLinear
 from lit_debias.models.sources import cache_dir
+from lit_debias.support.hashing import sha256
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.cpp", "team.hpp"))
 FLAGS = (
     *("-std=c++20", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fno-math-errno", "-fno-strict-aliasing"),
     *("-fopenmp", "-fPIC", "-shared"),
@@ -258,7 +258,7 @@ class _Rows(ctypes.Structure):
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | str:
     """Return the library, compiled now if none of this source is in the cache; or what is in the way."""
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    key = sha256([SOURCE, HEADER, " ".join(FLAGS)])[:16]
     target = cache_dir() / f"native-{key}.so"
     try:
         obstacle = None if target.exists() else _compile(target)
