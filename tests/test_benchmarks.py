@@ -11,10 +11,8 @@ from benchmarks import overlap, rewards, rollout, roofline, shapes, step, update
 from benchmarks.clock import Clock, Parts
 from benchmarks.provenance import commit
 from benchmarks.settings import Settings
-from benchmarks.workload import NOTES, ending_ids, prompt_ids, question_after_notes, sized_text
-from support import loaded
+from benchmarks.workload import ending_ids, prompt_ids
 
-from lit_debias.errors import UserError
 from lit_debias.forward import choose
 from lit_debias.forward.linear import FusedLinear
 from lit_debias.packing import groups as packing
@@ -347,31 +345,6 @@ def test_what_ends_a_completion():
     assert ending_ids(Settings(), [7], 100) == ()
     assert ending_ids(Settings(lengths="natural"), [7], 100) == (7,)
     assert ending_ids(Settings(lengths="natural", shape="tiny", completion_tokens=48), [7], 100) == (0, 24, 48, 72, 96)
-
-
-@pytest.mark.parametrize("tokens", [40, 41, 42])
-def test_prompts_have_exactly_the_tokens_asked_for(tokens, tiny_model):
-    policy = loaded(tiny_model)
-    assert policy.encode_prompts([sized_text(policy.prompt_ids, "w2", tokens)])[0].shape[1] == tokens
-    with pytest.raises(UserError, match="--prompt-tokens 3: the chat template takes"):
-        sized_text(policy.prompt_ids, "w2", 3)
-
-
-def test_questions_follow_as_many_notes_as_fit(tiny_model):
-    policy = loaded(tiny_model)
-
-    def tokens(text):
-        return len(policy.prompt_ids(text))
-
-    question = "What is bread made of?"
-    alone, with_note = tokens(question), tokens(f"{NOTES[0]} {question}")
-    assert question_after_notes(policy.prompt_ids, question, alone) == question
-    assert question_after_notes(policy.prompt_ids, question, with_note - 1) == question
-    assert question_after_notes(policy.prompt_ids, question, with_note) == f"{NOTES[0]} {question}"
-    twice = " ".join([*NOTES, *NOTES, question])
-    assert question_after_notes(policy.prompt_ids, question, tokens(twice)) == twice
-    with pytest.raises(UserError, match=rf"--prompt-tokens {alone - 1}: '.+' takes {alone}; write that or more"):
-        question_after_notes(policy.prompt_ids, question, alone - 1)
 
 
 def test_long_prompts_are_as_long_with_natural_lengths(tiny_model):
