@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -150,14 +151,16 @@ class MeasuredGRPO(GRPO):
 
 def measured(module: MeasuredGRPO) -> dict[str, Any]:
     """Run the module's one step in a Trainer and return what it found."""
-    trainer = Trainer(
-        accelerator="gpu" if module.settings.device == "cuda" else "cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module)
+    with tempfile.TemporaryDirectory() as folder:  # for the adapter that every fit leaves
+        trainer = Trainer(
+            default_root_dir=folder,
+            accelerator="gpu" if module.settings.device == "cuda" else "cpu",
+            devices=1,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module)
     return module.found
