@@ -26,9 +26,7 @@ from lit_debias.aggregators import (
     WorstCase,
     wrappers,
 )
-from lit_debias.aggregators import (
-    aggregator as base,
-)
+from lit_debias.aggregators import aggregator as base
 from lit_debias.errors import UserError
 from lit_debias.grpo import advantages as advantages_module
 from lit_debias.support import distributed

@@ -40,3 +40,9 @@ def test_micro_batches_add_up_and_ranks_exchange_gradients_once(tiny_model, monk
 @pytest.mark.parametrize("cls", [GRPO, SFT, DPO])
 def test_nobody_has_an_accumulation_of_his_own(cls):
     assert cls.optimise is AdapterModule.optimise
+
+
+def test_a_policy_is_loaded_once(tiny_model):
+    module = SFT(QLoRAPolicy(str(tiny_model), quantization="none", dtype="float32", rank=4))
+    assert not module.is_loaded
+    assert module.load_policy() is module.load_policy() is module.policy
