@@ -36,10 +36,11 @@ from benchmarks.clock import spread
 from benchmarks.cost import Architecture
 from benchmarks.measurement import measured
 from benchmarks.options import add_step, model_at_hand, program, settings_of
+from benchmarks.processes import ArmError
 from benchmarks.settings import Settings
 from benchmarks.shapes import model_config
 from benchmarks.step import MeasuredStep
-from benchmarks.vs_trl import OURS, ArmError, Arms
+from benchmarks.vs_trl import OURS, Arms
 from lit_debias.errors import UserError
 from lit_debias.models.sources import resolve
 

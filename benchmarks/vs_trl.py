@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,10 +40,10 @@ from torch.nn.functional import cosine_similarity
 from benchmarks import report
 from benchmarks.clock import rate, spread
 from benchmarks.options import add_step, model_at_hand, positive, program, settings_of
+from benchmarks.processes import ArmError, check_trl, run_arm
 from benchmarks.provenance import environment_of_others
 from benchmarks.settings import Settings
 from benchmarks.workload import prompt_ids
-from lit_debias.errors import UserError
 
 OURS, LEAN, COMPILED, GRAPHED, RECOMPUTING = (
     "lit-debias",
@@ -75,11 +74,6 @@ GRID = {"quantization": ("nf4", "none"), "prompt_tokens": (47, 256), "group_size
 MAX_LOGPROB_DIFFERENCE = 1e-3  # nats, float32
 MAX_ADVANTAGE_DIFFERENCE = 1e-3
 MIN_COSINE = 0.999
-ROOT = Path(__file__).parents[1]
-
-
-class ArmError(Exception):
-    """A process of an arm did not do its work; the message says why."""
 
 
 @dataclass
@@ -94,16 +88,7 @@ class Arms:
 
     def check_trl(self) -> None:
         """Raise :class:`UserError` where TRL cannot be imported."""
-        code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('trl') is None)"
-        try:
-            found = subprocess.run([self.trl_python, "-c", code], check=False, capture_output=True).returncode == 0
-        except OSError:
-            found = False
-        if not found:
-            raise UserError(
-                f"--trl-python {self.trl_python}: no Python there that can import trl; write one of an environment "
-                "with trl==1.16.0, or set PYTHONPATH"
-            )
+        check_trl(self.trl_python)
 
     def parity(self, arm: str, settings: Settings) -> dict[str, Tensor]:
         """Return what the gates compare."""
@@ -134,16 +119,7 @@ class Arms:
         return [python, "-m", "benchmarks.arm", task, "--side", side, "--settings", given, "--out", str(out)]
 
     def _run(self, command: Sequence[str]) -> None:
-        env = environment_of_others() if "trl_side" in command else None
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60 * self.minutes, env=env
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ArmError(f"not done after {self.minutes:g} minutes") from error
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise ArmError(f"exit status {done.returncode}: {lines[-1]}")
+        run_arm(command, self.minutes, environment_of_others() if "trl_side" in command else None)
 
 
 def first_micro_batch(arm: str, settings: Settings) -> int:

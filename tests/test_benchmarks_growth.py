@@ -10,9 +10,10 @@ import torch
 from benchmarks import cost, growth, our_side
 from benchmarks.cost import Architecture, Machine, Memory, Work
 from benchmarks.growth import Point, plan, relative_errors
+from benchmarks.processes import ArmError
 from benchmarks.settings import Settings
 from benchmarks.shapes import model_config, random_model, save_model
-from benchmarks.vs_trl import ArmError, Arms
+from benchmarks.vs_trl import Arms
 
 from lit_debias.forward.memory import KeptBytes
 from lit_debias.packing.groups import pack

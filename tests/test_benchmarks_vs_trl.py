@@ -8,6 +8,7 @@ import pytest
 import torch
 from benchmarks import gpu, vs_trl
 from benchmarks.gpu import Item
+from benchmarks.processes import ArmError
 from benchmarks.settings import Settings
 from benchmarks.vs_trl import (
     COMPILED,
@@ -153,7 +154,7 @@ def test_prompts_that_cannot_be_so_short_are_a_mistake(stubbed, tmp_path, capsys
 
 
 def test_a_process_has_its_limit():
-    with pytest.raises(vs_trl.ArmError, match=r"not done after 0\.001 minutes"):
+    with pytest.raises(ArmError, match=r"not done after 0\.001 minutes"):
         Arms(sys.executable, minutes=0.001)._run([sys.executable, "-c", "import time; time.sleep(60)"])
 
 
