@@ -18,6 +18,7 @@ from lit_debias.rollout.engine import OnGroup, RolloutEngine
 from lit_debias.rollout.sampling import Sampler
 from lit_debias.rollout.stopping import StopStrings, check_stops, ending_tokens
 from lit_debias.support import distributed
+from lit_debias.support.neighbours import making_room
 from lit_debias.types import PromptBatch, Rollout, Support
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class LocalEngine(RolloutEngine):
             if on_group is not None:
                 on_group(number, rollout_of(slice(number, number + 1)))
 
-        with self._decoder(policy) as decoder, torch.inference_mode():
+        with making_room(policy.device), self._decoder(policy) as decoder, torch.inference_mode():
             decoding.run(decoder, prompt_ids, prompt_mask, group_size, tell if on_group else None)
         return rollout_of(slice(None))
 

@@ -28,6 +28,7 @@ from lit_debias.policy.lengths import check_prompts
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support import distributed, threads
+from lit_debias.support.neighbours import making_room
 from lit_debias.support.precision import dtype_of
 from lit_debias.training.averaging import average_adapters
 from lit_debias.training.checkpoints import read
@@ -114,12 +115,13 @@ class AdapterModule(LightningModule):
         optimizer = cast(Optimizer, self.optimizers())
         optimizer.zero_grad()
         sums: Counter[str] = Counter()
-        for groups in micro_batches:
-            loss, measured = loss_of(groups)
-            with self._gradient_sync(last=groups == micro_batches[-1]):
-                self.manual_backward(loss * distributed.world_size())  # DDP averages, the loss is over all ranks
-            sums.update({key: float(value) for key, value in measured.items()})
-        return sums, self._optimizer_step(optimizer, name, prompts)
+        with making_room(self.policy.device):
+            for groups in micro_batches:
+                loss, measured = loss_of(groups)
+                with self._gradient_sync(last=groups == micro_batches[-1]):
+                    self.manual_backward(loss * distributed.world_size())  # DDP averages, the loss is over all ranks
+                sums.update({key: float(value) for key, value in measured.items()})
+            return sums, self._optimizer_step(optimizer, name, prompts)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         strategy = self.trainer.strategy
