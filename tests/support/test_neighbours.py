@@ -83,12 +83,14 @@ def test_a_number_that_is_chosen_elsewhere_is_the_most(torch_threads):
 Times = namedtuple("Times", ["user", "nice", "system", "idle", "iowait", "guest"])
 
 
-def test_the_kernel_is_asked_about_own_cores_alone(torch_threads, monkeypatch):
-    cores = [Times(5.0, 1.0, 0.5, 90.0, 7.0, 5.0), Times(2.0, 0.0, 0.5, 90.0, 0.0, 0.0), Times(50.0, 0.0, 0.0, 0.0, 0.0, 0.0)]
-    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: cores)
+@pytest.mark.parametrize(("niceness", "of_all"), [(0, 8.0), (19, 9.0)])
+def test_the_kernel_is_asked_about_own_cores_alone(torch_threads, monkeypatch, niceness, of_all):
+    own = [Times(5.0, 1.0, 0.5, 90.0, 7.0, 5.0), Times(2.0, 0.0, 0.5, 90.0, 0.0, 0.0)]
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [*own, Times(50.0, 0.0, 0.0, 0.0, 0.0, 0.0)])
     monkeypatch.setattr(neighbours.os, "times", lambda: SimpleNamespace(user=3.0, system=0.25))
+    monkeypatch.setattr(neighbours.os, "nice", lambda more: niceness)
     found = Usage.now()
-    assert (found.of_all, found.own) == (9.0, 3.25)  # of guests users have been told already
+    assert (found.of_all, found.own) == (of_all, 3.25)  # guests are among users, the nice leave when asked to
 
 
 def made_room(monkeypatch, device: torch.device, explicit: bool) -> list[Usage]:

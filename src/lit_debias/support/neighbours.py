@@ -28,16 +28,16 @@ class Usage:
 
     clock: float
     of_all: float
-    """Spent on this process's cores, by whomever."""
+    """Spent on this process's cores, by whomever but those that are nicer than it: they give their core back."""
     own: float
     """Spent by this process, its threads together."""
 
     @classmethod
     def now(cls) -> Usage:
         """Read what has been spent so far."""
-        cores = [times for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in threads.usable_cores()]
-        spent = os.times()
-        return cls(time.perf_counter(), sum(map(_busy, cores)), spent.user + spent.system)
+        usable, nice, spent = threads.usable_cores(), os.nice(0) > 0, os.times()
+        cores = [_busy(times, nice) for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in usable]
+        return cls(time.perf_counter(), sum(cores), spent.user + spent.system)
 
     def __sub__(self, before: Usage) -> Usage:
         return Usage(self.clock - before.clock, self.of_all - before.of_all, self.own - before.own)
@@ -54,8 +54,9 @@ class Usage:
 NONE = Usage(0.0, 0.0, 0.0)
 
 
-def _busy(times: Any) -> float:
-    return float(times.user + times.nice + times.system + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0))
+def _busy(times: Any, nice: bool) -> float:
+    names = ("user", "system", "irq", "softirq", *(("nice",) if nice else ()))
+    return float(sum(getattr(times, name, 0.0) for name in names))
 
 
 def room(allowed: int, cores: int, others: float) -> int:
