@@ -109,7 +109,7 @@ def test_a_table_stands_above_the_bar(tiny_model, prompts, tmp_path, narrow):
 
 
 def test_a_file_gets_a_line_now_and_then(tiny_model, prompts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lit_debias.training.callbacks.progress.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("lit_debias.support.progress.QUIET_SECONDS", 0.0)
     use(Console(file=io.StringIO(), force_terminal=False), monkeypatch)
     run_with_bar(tiny_model, prompts, tmp_path, max_steps=2)
     *lines, told = capsys.readouterr().out.splitlines()

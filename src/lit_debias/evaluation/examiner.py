@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,10 +21,10 @@ from lit_debias.models.sentence_encoder import SentenceEncoder
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.support.progress import Advance
 from lit_debias.support.seeds import seed_at
 from lit_debias.types import PromptBatch, Rollout
 
-Advance = Callable[[int], None]
 Pair = tuple[Row, Record]
 PARTS = ("answers", "preference", "choices", "prose")
 """What a policy may be asked: to answer, how likely given responses and choices are, and to read prose."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lit_debias.evaluation.arms import Arm
 from lit_debias.evaluation.fingerprint import describe_adapter, fingerprint, identify_model
@@ -21,6 +19,7 @@ from lit_debias.evaluation.results import provenance
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.support.devices import best_device
+from lit_debias.support.progress import Advance, bars
 
 
 @dataclass
@@ -97,13 +96,13 @@ class Runner:
         settings = {**{name: self.plan.recorded[name] for name in names}, **self._origin()}
         settings |= {"system_prompt": arm.system_prompt, "adapter": describe_adapter(arm.adapter)}
 
-        with self._progress() as progress:
+        with bars(self.console) as start:
 
-            def ask() -> tuple[Policy, RewardSuite, Callable[[int], None]]:
-                task = progress.add_task(f"{arm.name}, benchmarks", total=public.total)
+            def ask() -> tuple[Policy, RewardSuite, Advance]:
+                advance = start(f"{arm.name}, benchmarks", public.total)
                 policy = self._load(arm)
                 policy.system_prompt = arm.system_prompt
-                return policy, self.examiner.judges, lambda done: progress.advance(task, done)
+                return policy, self.examiner.judges, advance
 
             return public.figures(self.folder / f"{arm.name}.benchmarks.json", settings, ask)
 
@@ -123,10 +122,5 @@ class Runner:
     def _examine(self, arm: Arm, policy: Policy) -> list[Record]:
         policy.system_prompt = arm.system_prompt
         check_all(policy, self.rows, self.examiner)
-        with self._progress() as progress:
-            task = progress.add_task(arm.name, total=len(self.rows))
-            return self.examiner.examine(policy, self.rows, lambda done: progress.advance(task, done))
-
-    def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        return Progress(*columns, console=self.console)
+        with bars(self.console) as start:
+            return self.examiner.examine(policy, self.rows, start(arm.name, len(self.rows)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,11 +20,10 @@ from rich.progress import ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from lit_debias.support.progress import Lines
 from lit_debias.support.text import printable
 
 BAR_WIDTH = 12
-QUIET_SECONDS = 20.0
-"""Where no terminal shows a bar, a line follows the one before after so long."""
 
 
 class ProgressLine(RichProgressBar):
@@ -39,7 +37,7 @@ class ProgressLine(RichProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self.figures: dict[str, Any] = {}
-        self.said_at = time.monotonic()
+        self.lines = Lines()
         self.seen = 0
         """Batches of this epoch that are done."""
 
@@ -102,11 +100,7 @@ class ProgressLine(RichProgressBar):
         self._say(f"{self.predict_description}: {_number_of(args) + 1}/{total}")
 
     def _say(self, line: str) -> None:
-        now = time.monotonic()
-        if self.is_disabled or self.progress is None or self.progress.console.is_terminal:
-            return
-        if now - self.said_at >= QUIET_SECONDS:
-            self.said_at = now
+        if not self.is_disabled and self.progress is not None and self.lines.due(self.progress.console):
             print(" ".join([line, *pairs(self.figures)]), flush=True)
 
     def _get_train_description(self, current_epoch: int) -> str:
