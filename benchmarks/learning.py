@@ -141,7 +141,7 @@ def _of_arm(runs: Sequence[Run]) -> dict[str, Any]:
     by_seed = list(zip(*(blocks(run["rewards"]) for run in runs), strict=True))
     return {
         "blocks": [{"mean": mean(values), "min": min(values), "max": max(values)} for values in by_seed],
-        "seconds": mean(run["seconds"][-1] for run in runs),
+        "seconds": min(run["seconds"][-1] for run in runs),
     }
 
 
