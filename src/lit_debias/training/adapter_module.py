@@ -115,7 +115,7 @@ class AdapterModule(LightningModule):
         optimizer = cast(Optimizer, self.optimizers())
         optimizer.zero_grad()
         sums: Counter[str] = Counter()
-        with making_room(self.policy.device):
+        with making_room(self.device):
             for groups in micro_batches:
                 loss, measured = loss_of(groups)
                 with self._gradient_sync(last=groups == micro_batches[-1]):
