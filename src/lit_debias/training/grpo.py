@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lit_debias.aggregators import Aggregator, WeightedSum
 from lit_debias.errors import UserError, did_you_mean
+from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
 from lit_debias.packing.groups import pack
 from lit_debias.plugins.manager import get_plugin_manager, show_scored
@@ -73,6 +74,9 @@ class GRPO(AdapterModule):
         seed: Seeds sampling; equal seeds give equal runs.
         guard: What to do where a reward or judge fails; by default the run stops.
         guards: Guards of single rewards and judges, by name, instead of ``guard``; null leaves one without.
+        correction: Weighs tokens by policy / sampler, for an engine that samples from another distribution than the
+            policy's: other kernels, other bits, or the policy of the step before. null trusts that both are the same,
+            as they are in ``LocalEngine``.
 
     Raises:
         UserError: a group of fewer than 2, or weights or guards for other names than those of the rewards.
@@ -101,6 +105,7 @@ class GRPO(AdapterModule):
         seed: int = 0,
         guard: Guard | None = None,
         guards: dict[str, Guard | None] | None = None,
+        correction: ImportanceCorrection | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
         if not rewards:
@@ -114,7 +119,7 @@ class GRPO(AdapterModule):
         self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
         self.mask_truncated, self.one_step_off_policy, self.seed = mask_truncated, one_step_off_policy, seed
         self.reward_device = None if reward_device is None else known_device("reward_device", reward_device)
-        self.overlap_scoring = overlap_scoring
+        self.overlap_scoring, self.correction = overlap_scoring, correction
         self.rollout_step = 0
         self.experience: Experience | None = None
         self.ahead: Experience | None = None  # off-policy, what the next step trains on
@@ -165,7 +170,7 @@ class GRPO(AdapterModule):
         self._scored(rollout=rollout, scores=scores)
         self._log_rollout(rollout, scores, advantages, seconds)
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
-        behaviour = rollout.logprobs if self.one_step_off_policy else None
+        behaviour = rollout.logprobs if self.one_step_off_policy and self.correction is None else None
         return Experience(rollout, scores, advantages, counted, reference, old_logprobs=behaviour)
 
     def update(self, experience: Experience) -> None:
@@ -235,17 +240,23 @@ class GRPO(AdapterModule):
         tokens = self.policy(packed, self.engine.temperature, self.loss.entropy_bonus > 0, support)
         logprobs = packed.unpack(tokens.logprobs)
         kept.append(logprobs.detach())
-        old, reference = experience.old_logprobs, experience.reference_logprobs
+        reference = experience.reference_logprobs
+        old = (kept[-1] if experience.old_logprobs is None else experience.old_logprobs[groups]).flatten(0, 1)
+        weights, corrected = self._weights(old, rollout.logprobs[groups].flatten(0, 1), mask.flatten(0, 1))
         loss, measured = self.loss(
             logprobs.flatten(0, 1),
-            (kept[-1] if old is None else old[groups]).flatten(0, 1),
+            old,
             experience.advantages[groups].flatten(),
             mask.flatten(0, 1),
             size,
             reference_logprobs=None if reference is None else reference[groups].flatten(0, 1),
             entropy=packed.unpack(tokens.entropy).flatten(0, 1),
+            weights=weights,
         )
-        return loss, measured | {"loss": loss.detach()}
+        return loss, measured | corrected | {"loss": loss.detach()}
+
+    def _weights(self, old: Tensor, sampled: Tensor, mask: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        return (None, {}) if self.correction is None else self.correction(old, sampled, mask)
 
     # ---------------------------------------------------------------- validation, test, prediction
 
