@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_debias.aggregators import Aggregator, WeightedSum
+from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
@@ -26,7 +26,6 @@ from lit_debias.packing.groups import pack
 from lit_debias.plugins.manager import get_plugin_manager, show_scored
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.guard import Guard, UnreliableRewardError
-from lit_debias.rewards.overlap import scoring
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.engine import RolloutEngine
@@ -37,6 +36,8 @@ from lit_debias.support.seeds import seed_at, seed_of_rank
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
 from lit_debias.training.described import of_grpo
+from lit_debias.training.drawing import Drawing
+from lit_debias.training.dynamic_sampling import Choosing, DynamicSampling
 from lit_debias.training.rehearsal import class_path
 from lit_debias.training.resumption import START_ANEW, check_same
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
@@ -77,9 +78,12 @@ class GRPO(AdapterModule):
         correction: Weighs tokens by policy / sampler, for an engine that samples from another distribution than the
             policy's: other kernels, other bits, or the policy of the step before. null trusts that both are the same,
             as they are in ``LocalEngine``.
+        dynamic_sampling: Train on groups whose completions differ in advantage alone, and sample others in the place of
+            the rest: {groups: 8, max_resamples: 3}. null trains on every group of the batch.
 
     Raises:
-        UserError: a group of fewer than 2, or weights or guards for other names than those of the rewards.
+        UserError: a group of fewer than 2, weights or guards for other names than those of the rewards, or
+            ``dynamic_sampling`` with an aggregator that learns.
     """
 
     remedy = "lower the learning rate or raise the aggregator's min_std"
@@ -106,6 +110,7 @@ class GRPO(AdapterModule):
         guard: Guard | None = None,
         guards: dict[str, Guard | None] | None = None,
         correction: ImportanceCorrection | None = None,
+        dynamic_sampling: DynamicSampling | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
         if not rewards:
@@ -120,6 +125,8 @@ class GRPO(AdapterModule):
         self.mask_truncated, self.one_step_off_policy, self.seed = mask_truncated, one_step_off_policy, seed
         self.reward_device = None if reward_device is None else known_device("reward_device", reward_device)
         self.overlap_scoring, self.correction = overlap_scoring, correction
+        self.drawing = Drawing(self)
+        self._choosing = dynamic_sampling and Choosing(dynamic_sampling, self.drawing)
         self.rollout_step = 0
         self.experience: Experience | None = None
         self.ahead: Experience | None = None  # off-policy, what the next step trains on
@@ -159,19 +166,18 @@ class GRPO(AdapterModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Sample a group of completions for each prompt, score them, and compare those of a group."""
-        with distributed.fail_together(), scoring(self.rewards, self.overlap_scoring) as (score, options):
-            start = time.perf_counter()
-            rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed(), **options)
-            seconds = time.perf_counter() - start
-            rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
-            scores = score(rollout)
-        self._settle(self.rewards, scores)
+        collected = (self._choosing or self.drawing.every_group)(prompts, self._sampling_seed())
+        self._settle(self.rewards, collected.asked)
+        rollout, scores = collected.drawn.rollout, collected.drawn.scores
         advantages = self.aggregator(own_copy(scores), self.rollout_step)
         self._scored(rollout=rollout, scores=scores)
-        self._log_rollout(rollout, scores, advantages, seconds)
+        self._log_rollout(rollout, scores, advantages, collected.drawn.seconds)
+        self._log(collected.metrics)
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
+        if self._choosing is not None:  # where no group has a spread, there is one that is not to be learned
+            counted &= self.drawing.has_spread(rollout, scores)[:, None, None]
         behaviour = rollout.logprobs if self.one_step_off_policy and self.correction is None else None
-        return Experience(rollout, scores, advantages, counted, reference, old_logprobs=behaviour)
+        return Experience(rollout, scores, advantages, counted, collected.drawn.reference, old_logprobs=behaviour)
 
     def update(self, experience: Experience) -> None:
         """Make one optimiser step on the whole experience; how it is cut into micro-batches changes nothing."""
@@ -207,15 +213,6 @@ class GRPO(AdapterModule):
     def _dropout_seed(self, experience: Experience) -> int:
         return seed_of_rank(self._sampling_seed() * self.inner_epochs + experience.epochs_done)
 
-    def _with_reference(self, rollout: Rollout, suite: RewardSuite, for_loss: bool) -> tuple[Rollout, Tensor | None]:
-        """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
-        if not for_loss and not suite.needs_reference_logprobs:
-            return rollout, None
-        supports = (rollout.support, None)  # rewards ask about the whole vocabulary
-        at = (self.engine.temperature, 1.0)
-        sampled, plain = self.policy.logprobs_at(rollout, at, reference=True, supports=supports)
-        return replace(rollout, reference_logprobs=plain), sampled if for_loss else None
-
     def _settle(self, suite: RewardSuite, scores: Scores) -> None:
         """Let the guards of all ranks decide; where one gives its reward up, keep a checkpoint and stop."""
         try:
@@ -228,8 +225,10 @@ class GRPO(AdapterModule):
             raise UserError(f"{error}; resume with --ckpt_path {path}") from error
 
     def _log_rollout(self, rollout: Rollout, scores: Scores, advantages: Tensor, seconds: float) -> None:
-        total = self.aggregator.total(own_copy(scores), self.rollout_step)
-        self._log(metrics.of_rollout(rollout, scores, total, seconds), shown=("reward", "tokens_per_second"))
+        self._log(
+            metrics.of_rollout(rollout, scores, self.drawing.total(scores), seconds),
+            shown=("reward", "tokens_per_second"),
+        )
         self._log(self.aggregator.metrics(own_copy(scores), own_copy(advantages), self.rollout_step))
 
     def _part(self, experience: Experience, size: UpdateSize, kept: list[Tensor], groups: slice) -> Part:
@@ -279,12 +278,11 @@ class GRPO(AdapterModule):
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         everyone = RewardSuite({**self.rewards.rewards, **self.judges.rewards})
         with distributed.fail_together():
-            rollout, _ = self._with_reference(self._greedy(prompts), everyone, for_loss=False)
+            rollout, _ = self.drawing.with_reference(self._greedy(prompts), everyone, for_loss=False)
             scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
         self._settle(self.rewards, scores)
         self._settle(self.judges, judged)
-        total = self.aggregator.total(own_copy(scores), self.rollout_step)
-        values = metrics.of_validation(rollout, scores, judged, total)
+        values = metrics.of_validation(rollout, scores, judged, self.drawing.total(scores))
         for name, value in values.items():
             how, shown = metrics.OVER_RANKS.get(name, "mean"), name == "reward"
             self.log(prefix + name, value, shown, reduce_fx=how, on_epoch=True, sync_dist=True, batch_size=len(prompts))
@@ -292,9 +290,12 @@ class GRPO(AdapterModule):
     # ---------------------------------------------------------------- Lightning's life cycle
 
     def setup(self, stage: str) -> None:
-        """Check the data's columns before a model is loaded."""
+        """Check the data's columns and its batches before a model is loaded."""
         super().setup(stage)
-        columns = getattr(getattr(self.trainer, "datamodule", None), "column_names", None)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self._choosing is not None and isinstance(data, PromptDataModule):
+            self._choosing.options.share(data.batch_sizes["train"] // distributed.world_size())
+        columns = getattr(data, "column_names", None)
         if columns is not None:
             self.rewards.check_columns(columns)
             self.aggregator.check_columns(columns)
