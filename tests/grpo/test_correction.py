@@ -14,7 +14,9 @@ NAN = float("nan")
 TWICE, HALF, SAME = math.log(2), -math.log(2), 0.0
 
 
-def weigh(correction: ImportanceCorrection, log_ratios: list[list[float]]) -> tuple[list[list[float]], dict[str, float]]:
+def weigh(
+    correction: ImportanceCorrection, log_ratios: list[list[float]]
+) -> tuple[list[list[float]], dict[str, float]]:
     """Two completions of three tokens; the last token of the second is masked and holds NaN."""
     ratios = torch.tensor(log_ratios)
     sampled = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -4.0, NAN]])
@@ -54,7 +56,9 @@ def test_divergences_are_those_of_the_distributions():
     mask = torch.ones(100, 1, dtype=torch.bool)
     _, sums = ImportanceCorrection()(policy[tokens, None], sampler[tokens, None], mask)
     assert float(sums["importance/ratio"]) / 100 == pytest.approx(1.0, abs=1e-6)
-    assert float(sums["importance/kl_sampler"]) / 100 == pytest.approx(float((sampler.exp() * (sampler - policy)).sum()))
+    assert float(sums["importance/kl_sampler"]) / 100 == pytest.approx(
+        float((sampler.exp() * (sampler - policy)).sum())
+    )
     assert float(sums["importance/kl_policy"]) / 100 == pytest.approx(float((policy.exp() * (policy - sampler)).sum()))
 
 
