@@ -126,7 +126,7 @@ class GRPO(AdapterModule):
         self.reward_device = None if reward_device is None else known_device("reward_device", reward_device)
         self.overlap_scoring, self.correction = overlap_scoring, correction
         self.drawing = Drawing(self)
-        self._choosing = dynamic_sampling and Choosing(dynamic_sampling, self.drawing)
+        self._choosing = None if dynamic_sampling is None else Choosing(dynamic_sampling, self.drawing)
         self.rollout_step = 0
         self.experience: Experience | None = None
         self.ahead: Experience | None = None  # off-policy, what the next step trains on
