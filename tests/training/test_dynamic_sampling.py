@@ -26,8 +26,10 @@ from lit_debias.errors import UserError
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.guard import Guard
 from lit_debias.rewards.reward import Reward
-from lit_debias.rewards.suite import RewardSuite
+from lit_debias.rewards.suite import RewardSuite, flatten
+from lit_debias.rollout.engine import enough
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.rollout.places import pick, put
 from lit_debias.training.drawing import Drawing
 from lit_debias.training.dynamic_sampling import Choosing, DynamicSampling, FirstGroups, lacking, needed
 from lit_debias.types import PromptBatch, Rollout, Scores
@@ -205,6 +207,32 @@ def test_the_first_groups_are_first_in_the_batch_and_not_in_time():
     assert [first(number, number, None) for number in (3, 2, 0, 1)] == [False, False, False, True]
 
 
+class Telling(Scripted):
+    """Tells of three groups, the last one first, and leaves the others unfinished where three are enough."""
+
+    stopped = False
+
+    def generate(self, policy, prompts, group_size, seed, greedy=False, on_group=None):
+        rollout = super().generate(policy, prompts, group_size, seed)
+        for number in (2, 0, 1):
+            on_group(number, rollout.group(number))
+        on_group._call.thread.join(60)  # it ends by itself where there is enough
+        self.stopped = enough(on_group)
+        return put(rollout, [3, 4], pick(rollout, [0, 0]))
+
+
+def test_sampling_ends_where_the_first_groups_are_in():
+    reward = Digit()
+    chosen = choosing({"a": ["11"], "b": ["01"], "c": ["10"], "d": ["23"], "e": ["45"]}, reward, groups=2)
+    module = chosen.drawing.module
+    module.overlap_scoring, module.engine = True, Telling(module.engine.script)
+    collected, metrics = choose(chosen)
+    assert module.engine.stopped
+    assert reward.sizes == [2, 2, 2]
+    assert words(collected) == {"b": "01", "c": "10"}
+    assert metrics == [3, 2, 2 / 3, 4 / 6]
+
+
 @pytest.mark.parametrize("options", [{"groups": 0}, {"max_resamples": -1}])
 def test_options_out_of_range(options):
     with pytest.raises(UserError, match="write at least 1 group, or null, and at least 0 resamples"):
@@ -283,6 +311,27 @@ def test_scoring_beside_sampling_chooses_the_same_groups(tiny_model, prompts, tm
         assert len(module.experience.rollout.prompts) <= 2
         adapters.append(adapter_of(module))
     assert_same(*adapters)
+
+
+class CoarseLikely(Reward):
+    needs_reference_logprobs = True
+
+    def score(self, batch):
+        return [float(row.exp().mean() > 0.01) for row in batch.reference_logprobs]
+
+
+@pytest.mark.filterwarnings(SHORT)
+def test_log_probs_under_the_reference_stay_with_their_groups(tiny_model, prompts, tmp_path):
+    dynamic = DynamicSampling(groups=3, max_resamples=4)
+    module = coarse(tiny_model, rewards={"r": CoarseLikely()}, dynamic_sampling=dynamic)
+    trainer(tmp_path, max_steps=2).fit(module, PromptDataModule(str(prompts), batch_size=4))
+    assert module.engine.calls > 2
+    experience, rollout = module.experience, module.experience.rollout
+    expected = module.policy.logprobs(rollout, reference=True)
+    for found in (experience.reference_logprobs, rollout.reference_logprobs):
+        torch.testing.assert_close(found[rollout.completion_mask], expected[rollout.completion_mask])
+    again = CoarseLikely().score(flatten(rollout))
+    assert experience.scores.values["r"].flatten().tolist() == again
 
 
 class Constant(Reward):

@@ -120,17 +120,19 @@ class Choosing:
         first = needed(spread, share)
         sampled, of_first = len(first), int(spread[: len(first)].sum())
         rewards = self.drawing.total(pick(drawn.scores, first))
-        for nth in range(1, self.options.max_resamples + 1):
+        resamples = 0
+        while resamples < self.options.max_resamples:
             again = lacking(spread, drawn.scores, share)
             most = max(distributed.gather_objects(len(again)))
             if most == 0:
                 break
+            resamples += 1
             with distributed.fail_together():
-                drawn = self._redrawn(drawn, again, most, seed_again(seed, nth))
+                drawn = self._redrawn(drawn, again, most, seed_again(seed, resamples))
                 spread = self._spread(drawn)
             sampled += len(again)
         kept = spread.nonzero()[:share, 0].tolist()
-        metrics = self._measured([sampled, len(first), of_first, len(kept), share], rewards)
+        metrics = self._measured([sampled, len(first), of_first, len(kept), share], rewards, resamples)
         with distributed.fail_together():
             chosen = self.drawing.for_loss(_picked(drawn, kept or [0]))
         return Collected(chosen, pick(drawn.scores, needed(spread, share)), metrics)
@@ -147,17 +149,17 @@ class Choosing:
             scores = put_scores(scores, range(len(rollout.prompts)), self.suite.score(rollout, self._together))
         return Drawn(rollout, scores, None, drawn.seconds + new.seconds)
 
-    def _measured(self, sizes: Sequence[int], rewards: Tensor) -> dict[str, float]:
-        """Return the metrics, and say once where groups are missing; see docs/computation.md for their names."""
+    def _measured(self, sizes: Sequence[int], rewards: Tensor, resamples: int) -> dict[str, float]:
+        """Return the metrics, which docs/loggers.md explains, and say once where groups are missing."""
         known = rewards[scored(rewards)].double()
         own = torch.tensor([*sizes, len(known), float(known.sum())], dtype=torch.float64, device=rewards.device)
         sampled, first, spread, kept, wanted, number, reward = distributed.all_sum(own).tolist()
         if kept < wanted and not self._said:
             self._said = True
             rank_zero_warn(
-                f"dynamic_sampling: {kept:.0f} of {wanted:.0f} groups have a spread after {self.options.max_resamples} "
-                "resamples; this step trains on them alone, and so will later ones without another word (see the "
-                "metric dynamic_sampling/kept)"
+                f"dynamic_sampling: {kept:.0f} of {wanted:.0f} groups have a spread after {resamples} resamples; this "
+                "step trains on them alone, and so will later ones without another word (see the metric "
+                "dynamic_sampling/kept)"
             )
         found = {"sampled": sampled, "kept": kept, "spread": spread / first, "reward": reward / max(number, 1)}
         return {f"dynamic_sampling/{name}": value for name, value in found.items()}

@@ -125,7 +125,7 @@ class GRPO(AdapterModule):
         self.mask_truncated, self.one_step_off_policy, self.seed = mask_truncated, one_step_off_policy, seed
         self.reward_device = None if reward_device is None else known_device("reward_device", reward_device)
         self.overlap_scoring, self.correction = overlap_scoring, correction
-        self.drawing = Drawing(self)
+        self.drawing, self.dynamic_sampling = Drawing(self), dynamic_sampling
         self._choosing = None if dynamic_sampling is None else Choosing(dynamic_sampling, self.drawing)
         self.rollout_step = 0
         self.experience: Experience | None = None
