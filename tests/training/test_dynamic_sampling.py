@@ -317,7 +317,7 @@ class CoarseLikely(Reward):
     needs_reference_logprobs = True
 
     def score(self, batch):
-        return [float(row.exp().mean() > 0.01) for row in batch.reference_logprobs]
+        return [float(int(1e5 * row.exp().mean()) % 2) for row in batch.reference_logprobs]  # as if by a coin
 
 
 @pytest.mark.filterwarnings(SHORT)
@@ -327,6 +327,7 @@ def test_log_probs_under_the_reference_stay_with_their_groups(tiny_model, prompt
     trainer(tmp_path, max_steps=2).fit(module, PromptDataModule(str(prompts), batch_size=4))
     assert module.engine.calls > 2
     experience, rollout = module.experience, module.experience.rollout
+    assert len(rollout.prompts) > 1
     expected = module.policy.logprobs(rollout, reference=True)
     for found in (experience.reference_logprobs, rollout.reference_logprobs):
         torch.testing.assert_close(found[rollout.completion_mask], expected[rollout.completion_mask])
