@@ -17,6 +17,7 @@ from lightning import Callback, LightningDataModule
 from lit_debias import Aggregator, Reward, RewardBatch, data
 from lit_debias.cli import main as cli
 from lit_debias.evaluation.callback import EvaluationCallback
+from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.plugins.manager import HookSpecs, components, get_plugin_manager
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards import contract
@@ -141,7 +142,7 @@ def commands() -> Iterator[str]:
 def training() -> Iterator[str]:
     """Yield the page of what is trained, on which data, and watched by what."""
     own = (*exported(data, LightningDataModule), *exported(callbacks, Callback), EvaluationCallback)
-    for cls in (GRPO, SFT, DPO, QLoRAPolicy, *own):
+    for cls in (GRPO, ImportanceCorrection, SFT, DPO, QLoRAPolicy, *own):
         yield section(f"`{cls.__name__}`", cls)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lit_debias.errors import UserError
     from lit_debias.evaluation import evaluate
     from lit_debias.evaluation.callback import EvaluationCallback
+    from lit_debias.grpo.correction import ImportanceCorrection
     from lit_debias.grpo.loss import BNPOLoss, CISPOLoss, DAPOLoss, DrGRPOLoss, GRPOLoss, GSPOLoss
     from lit_debias.plugins.manager import hookimpl
     from lit_debias.policy.policy import Policy
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         SlowSteps,
     )
     from lit_debias.training.dpo import DPO
+    from lit_debias.training.dynamic_sampling import DynamicSampling
     from lit_debias.training.grpo import GRPO
     from lit_debias.training.sft import SFT
 
@@ -67,8 +69,10 @@ MODULES = {
         "lit_debias.training.callbacks",
     ),
     "DPO": "lit_debias.training.dpo",
+    "DynamicSampling": "lit_debias.training.dynamic_sampling",
     "EvaluationCallback": "lit_debias.evaluation.callback",
     "GRPO": "lit_debias.training.grpo",
+    "ImportanceCorrection": "lit_debias.grpo.correction",
     "LocalEngine": "lit_debias.rollout.local",
     "PromptDataModule": "lit_debias.data.prompt_data",
     "Policy": "lit_debias.policy.policy",
@@ -98,6 +102,7 @@ __all__ = [
     "CompletionTable",
     "DAPOLoss",
     "DrGRPOLoss",
+    "DynamicSampling",
     "EvaluationCallback",
     "GRPOLoss",
     "GSPOLoss",
@@ -105,6 +110,7 @@ __all__ = [
     "GeometricMean",
     "GracefulStop",
     "GroupMaxMin",
+    "ImportanceCorrection",
     "Lagrangian",
     "LocalEngine",
     "LowerConfidenceBound",

@@ -151,3 +151,36 @@ def test_a_higher_score_never_lowers_the_total(build, known, name, gain):
     total = build().total(known, 0)
     assert higher.isnan().equal(total.isnan())
     assert (higher - total).nan_to_num(0.0).ge(-1e-6).all()
+
+
+@given(scores())
+def test_a_group_has_a_signal_where_it_has_advantages_of_its_own(known):
+    for build in each_kind():
+        aggregator = build()
+        if not aggregator.learns:
+            found = aggregator.has_signal(known, 0).tolist()
+            members = list(range(known.values["a"].shape[1]))
+            alone = [aggregator(moved(known, [row], members), 0) for row in range(len(found))]
+            assert found == [bool(advantages.abs().max() > 1e-3) for advantages in alone]
+
+
+def test_by_hand_what_a_signal_is():
+    halves = Scores(
+        {
+            "a": torch.tensor([[0.0, 1.0], [0.5, 0.5], [0.0, 1.0]]),
+            "b": torch.tensor([[1.0, 0.0], [0.2, 0.2], [0.3, 0.3]]),
+        },
+        {name: torch.ones(3, 2, dtype=torch.bool) for name in "ab"},
+    )
+    equal = {"a": 1.0, "b": 1.0}
+    assert WeightedSum(equal).has_signal(halves, 0).tolist() == [False, False, True]  # the first adds up to 1 twice
+    assert GDPO(equal).has_signal(halves, 0).tolist() == [False, False, True]
+    assert GDPO({"a": 1.0, "b": 0.5}).has_signal(halves, 0).tolist() == [True, False, True]
+    assert GDPO({"a": 0.0, "b": 1.0}).has_signal(halves, 0).tolist() == [True, False, False]
+    assert WeightedSum(equal, min_std=1.5).has_signal(halves, 0).tolist() == [False, False, False]
+    assert GDPO(equal, min_std=0.8).has_signal(halves, 0).tolist() == [False, False, False]
+    assert WorstCase(["a", "b"]).has_signal(halves, 0).tolist() == [False, False, True]
+
+
+def test_who_learns():
+    assert {name for name, build in ALL.items() if build().learns} == {"max_min", "lagrangian", "groups", "nested"}

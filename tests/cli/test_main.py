@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, one-line errors, exit codes, every configuration file."""
 
+import csv
 import inspect
 import json
 from pathlib import Path
@@ -84,6 +85,27 @@ def test_a_run_from_yaml_and_its_config_is_kept(config, tmp_path, capsys):
     assert kept["model"]["class_path"].endswith("GRPO")
     assert run("fit", "-c", write(tmp_path, config)) == 0  # a fresh directory, nothing is overwritten
     assert (tmp_path / "logs/x/version_1/config.yaml").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:dynamic_sampling. . of . groups have a spread")
+def test_correction_and_dynamic_sampling_by_their_short_forms(config, tmp_path, capsys):
+    options = config["model"]["init_args"]
+    options["correction"] = {"class_path": "ImportanceCorrection", "init_args": {"level": "sequence", "most": 3.0}}
+    options["dynamic_sampling"] = {"groups": 1, "max_resamples": 1}
+    assert run("fit", "-c", write(tmp_path, config)) == 0
+    kept = yaml.safe_load((tmp_path / "logs/x/version_0/config.yaml").read_text())["model"]["init_args"]
+    assert kept["correction"]["class_path"].endswith(".ImportanceCorrection")
+    assert kept["dynamic_sampling"] == {"groups": 1, "max_resamples": 1}
+    with (tmp_path / "logs/x/version_0/metrics.csv").open() as file:
+        assert {"importance/ratio", "dynamic_sampling/kept"} <= set(csv.DictReader(file).fieldnames)
+    capsys.readouterr()
+    options["correction"]["class_path"] = "ImportanceCorection"
+    assert run("fit", "-c", write(tmp_path, config)) == 2
+    assert "did you mean 'ImportanceCorrection'?" in said(capsys)
+    options["correction"] = None
+    options["dynamic_sampling"]["groups"] = 3
+    assert run("fit", "-c", write(tmp_path, config)) == 2
+    assert "groups is 3, of 2 prompts in a batch" in said(capsys)
 
 
 def test_validate_shows_four_digits_and_no_table_of_lightning(config, tmp_path, capsys):

@@ -6,6 +6,7 @@ Usage: python ddp_worker.py MODEL FOLDER DEVICES MODULE...
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer
@@ -21,6 +22,7 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.training.adapter_module import AdapterModule
 from lit_debias.training.callbacks import RewardHackingAlarm
 from lit_debias.training.dpo import DPO
+from lit_debias.training.dynamic_sampling import DynamicSampling
 from lit_debias.training.grpo import GRPO
 from lit_debias.training.sft import SFT
 
@@ -35,6 +37,14 @@ class Length(Reward):
         return [len(text) / 40 if len(text) % 4 else None for text in batch.completions]
 
 
+class Settled(Vowels):
+    """Has nothing to choose from for half of the prompts."""
+
+    def score(self, batch):
+        settled = [prompt.split()[-2] in "abcd" for prompt in batch.prompts]
+        return [1.0 if same else score for same, score in zip(settled, super().score(batch), strict=True)]
+
+
 class Perturb(Callback):
     """Starts away from zero, so that both factors of LoRA get a gradient."""
 
@@ -44,18 +54,23 @@ class Perturb(Callback):
 
 
 WEIGHTS = {"vowels": 1.0, "length": 0.5}
-AGGREGATORS = {"sum": WeightedSum(WEIGHTS, scale="batch"), "gdpo": GDPO(WEIGHTS)}
+AGGREGATORS = {"sum": WeightedSum(WEIGHTS, scale="batch"), "gdpo": GDPO(WEIGHTS), "dynamic": WeightedSum({"vowels": 1})}
 BASELINES = {"sft": SFT, "dpo": DPO}
 
 
 def build(name: str, model: str) -> AdapterModule:
     policy = QLoRAPolicy(model, quantization="none", dtype="float32", rank=4)
-    common = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=1e-2), "max_grad_norm": 1e9}
+    common: dict[str, Any] = {
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=1e-2),
+        "max_grad_norm": 1e9,
+    }
     if name in BASELINES:
         return BASELINES[name](policy, **common)
+    if name == "dynamic":
+        common["dynamic_sampling"] = DynamicSampling(max_resamples=2)
     return GRPO(
         policy,
-        {"vowels": Vowels(), "length": Length()},
+        {"vowels": Settled()} if name == "dynamic" else {"vowels": Vowels(), "length": Length()},
         aggregator=AGGREGATORS[name],
         engine=LocalEngine(6),
         loss=DAPOLoss(beta=0.05),

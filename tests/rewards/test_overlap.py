@@ -195,6 +195,53 @@ def test_nothing_more_is_scored_once_sampling_has_failed(policy):
     assert [text for text, _, _ in held.asked] == ASKED.texts[:1]
 
 
+def test_nothing_more_is_scored_once_there_is_enough(policy):
+    vowels, rollout = Batches(), sampled(policy)
+    suite = RewardSuite({"r": vowels}, Guard(10))
+    with OverlappedScoring(suite, lambda number, group, scores: number == 1) as overlapped:
+        scores = overlapped.score(rollout)
+    assert overlapped.enough
+    assert [text for text, _, _ in vowels.asked] == ASKED.texts[:2]
+    assert scores.valid["r"].all(1).tolist() == [True, True, False]
+    assert not scores.valid["r"][2].any()
+    assert not scores.failed["r"].any()
+    assert torch.equal(scores.values["r"][:2], suite.score(rollout).values["r"][:2])
+
+
+def test_what_is_enough_is_not_known_before_every_reward_was_asked(policy):
+    suite = RewardSuite({"r": Batches(), "rank": Rank()})
+    with OverlappedScoring(suite, lambda *_: pytest.fail("asked")) as overlapped:
+        scores = overlapped.score(sampled(policy))
+    assert scores.valid["r"].all()
+
+
+class Stop:
+    """Takes groups, of which one is enough."""
+
+    def __init__(self):
+        self.told = []
+
+    def __call__(self, number, group):
+        self.told.append(number)
+
+    @property
+    def enough(self):
+        return bool(self.told)
+
+
+def test_the_engine_ends_the_groups_that_nobody_needs(policy):
+    stop = Stop()
+    plain, cut = sampled(policy), sampled(policy, stop)
+    assert 0 < len(stop.told) < 3
+    for number in range(3):
+        whole, part = plain.group(number), cut.group(number)
+        if number in stop.told:
+            assert (part.texts, part.lengths.tolist()) == (whole.texts, whole.lengths.tolist())
+        else:
+            assert part.lengths.max() < whole.lengths.max()
+            assert part.truncated.any()
+
+
 class Telling(LocalEngine):
     """Counts the groups that it told of."""
 

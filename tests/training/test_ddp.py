@@ -13,7 +13,9 @@ import torch
 from lit_debias.training.adapter_module import AdapterModule
 
 WORKER = Path(__file__).parents[1] / "helpers" / "ddp_worker.py"
-RUNS = ("sum", "gdpo", "sft", "dpo")
+RUNS = ("sum", "gdpo", "dynamic", "sft", "dpo")
+
+DYNAMIC = ("sampled", "kept", "spread", "reward")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,16 @@ def test_two_processes_make_the_step_of_one(found, aggregator):
     lengths = [f"completions/{name}_length" for name in ("min", "mean", "max")]
     rewards = [f"rewards/{name}/{what}" for name in ("vowels", "length") for what in ("mean", "std", "missing_rate")]
     assert_same(alone, together, (*metrics, *lengths, *rewards))
+
+
+def test_processes_that_keep_different_numbers_of_groups_make_the_step_of_one(found):
+    alone, together = (found[devices]["dynamic"] for devices in (1, 2))
+    assert_same(
+        alone, together, ("reward", "loss", "kl", "grad_norm", *(f"dynamic_sampling/{name}" for name in DYNAMIC))
+    )
+    assert (alone["prompts"], together["prompts"]) == (3, 1)  # the other process has 2
+    assert alone["metrics"]["dynamic_sampling/sampled"] == 6  # a batch of 4, and the one without a spread twice
+    assert alone["metrics"]["dynamic_sampling/kept"] == 3
 
 
 def test_the_first_process_measures_for_all(found):

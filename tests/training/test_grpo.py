@@ -25,6 +25,7 @@ from torch.optim import SGD
 from lit_debias.aggregators import GroupMaxMin, Lagrangian, WeightedSum
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
+from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.grpo.loss import DAPOLoss, UpdateSize
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
@@ -155,6 +156,50 @@ def test_off_policy_trains_on_the_rollout_of_the_step_before(tiny_model, prompts
         assert ratio == pytest.approx(float((now - recorded).exp()[mask].mean()), rel=1e-4)
     assert logged[0] == pytest.approx(1.0, abs=1e-4)  # no update has been made since
     assert abs(logged[2] - 1.0) > 1e-4
+
+
+class Corrected(GRPO):
+    """Keeps of each update the log-probs that it begins with, the experience and what is logged."""
+
+    def update(self, experience):
+        now = self.policy.logprobs(experience.rollout, self.engine.temperature)
+        had_old = experience.old_logprobs is not None
+        super().update(experience)
+        logged = {name: float(self.trainer.callback_metrics[name]) for name in (*IMPORTANCE, "ratio")}
+        vars(self).setdefault("updates", []).append((now, had_old, experience, logged))
+
+
+IMPORTANCE = [f"importance/{name}" for name in ("ratio", "clipped", "kl_sampler", "kl_policy")]
+
+
+def test_the_correction_finds_nothing_to_correct_where_the_policy_samples(tiny_model, prompts, tmp_path):
+    module = grpo(tiny_model, cls=Corrected, correction=ImportanceCorrection())
+    trainer(tmp_path, max_steps=3, max_epochs=-1).fit(module, PromptDataModule(str(prompts), batch_size=2))
+    for *_, logged in module.updates:
+        assert [logged[name] for name in IMPORTANCE] == pytest.approx([1, 0, 0, 0], abs=1e-4)
+    plain = grpo(tiny_model)
+    trainer(tmp_path, max_steps=3, max_epochs=-1).fit(plain, PromptDataModule(str(prompts), batch_size=2))
+    for name, value in adapter_of(plain).items():
+        torch.testing.assert_close(adapter_of(module)[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_off_policy_the_correction_weighs_by_the_policy_as_it_is(tiny_model, prompts, tmp_path):
+    correction = ImportanceCorrection(most=1.5)
+    options = {"one_step_off_policy": True, "optimizer": lambda parameters: SGD(parameters, lr=3.0)}
+    module = grpo(tiny_model, cls=Corrected, correction=correction, **options)
+    trainer(tmp_path, max_steps=3, max_epochs=-1).fit(module, PromptDataModule(str(prompts), batch_size=2))
+    assert len(module.updates) == 3
+    for now, had_old, experience, logged in module.updates:
+        mask = experience.loss_mask
+        assert not had_old  # the log-probs of sampling are no old ones: they are what is corrected for
+        torch.testing.assert_close(experience.old_logprobs[mask], now[mask], rtol=1e-4, atol=1e-4)
+        assert logged["ratio"] == pytest.approx(1.0, abs=1e-4)
+        expected = float((now - experience.rollout.logprobs)[mask].exp().mean())
+        assert logged["importance/ratio"] == pytest.approx(expected, rel=1e-3)
+    assert abs(module.updates[2][3]["importance/ratio"] - 1) > 1e-3
+    uncorrected = grpo(tiny_model, **options)
+    trainer(tmp_path, max_steps=3, max_epochs=-1).fit(uncorrected, PromptDataModule(str(prompts), batch_size=2))
+    assert any(not torch.equal(v, adapter_of(module)[name]) for name, v in adapter_of(uncorrected).items())
 
 
 def test_checkpoints_hold_the_adapter_and_not_the_base(tiny_model, prompts, tmp_path):

@@ -51,6 +51,19 @@ class Aggregator(ABC):
         """
         return weighted_mean(scores, dict.fromkeys(self.names, 1.0))
 
+    def has_signal(self, scores: Scores, step: int) -> Tensor:
+        """Return [P] bool: whether the completions of a group differ, so that there is something to learn from them.
+
+        By default, whether :meth:`total` spreads within the group. A class that takes a small spread for none, or that
+        looks at each reward, says so itself. Not collective, and learns nothing.
+        """
+        return spreads(self.total(scores, step))
+
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from the rollouts that it sees: whether the class has a :meth:`state_dict` of its own."""
+        return type(self).state_dict is not Aggregator.state_dict
+
     def metrics(self, scores: Scores, advantages: Tensor, step: int) -> dict[str, float]:
         """Return what to log of a training rollout, equal on every rank.
 
@@ -87,6 +100,11 @@ def weighted_mean(scores: Scores, weights: Mapping[str, float]) -> Tensor:
 def scored(total: Tensor) -> Tensor:
     """Return where a [P, G] combined reward is there: bool, False for a completion that no reward has scored."""
     return total.isfinite()
+
+
+def spreads(total: Tensor, min_std: float = 0.0) -> Tensor:
+    """Return [P] bool: whether a [P, G] combined reward differs within each group, by ``min_std`` at least."""
+    return group_statistics(total, scored(total)).has_signal(min_std)[:, 0]
 
 
 def normalised(total: Tensor, scale: Scale, min_std: float, weight: float = 1.0) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lit_debias.aggregators.aggregator import Aggregator, checked_min_std, checked_names, normalised, require
+from lit_debias.aggregators.aggregator import Aggregator, checked_min_std, checked_names, normalised, require, spreads
 from lit_debias.aggregators.weighted import LinearSchedule, Scheduled
 from lit_debias.errors import UserError
 from lit_debias.grpo.advantages import Scale, narrow
@@ -53,6 +53,10 @@ class GeometricMean(Scheduled):
         with fail_together():
             total = self.total(scores, step)
         return normalised(total, self.scale, self.min_std)
+
+    def has_signal(self, scores: Scores, step: int) -> Tensor:
+        """Return [P] bool, whether the means of a group spread by ``min_std``."""
+        return spreads(self.total(scores, step), self.min_std)
 
     def total(self, scores: Scores, step: int) -> Tensor:
         """Return the weighted geometric mean of the rewards that scored each completion, [P, G]; NaN where none did.
@@ -109,6 +113,10 @@ class WorstCase(Aggregator):
     def __call__(self, scores: Scores, step: int) -> Tensor:
         """Return [P, G] advantages."""
         return normalised(self.total(scores, step), self.scale, self.min_std)
+
+    def has_signal(self, scores: Scores, step: int) -> Tensor:
+        """Return [P] bool, whether the lowest rewards of a group spread by ``min_std``."""
+        return spreads(self.total(scores, step), self.min_std)
 
     def total(self, scores: Scores, step: int) -> Tensor:
         """Return the lowest reward of each completion, [P, G]; NaN for one that is left out."""

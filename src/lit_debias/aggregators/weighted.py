@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_debias.aggregators.aggregator import Aggregator, checked_min_std, normalised, scored, weighted_mean
+from lit_debias.aggregators.aggregator import Aggregator, checked_min_std, normalised, scored, spreads, weighted_mean
 from lit_debias.errors import UserError
 from lit_debias.grpo.advantages import Scale, batch_statistics, group_advantages, narrow
 from lit_debias.types import Scores
@@ -106,6 +106,11 @@ class WeightedSum(Scheduled):
         weights = self.weights(step)
         return normalised(weighted_mean(scores, weights), self.scale, self.min_std, sum(weights.values()))
 
+    def has_signal(self, scores: Scores, step: int) -> Tensor:
+        """Return [P] bool, whether the weighted sums of a group spread by ``min_std``."""
+        weights = self.weights(step)
+        return spreads(weighted_mean(scores, weights).double() * sum(weights.values()), self.min_std)
+
 
 class GDPO(Scheduled):
     """Normalises each reward in its group, sums with weights, then normalises over the batch: arXiv 2601.05242.
@@ -133,18 +138,29 @@ class GDPO(Scheduled):
 
     def __call__(self, scores: Scores, step: int) -> Tensor:
         """Return [P, G] advantages."""
-        weights = self.weights(step)
-        units = {
-            name: group_advantages(scores.values[name], scores.valid[name], "group", self.min_std[name])
-            for name in self.names
-        }
-        signal = torch.stack([units[name] * weight for name, weight in weights.items()]).any(0).any(1, keepdim=True)
+        weights, units = self.weights(step), self._units(scores)
+        signal = self._signal(units, weights)[:, None]
         combined = weighted_mean(Scores(units, scores.valid), weights)
         scale = sum(weights.values())
         valid = scored(combined)
         mean, std = batch_statistics(combined, valid)
         advantages = (combined - mean) * scale / (std * scale + 1e-4)
         return narrow(advantages.masked_fill(~(valid & signal), 0.0), combined.dtype)
+
+    def has_signal(self, scores: Scores, step: int) -> Tensor:
+        """Return [P] bool, whether a reward spreads within a group by its ``min_std``, and others do not undo it."""
+        weights, units = self.weights(step), self._units(scores)
+        return self._signal(units, weights) & spreads(weighted_mean(Scores(units, scores.valid), weights), 1e-6)
+
+    def _units(self, scores: Scores) -> dict[str, Tensor]:
+        """Return each reward at unit variance within its group, [P, G]."""
+        return {
+            name: group_advantages(scores.values[name], scores.valid[name], "group", self.min_std[name])
+            for name in self.names
+        }
+
+    def _signal(self, units: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+        return torch.stack([units[name] * weight for name, weight in weights.items()]).any(0).any(1)
 
 
 def checked_schedule(name: str, weight: float | LinearSchedule) -> LinearSchedule:

@@ -42,6 +42,15 @@ class Wrapper(Aggregator):
         """Return the inner aggregator's combined reward, [P, G]; NaN for a completion that it leaves out."""
         return self.aggregator.total(self.transform(scores), step)
 
+    def has_signal(self, scores: Scores, step: int) -> Tensor:
+        """Return [P] bool, whether the inner aggregator finds a difference within a group."""
+        return self.aggregator.has_signal(self.transform(scores), step)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it, or the inner aggregator, learns from the rollouts that it sees."""
+        return type(self).state_dict is not Wrapper.state_dict or self.aggregator.learns
+
     def metrics(self, scores: Scores, advantages: Tensor, step: int) -> dict[str, float]:
         """Return the inner aggregator's metrics, of the scores that it sees."""
         return self.aggregator.metrics(self.transform(scores), advantages, step)

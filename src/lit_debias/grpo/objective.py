@@ -121,6 +121,7 @@ class PolicyLoss(ABC):
         size: UpdateSize,
         reference_logprobs: Tensor | None = None,
         entropy: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this part's contribution to the loss of the update, and its metrics.
 
@@ -135,6 +136,8 @@ class PolicyLoss(ABC):
             size: Totals of the whole update.
             reference_logprobs: [N, T], needed where ``beta`` is positive.
             entropy: [N, T] in nats, with gradient where there is an entropy bonus.
+            weights: [N, T] by which each token's surrogate and KL count, see
+                :class:`~lit_debias.grpo.correction.ImportanceCorrection`; all 1 by default.
 
         Returns:
             A scalar, and detached scalars by name, each a sum over the counting tokens (divide by their number):
@@ -147,7 +150,8 @@ class PolicyLoss(ABC):
         ratio = log_ratio(logprobs, old_logprobs, mask)
         tokens = self.surrogate(logprobs, ratio, advantages[:, None], mask)
         normaliser = self.normaliser(mask, size)
-        loss = (tokens.loss * mask / normaliser).sum()
+        counts = mask if weights is None else weights * mask
+        loss = (tokens.loss * counts / normaliser).sum()
         metrics = tokens.metrics(mask)
         if self.beta and reference_logprobs is None:
             raise ValueError(f"{type(self).__name__}: beta is {self.beta}, but there are no reference log-probs")
@@ -158,7 +162,7 @@ class PolicyLoss(ABC):
                 else kl_estimate(logprobs, reference_logprobs, mask, self.kl)
             )
             metrics["kl"] = kl.detach().sum()
-            loss = loss + self.beta * (kl / normaliser).sum()
+            loss = loss + self.beta * (kl * counts / normaliser).sum()
         if self.entropy_bonus and entropy is None:
             raise ValueError(f"{type(self).__name__}: entropy_bonus is {self.entropy_bonus}, but there is no entropy")
         if entropy is not None:

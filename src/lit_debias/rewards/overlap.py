@@ -15,20 +15,26 @@ from lit_debias.rewards.suite import RewardSuite
 from lit_debias.support.devices import use_in_this_thread
 from lit_debias.types import Rollout, Scores
 
+IsEnough = Callable[[int, Rollout, Scores], bool]
+"""Takes the number of a prompt, the rollout of it alone and its scores; returns whether no other group is needed."""
+
 
 @contextmanager
-def scoring(suite: RewardSuite, overlap: bool) -> Iterator[tuple[Callable[[Rollout], Scores], dict[str, Any]]]:
+def scoring(
+    suite: RewardSuite, overlap: bool, is_enough: IsEnough | None = None
+) -> Iterator[tuple[Callable[[Rollout], Scores], dict[str, Any]]]:
     """Yield what scores a rollout, and what the engine that samples it within the context gets for that.
 
     Args:
         suite: The rewards.
         overlap: Score each group as soon as it is finished.
+        is_enough: Ends sampling and scoring, where they overlap; see :class:`OverlappedScoring`.
     """
     if not overlap:
         yield suite.score, {}
         return
-    with OverlappedScoring(suite) as overlapped:
-        yield overlapped.score, {"on_group": overlapped.add}
+    with OverlappedScoring(suite, is_enough) as overlapped:
+        yield overlapped.score, {"on_group": overlapped}
 
 
 class OverlappedScoring:
@@ -39,10 +45,14 @@ class OverlappedScoring:
 
     Args:
         suite: The rewards.
+        is_enough: Called with each group that has been scored; once it returns True, no other one is. Not called where
+            a reward is asked at the end.
     """
 
-    def __init__(self, suite: RewardSuite) -> None:
-        self.suite = suite
+    def __init__(self, suite: RewardSuite, is_enough: IsEnough | None = None) -> None:
+        self.suite, self._is_enough = suite, is_enough
+        self.enough = False
+        """Whether no other group is needed, which engines look at."""
         rewards = suite.rewards.items()
         self._late = [name for name, each in rewards if each.depends_on_batch or each.needs_reference_logprobs]
         self._early = [name for name in suite.rewards if name not in self._late]
@@ -69,8 +79,12 @@ class OverlappedScoring:
         self._given.add(number)
         self._waiting.put((number, group))
 
+    __call__ = add
+
     def score(self, rollout: Rollout) -> Scores:
         """Wait, score what is left, and return what :meth:`RewardSuite.score` returns of the whole rollout.
+
+        Groups that were not scored, because others were enough, have no score.
 
         Raises:
             RewardError: as there.
@@ -81,7 +95,8 @@ class OverlappedScoring:
         self._waiting.put(None)
         self._call.thread.join()
         self._call.future.result()  # raises what the thread raised
-        parts = [self._found[number] for number in range(len(rollout.prompts))]
+        without = _unscored(next(iter(self._found.values())))
+        parts = [self._found.get(number, without) for number in range(len(rollout.prompts))]
         late = self.suite.score(rollout, self._late)  # not beside the others: rewards may share an encoder
         return Scores(
             {name: torch.cat([part.values[name] for part in parts]) for name in self._early} | late.values,
@@ -92,7 +107,17 @@ class OverlappedScoring:
         )
 
     def _work(self) -> None:
-        while (item := self._waiting.get()) is not None and not self._stopped:
+        while not self.enough and (item := self._waiting.get()) is not None and not self._stopped:
             number, group = item
             use_in_this_thread(group.completion_ids.device)
-            self._found[number] = self.suite.score(group, self._early)
+            self._found[number] = found = self.suite.score(group, self._early)
+            if self._is_enough is not None and not self._late:
+                self.enough = self._is_enough(number, group, found)
+
+
+def _unscored(scores: Scores) -> Scores:
+    """Return scores of the same shape that say nothing."""
+    nothing = {name: torch.zeros_like(value) for name, value in scores.values.items()}
+    silent = {name: torch.zeros_like(valid) for name, valid in scores.valid.items()}
+    failed = {name: torch.zeros_like(failed) for name, failed in scores.failed.items()}
+    return Scores(nothing, silent, dict.fromkeys(scores.seconds, 0.0), failed)

@@ -40,6 +40,12 @@ class RewardSuite:
         chosen = {name: (guards or {}).get(name, guard) for name in self.rewards}
         self.guarded = {name: own.around(name, self.rewards[name]) for name, own in chosen.items() if own is not None}
 
+    def only(self, names: Sequence[str]) -> RewardSuite:
+        """Return some of the rewards, with the guards that they have here."""
+        some = RewardSuite({name: self.rewards[name] for name in names})
+        some.guarded = {name: self.guarded[name] for name in names if name in self.guarded}
+        return some
+
     @property
     def needs_reference_logprobs(self) -> bool:
         """Whether some reward asks for log-probs under the reference."""

@@ -13,6 +13,15 @@ from lit_debias.types import PromptBatch, Rollout
 OnGroup = Callable[[int, Rollout], None]
 
 
+def enough(on_group: OnGroup | None) -> bool:
+    """Return whether no further group is needed by now: whether ``on_group`` has an attribute ``enough`` that says so.
+
+    An engine may ask between two tokens, and end the groups that it has not called ``on_group`` with yet: nobody will
+    look at them.
+    """
+    return bool(getattr(on_group, "enough", False))
+
+
 class RolloutEngine(ABC):
     """Samples completions from the policy.
 
@@ -63,5 +72,5 @@ class RolloutEngine(ABC):
                 the prompts are dealt to ranks.
             greedy: Take the most probable token instead of sampling.
             on_group: Called with the number of a prompt and the rollout of it alone, at most once for each, as soon as
-                all of its completions are finished; an engine that cannot tell need not call it.
+                all of its completions are finished; an engine that cannot tell need not call it. See :func:`enough`.
         """

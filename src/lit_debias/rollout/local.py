@@ -14,7 +14,7 @@ from lit_debias.errors import UserError
 from lit_debias.policy.policy import Policy
 from lit_debias.rollout.choose import DecoderChoice, DecoderOptions
 from lit_debias.rollout.decoders import Decoder
-from lit_debias.rollout.engine import OnGroup, RolloutEngine
+from lit_debias.rollout.engine import OnGroup, RolloutEngine, enough
 from lit_debias.rollout.sampling import Sampler
 from lit_debias.rollout.stopping import StopStrings, check_stops, ending_tokens
 from lit_debias.support import distributed
@@ -133,7 +133,8 @@ class LocalEngine(RolloutEngine):
                 on_group(number, rollout_of(slice(number, number + 1)))
 
         with making_room(policy.device), self._decoder(policy) as decoder, torch.inference_mode():
-            decoding.run(decoder, prompt_ids, prompt_mask, group_size, tell if on_group else None)
+            told = tell if on_group else None
+            decoding.run(decoder, prompt_ids, prompt_mask, group_size, told, lambda: enough(on_group))
         return rollout_of(slice(None))
 
     def _decoder(self, policy: Policy) -> AbstractContextManager[Decoder]:
@@ -190,10 +191,12 @@ class Decoding:
         prompt_mask: Tensor,
         group_size: int,
         on_group: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Fill all rows, group by group; prompts are [P, S] with N = P x G.
 
-        ``on_group`` is called with the number of each prompt once its rows are filled.
+        ``on_group`` is called with the number of each prompt once its rows are filled. Once ``stop`` returns True, the
+        rows of the others stay as they are.
 
         Raises:
             UserError: the decoder gives logits that are no numbers.
@@ -210,6 +213,8 @@ class Decoding:
                     break
                 if on_group is not None:
                     self._tell(self.finished.view(-1, group_size).all(1).tolist(), on_group)
+                if stop():
+                    return
                 if remaining <= len(rows) // 2:
                     kept = going.nonzero()[:, 0]
                     decoder.keep(kept)

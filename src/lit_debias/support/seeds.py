@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 from lit_debias.support import distributed
 
 
@@ -13,6 +15,16 @@ def seed_at(seed: int, step: int) -> int:
         step: Which one, from 0 and below a million, so that runs with other seeds share none.
     """
     return seed * 1_000_003 + step
+
+
+def seed_again(seed: int, nth: int) -> int:
+    """Return another seed for the same step, below 2^40 and the same on every rank.
+
+    Args:
+        seed: The step's.
+        nth: Which other one, from 1.
+    """
+    return int.from_bytes(blake2b(f"{seed} {nth}".encode(), digest_size=5).digest(), "big")
 
 
 def seed_of_rank(seed: int) -> int:

@@ -40,6 +40,10 @@ def of_grpo(module: GRPO) -> dict[str, Any]:
         "longest completion": f"{module.engine.max_new_tokens} tokens",
         "seed": module.seed,
     }
+    if module.correction is not None:
+        settings["importance correction"] = f"{module.correction.level}, {module.correction.beyond}"
+    if module.dynamic_sampling is not None:
+        settings["dynamic sampling"] = f"up to {module.dynamic_sampling.max_resamples} resamples"
     aggregator = module.aggregator
     weights = aggregator.weights(module.rollout_step) if isinstance(aggregator, Weighing) else {}
     rewards = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,13 +18,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_debias.aggregators import Aggregator, WeightedSum
+from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError, did_you_mean
+from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
 from lit_debias.packing.groups import pack
 from lit_debias.plugins.manager import get_plugin_manager, show_scored
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.guard import Guard, UnreliableRewardError
-from lit_debias.rewards.overlap import scoring
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.engine import RolloutEngine
@@ -36,6 +36,8 @@ from lit_debias.support.seeds import seed_at, seed_of_rank
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
 from lit_debias.training.described import of_grpo
+from lit_debias.training.drawing import Drawing
+from lit_debias.training.dynamic_sampling import Choosing, DynamicSampling
 from lit_debias.training.rehearsal import class_path
 from lit_debias.training.resumption import START_ANEW, check_same
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
@@ -73,9 +75,15 @@ class GRPO(AdapterModule):
         seed: Seeds sampling; equal seeds give equal runs.
         guard: What to do where a reward or judge fails; by default the run stops.
         guards: Guards of single rewards and judges, by name, instead of ``guard``; null leaves one without.
+        correction: Weighs tokens by policy / sampler, for an engine that samples from another distribution than the
+            policy's: other kernels, other bits, or the policy of the step before. null trusts that both are the same,
+            as they are in ``LocalEngine``.
+        dynamic_sampling: Train on groups whose completions differ in advantage alone, and sample others in the place of
+            the rest: {groups: 8, max_resamples: 3}. null trains on every group of the batch.
 
     Raises:
-        UserError: a group of fewer than 2, or weights or guards for other names than those of the rewards.
+        UserError: a group of fewer than 2, weights or guards for other names than those of the rewards, or
+            ``dynamic_sampling`` with an aggregator that learns.
     """
 
     remedy = "lower the learning rate or raise the aggregator's min_std"
@@ -101,6 +109,8 @@ class GRPO(AdapterModule):
         seed: int = 0,
         guard: Guard | None = None,
         guards: dict[str, Guard | None] | None = None,
+        correction: ImportanceCorrection | None = None,
+        dynamic_sampling: DynamicSampling | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
         if not rewards:
@@ -114,7 +124,9 @@ class GRPO(AdapterModule):
         self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
         self.mask_truncated, self.one_step_off_policy, self.seed = mask_truncated, one_step_off_policy, seed
         self.reward_device = None if reward_device is None else known_device("reward_device", reward_device)
-        self.overlap_scoring = overlap_scoring
+        self.overlap_scoring, self.correction = overlap_scoring, correction
+        self.drawing, self.dynamic_sampling = Drawing(self), dynamic_sampling
+        self._choosing = None if dynamic_sampling is None else Choosing(dynamic_sampling, self.drawing)
         self.rollout_step = 0
         self.experience: Experience | None = None
         self.ahead: Experience | None = None  # off-policy, what the next step trains on
@@ -154,19 +166,18 @@ class GRPO(AdapterModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Sample a group of completions for each prompt, score them, and compare those of a group."""
-        with distributed.fail_together(), scoring(self.rewards, self.overlap_scoring) as (score, options):
-            start = time.perf_counter()
-            rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed(), **options)
-            seconds = time.perf_counter() - start
-            rollout, reference = self._with_reference(rollout, self.rewards, for_loss=self.loss.beta > 0)
-            scores = score(rollout)
-        self._settle(self.rewards, scores)
+        collected = (self._choosing or self.drawing.every_group)(prompts, self._sampling_seed())
+        self._settle(self.rewards, collected.asked)
+        rollout, scores = collected.drawn.rollout, collected.drawn.scores
         advantages = self.aggregator(own_copy(scores), self.rollout_step)
         self._scored(rollout=rollout, scores=scores)
-        self._log_rollout(rollout, scores, advantages, seconds)
+        self._log_rollout(rollout, scores, advantages, collected.drawn.seconds)
+        self._log(collected.metrics)
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
-        behaviour = rollout.logprobs if self.one_step_off_policy else None
-        return Experience(rollout, scores, advantages, counted, reference, old_logprobs=behaviour)
+        if self._choosing is not None:  # where no group has a spread, there is one that is not to be learned
+            counted &= self.drawing.has_spread(rollout, scores)[:, None, None]
+        behaviour = rollout.logprobs if self.one_step_off_policy and self.correction is None else None
+        return Experience(rollout, scores, advantages, counted, collected.drawn.reference, old_logprobs=behaviour)
 
     def update(self, experience: Experience) -> None:
         """Make one optimiser step on the whole experience; how it is cut into micro-batches changes nothing."""
@@ -202,15 +213,6 @@ class GRPO(AdapterModule):
     def _dropout_seed(self, experience: Experience) -> int:
         return seed_of_rank(self._sampling_seed() * self.inner_epochs + experience.epochs_done)
 
-    def _with_reference(self, rollout: Rollout, suite: RewardSuite, for_loss: bool) -> tuple[Rollout, Tensor | None]:
-        """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""
-        if not for_loss and not suite.needs_reference_logprobs:
-            return rollout, None
-        supports = (rollout.support, None)  # rewards ask about the whole vocabulary
-        at = (self.engine.temperature, 1.0)
-        sampled, plain = self.policy.logprobs_at(rollout, at, reference=True, supports=supports)
-        return replace(rollout, reference_logprobs=plain), sampled if for_loss else None
-
     def _settle(self, suite: RewardSuite, scores: Scores) -> None:
         """Let the guards of all ranks decide; where one gives its reward up, keep a checkpoint and stop."""
         try:
@@ -223,8 +225,10 @@ class GRPO(AdapterModule):
             raise UserError(f"{error}; resume with --ckpt_path {path}") from error
 
     def _log_rollout(self, rollout: Rollout, scores: Scores, advantages: Tensor, seconds: float) -> None:
-        total = self.aggregator.total(own_copy(scores), self.rollout_step)
-        self._log(metrics.of_rollout(rollout, scores, total, seconds), shown=("reward", "tokens_per_second"))
+        self._log(
+            metrics.of_rollout(rollout, scores, self.drawing.total(scores), seconds),
+            shown=("reward", "tokens_per_second"),
+        )
         self._log(self.aggregator.metrics(own_copy(scores), own_copy(advantages), self.rollout_step))
 
     def _part(self, experience: Experience, size: UpdateSize, kept: list[Tensor], groups: slice) -> Part:
@@ -235,17 +239,23 @@ class GRPO(AdapterModule):
         tokens = self.policy(packed, self.engine.temperature, self.loss.entropy_bonus > 0, support)
         logprobs = packed.unpack(tokens.logprobs)
         kept.append(logprobs.detach())
-        old, reference = experience.old_logprobs, experience.reference_logprobs
+        reference = experience.reference_logprobs
+        old = (kept[-1] if experience.old_logprobs is None else experience.old_logprobs[groups]).flatten(0, 1)
+        weights, corrected = self._weights(old, rollout.logprobs[groups].flatten(0, 1), mask.flatten(0, 1))
         loss, measured = self.loss(
             logprobs.flatten(0, 1),
-            (kept[-1] if old is None else old[groups]).flatten(0, 1),
+            old,
             experience.advantages[groups].flatten(),
             mask.flatten(0, 1),
             size,
             reference_logprobs=None if reference is None else reference[groups].flatten(0, 1),
             entropy=packed.unpack(tokens.entropy).flatten(0, 1),
+            weights=weights,
         )
-        return loss, measured | {"loss": loss.detach()}
+        return loss, measured | corrected | {"loss": loss.detach()}
+
+    def _weights(self, old: Tensor, sampled: Tensor, mask: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        return (None, {}) if self.correction is None else self.correction(old, sampled, mask)
 
     # ---------------------------------------------------------------- validation, test, prediction
 
@@ -268,12 +278,11 @@ class GRPO(AdapterModule):
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         everyone = RewardSuite({**self.rewards.rewards, **self.judges.rewards})
         with distributed.fail_together():
-            rollout, _ = self._with_reference(self._greedy(prompts), everyone, for_loss=False)
+            rollout, _ = self.drawing.with_reference(self._greedy(prompts), everyone, for_loss=False)
             scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
         self._settle(self.rewards, scores)
         self._settle(self.judges, judged)
-        total = self.aggregator.total(own_copy(scores), self.rollout_step)
-        values = metrics.of_validation(rollout, scores, judged, total)
+        values = metrics.of_validation(rollout, scores, judged, self.drawing.total(scores))
         for name, value in values.items():
             how, shown = metrics.OVER_RANKS.get(name, "mean"), name == "reward"
             self.log(prefix + name, value, shown, reduce_fx=how, on_epoch=True, sync_dist=True, batch_size=len(prompts))
@@ -281,9 +290,12 @@ class GRPO(AdapterModule):
     # ---------------------------------------------------------------- Lightning's life cycle
 
     def setup(self, stage: str) -> None:
-        """Check the data's columns before a model is loaded."""
+        """Check the data's columns and its batches before a model is loaded."""
         super().setup(stage)
-        columns = getattr(getattr(self.trainer, "datamodule", None), "column_names", None)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self._choosing is not None and isinstance(data, PromptDataModule):
+            self._choosing.options.share(data.batch_sizes["train"] // distributed.world_size())
+        columns = getattr(data, "column_names", None)
         if columns is not None:
             self.rewards.check_columns(columns)
             self.aggregator.check_columns(columns)
