@@ -27,11 +27,13 @@ from lit_debias.export.folder import write_adapter
 from lit_debias.policy.lengths import check_prompts
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
+from lit_debias.rewards.reward import Reward
 from lit_debias.support import distributed, threads
 from lit_debias.support.precision import dtype_of
 from lit_debias.training.averaging import average_adapters
 from lit_debias.training.checkpoints import read
 from lit_debias.training.described import of_module
+from lit_debias.training.machines import check_base, check_machines
 from lit_debias.training.metrics import OVER_RANKS
 from lit_debias.training.outputs import default_outputs
 from lit_debias.training.rehearsal import Recipe, class_path, rehearse
@@ -203,6 +205,11 @@ class AdapterModule(LightningModule):
             self.recipe = rehearse(self.make_optimizer, self.make_scheduler, self.trainer)
             if self.resumes_from is not None:
                 self.check_checkpoint(self.trainer.strategy.load_checkpoint(self.resumes_from))
+        check_machines(self, self.scored_by())
+
+    def scored_by(self) -> dict[str, Reward]:
+        """Return all rewards and judges that a subclass has, by name."""
+        return {}
 
     def teardown(self, stage: str) -> None:
         """Give the trainer its autocast back."""
@@ -241,6 +248,7 @@ class AdapterModule(LightningModule):
         """Load the policy onto a device, unless it is there, and return it."""
         if not self.is_loaded:
             self.policy = self.policy_recipe.load(device)
+            check_base(self.policy)
         return self.policy
 
     @property

@@ -124,7 +124,7 @@ class GRPO(AdapterModule):
         self.experience: Experience | None = None
         self.ahead: Experience | None = None  # off-policy, what the next step trains on
         self._check()
-        scored = {**self.rewards.rewards, **self.judges.rewards}
+        scored = self.scored_by()
         for name in sorted(set(guards or {}) - set(scored)):
             raise UserError(f"guards names '{name}', and there is no such reward or judge{did_you_mean(name, scored)}")
 
@@ -277,7 +277,7 @@ class GRPO(AdapterModule):
         return self.engine.generate(self.policy, prompts, group_size=1, seed=0, greedy=True)
 
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
-        everyone = RewardSuite({**self.rewards.rewards, **self.judges.rewards})
+        everyone = RewardSuite(self.scored_by())
         with distributed.fail_together():
             rollout, _ = self._with_reference(self._greedy(prompts), everyone, for_loss=False)
             scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
@@ -290,6 +290,10 @@ class GRPO(AdapterModule):
             self.log(prefix + name, value, shown, reduce_fx=how, on_epoch=True, sync_dist=True, batch_size=len(prompts))
 
     # ---------------------------------------------------------------- Lightning's life cycle
+
+    def scored_by(self) -> dict[str, Reward]:
+        """Return all rewards and judges, by name."""
+        return {**self.rewards.rewards, **self.judges.rewards}
 
     def setup(self, stage: str) -> None:
         """Check the data's columns before a model is loaded."""
