@@ -16,3 +16,15 @@ class PowerCut(Callback):
         if (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
             for process in (os.getppid(), os.getpid()):
                 os.kill(process, signal.SIGKILL)
+
+
+class Preempted(Callback):
+    """Gets SLURM's signal in the middle of the second step, and is gone before the fourth one."""
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step == 1:
+            signal.raise_signal(signal.SIGUSR1)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            raise KeyboardInterrupt

@@ -34,7 +34,7 @@ from lit_debias.training import callbacks, dpo, grpo, sft  # noqa: F401
 from lit_debias.training.adapter_module import AdapterModule
 from lit_debias.training.callbacks import GracefulStop, ProgressLine, SlowSteps
 from lit_debias.training.callbacks.progress import results_table
-from lit_debias.training.checkpoints import REQUEUED, SafeCheckpointIO, resolve_last
+from lit_debias.training.checkpoints import REQUEUED, SafeCheckpointIO, resolve_last, resolve_restart
 from lit_debias.training.machines import lost, meet
 from lit_debias.training.trainer_checks import check_strategy
 
@@ -140,10 +140,13 @@ class TrainingCLI(LightningCLI):
         given["verbose"] = False  # Lightning's table has 17 digits
 
     def _checkpoint(self, given: str | None) -> str | None:
-        """Return the path of the checkpoint that is given, that ``last`` stands for, or that SLURM's requeueing left.
+        """Return the checkpoint of this run where it was started again, the one that is given, or ``last``.
 
-        Lightning looks for the latter by itself, on each machine's own disk and by number, not by age.
+        Without any of them, there may be what SLURM's requeueing left, which Lightning takes by itself: on each
+        machine's own disk, and by its number, not its age.
         """
+        if self.subcommand == "fit" and (own := resolve_restart(self.trainer)):
+            return str(own)
         requeued = given is None and self.subcommand == "fit" and SLURMEnvironment.detect()
         if given != "last" and not requeued:
             return given and str(given)

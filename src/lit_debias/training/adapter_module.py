@@ -31,13 +31,13 @@ from lit_debias.rewards.reward import Reward
 from lit_debias.support import distributed, threads
 from lit_debias.support.precision import dtype_of
 from lit_debias.training.averaging import average_adapters
-from lit_debias.training.checkpoints import read
+from lit_debias.training.checkpoints import RECORD, read
 from lit_debias.training.described import of_module
 from lit_debias.training.machines import check_base, check_machines
 from lit_debias.training.metrics import OVER_RANKS
 from lit_debias.training.outputs import default_outputs
 from lit_debias.training.rehearsal import Recipe, class_path, rehearse
-from lit_debias.training.resumption import RECORD, check_checkpoint, record, say_differences
+from lit_debias.training.resumption import check_checkpoint, record, say_differences
 from lit_debias.training.trainer_checks import autocast_dtype, check_options, check_precision
 from lit_debias.types import PromptBatch
 

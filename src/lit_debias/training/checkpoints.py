@@ -21,9 +21,12 @@ from lit_debias.errors import UserError
 from lit_debias.support import distributed
 from lit_debias.support.atomic import new_file
 from lit_debias.support.hashing import BLOCK, sha256
+from lit_debias.training.machines import launch, restarted
 
 VERSION = "pytorch-lightning_version"
 """What every checkpoint of Lightning holds."""
+RECORD = "lit_debias"
+"""Key of what a run says of itself in its checkpoints."""
 REQUEUED = "hpc_ckpt_*.ckpt"
 """What Lightning saves in the trainer's ``default_root_dir`` when SLURM is about to take the machines away."""
 SEAL = b"\nsha256 "
@@ -148,6 +151,25 @@ def newest_good(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
         else:
             return path, problems
     return None, problems
+
+
+def resolve_restart(trainer: Trainer) -> Path | None:
+    """Return the newest checkpoint of this very run where its launcher has started it again, None otherwise.
+
+    A path that was given says where the run began: going back to it at each restart would never end. Collective.
+    """
+    name = launch() if restarted() else None
+    if name is None:
+        return None
+
+    def find() -> Path | None:
+        paths = (path for path in newest(checkpoints_of(trainer)) if damage(path) is None)
+        return next((path for path in paths if read(path).get(RECORD, {}).get("launch") == name), None)
+
+    found = distributed.of_first(find)
+    if found is not None and trainer.is_global_zero:
+        print(f"lit-debias: this run was started again; resuming from {found}", file=sys.stderr)
+    return found
 
 
 def _check_first_has_it(found: Path | None) -> None:

@@ -124,8 +124,7 @@ class GRPO(AdapterModule):
         self.experience: Experience | None = None
         self.ahead: Experience | None = None  # off-policy, what the next step trains on
         self._check()
-        scored = self.scored_by()
-        for name in sorted(set(guards or {}) - set(scored)):
+        for name in sorted(set(guards or {}) - set(scored := self.scored_by())):
             raise UserError(f"guards names '{name}', and there is no such reward or judge{did_you_mean(name, scored)}")
 
     def _check(self) -> None:

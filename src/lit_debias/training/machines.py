@@ -23,10 +23,13 @@ from lit_debias.rewards.reward import Reward
 from lit_debias.support import distributed
 from lit_debias.support.hashing import sha256
 from lit_debias.support.precision import dtype_of
+from lit_debias.support.threads import place
 
 if TYPE_CHECKING:
     from lit_debias.training.adapter_module import AdapterModule
 
+LAUNCH = "LIT_DEBIAS_LAUNCH"
+"""Environment variable of a launcher that restarts what fails: a name of its own for each run."""
 SAMPLED = 64
 """Numbers of each weight that stand for all of it."""
 
@@ -48,6 +51,22 @@ def meet(trainer: Trainer) -> None:
     except ValueError as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     strategy.setup_environment()
+
+
+def launch() -> str | None:
+    """Return a name that a launcher's restarts of a run share, and no other run; None where nobody restarts it."""
+    if LAUNCH in os.environ:
+        return os.environ[LAUNCH]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"torchrun {place().machine} {os.getppid()}"
+    job = os.environ.get("SLURM_JOB_ID")
+    return job and f"SLURM {job}"
+
+
+def restarted() -> bool:
+    """Return whether a launcher may have started this run before: only SLURM lets one job hold several runs."""
+    given = {LAUNCH, "TORCHELASTIC_RUN_ID"} & {*os.environ}
+    return bool(given) or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def check_machines(module: AdapterModule, rewards: Mapping[str, Reward]) -> None:
