@@ -22,7 +22,7 @@ from lit_debias.cli.errors import one_line, user_error
 from lit_debias.cli.help import TRAINER_COMMANDS, mend, opening
 from lit_debias.cli.parser import Parser, config_files
 from lit_debias.cli.values import check_names
-from lit_debias.errors import UserError, did_you_mean
+from lit_debias.errors import LostProcessError, UserError, did_you_mean
 from lit_debias.evaluation import callback  # noqa: F401  (its short name)
 from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias.plugins.official import missing_plugin
@@ -179,6 +179,8 @@ def run_trainer(args: list[str]) -> None:
     try:
         TrainingCLI(args)
     except Exception as error:
+        if (gone := lost(error)) and user_error(error) is None:
+            raise LostProcessError(gone) from error
         reason = _reason(error)
         if reason is None:
             raise
@@ -188,8 +190,6 @@ def run_trainer(args: list[str]) -> None:
 def _reason(error: Exception) -> str | None:
     """Return what Lightning says of options that do not suit, None where it is something else."""
     text = " ".join(str(error).split())
-    if found := lost(error):
-        return found
     if isinstance(error, MisconfigurationException):
         return f"trainer: {text}"
     if isinstance(error, ModuleNotFoundError):
