@@ -47,10 +47,10 @@ model:
     engine: {class_path: LocalEngine, init_args: {max_new_tokens: 6}}
     group_size: 4
     rewards:
-      overlong: {class_path: SoftOverlong, init_args: {max_new_tokens: 6, buffer: 4}}
-    aggregator: {class_path: WeightedSum, init_args: {weights: {overlong: 1.0}}}
+      vowels: {class_path: grpo_runs.Vowels}
+    aggregator: {class_path: WeightedSum, init_args: {weights: {vowels: 1.0}}}
     loss: {class_path: DAPOLoss, init_args: {beta: 0.05}}
-    optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
+    optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.05}}
 data:
   class_path: PromptDataModule
   init_args: {path: prompts.jsonl, batch_size: 4}
@@ -85,7 +85,9 @@ def alone(tmp_path, model, monkeypatch):
     monkeypatch.chdir(furnished(tmp_path / "alone", model))
     monkeypatch.setenv("LIT_DEBIAS_CACHE", str(tmp_path / "alone" / "cache"))
     assert run("fit", "-c", "run.yaml") == 0
-    return load_file("adapter/adapter_model.safetensors")
+    adapter = load_file("adapter/adapter_model.safetensors")
+    assert all(value.any() for value in adapter.values())  # trained: B starts at zero
+    return adapter
 
 
 def files(machine) -> set[str]:
@@ -114,7 +116,7 @@ def assert_two_train_as_one(machines, address, port, alone) -> None:
     together = load_file(machines[0].folder / "adapter" / "adapter_model.safetensors")
     assert together.keys() == alone.keys()
     for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=2e-6, msg=name)
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
     assert files(machines[1]) == started
     for machine in machines:
