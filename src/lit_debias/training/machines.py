@@ -13,6 +13,7 @@ import torch.distributed as dist
 from lightning import Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_debias.data.module import TableDataModule
 from lit_debias.data.sources import ORIGIN
@@ -123,8 +124,7 @@ def lost(error: BaseException) -> str | None:
     of_network = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
     if not of_network:
         return None
-    number, count = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
-    who = f"process {number} of {count} (on {socket.gethostname()})" if number and count else "this process"
+    who = f"process {getattr(rank_zero_only, 'rank', 0)} (on {socket.gethostname()})"
     return (
         f"{who} has lost the others, or waited too long for them ({text:.160}); see what they say. Start all of them "
         "again with --ckpt_path last; where a step takes longer than 30 minutes, write a longer timeout of DDPStrategy"
