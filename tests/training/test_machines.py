@@ -261,3 +261,16 @@ def test_machines_that_the_trainer_does_not_count_are_one_line(config, tmp_path,
     config["trainer"] |= {"strategy": "ddp", "devices": 1}
     assert run("fit", "-c", write(tmp_path, config)) == 2
     assert "num_nodes" in said(capsys)
+
+
+def test_ranks_compare_whether_they_found_a_checkpoint(tiny_model, prompts, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(distributed, "check_alike", lambda found: seen.append(found["the checkpoint to go on from"]))
+    data = PromptDataModule(str(prompts), batch_size=2)
+    first = trainer(tmp_path, max_steps=1)
+    first.fit(grpo(tiny_model), data)
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    module = grpo(tiny_model)
+    module.resumes_from = str(tmp_path / "a.ckpt")
+    trainer(tmp_path, max_steps=1).fit(module, data, ckpt_path=module.resumes_from, weights_only=True)
+    assert seen == ["none", "there"]

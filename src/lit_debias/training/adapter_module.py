@@ -203,6 +203,8 @@ class AdapterModule(LightningModule):
             plugin.forward_context = nullcontext  # type: ignore[method-assign]
         if stage == "fit":
             self.recipe = rehearse(self.make_optimizer, self.make_scheduler, self.trainer)
+            given = "none" if self.resumes_from is None else "there"
+            distributed.check_alike({"the checkpoint to go on from": given})  # each process has looked for one
             if self.resumes_from is not None:
                 self.check_checkpoint(self.trainer.strategy.load_checkpoint(self.resumes_from))
         check_machines(self, self.scored_by())

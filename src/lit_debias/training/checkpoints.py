@@ -161,15 +161,20 @@ def resolve_restart(trainer: Trainer) -> Path | None:
     name = launch() if restarted() else None
     if name is None:
         return None
-
-    def find() -> Path | None:
-        paths = (path for path in newest(checkpoints_of(trainer)) if damage(path) is None)
-        return next((path for path in paths if read(path).get(RECORD, {}).get("launch") == name), None)
-
-    found = distributed.of_first(find)
+    paths = newest(checkpoints_of(trainer))
+    found = distributed.of_first(lambda: next((path for path in paths if _launch_of(path) == name), None))
     if found is not None and trainer.is_global_zero:
         print(f"lit-debias: this run was started again; resuming from {found}", file=sys.stderr)
     return found
+
+
+def _launch_of(path: Path) -> str | None:
+    """Return which launch has written a checkpoint, None where it does not say or cannot be read."""
+    try:
+        name: str | None = read(path).get(RECORD, {}).get("launch")
+    except UserError:
+        return None  # an older one may be whole
+    return name
 
 
 def _check_first_has_it(found: Path | None) -> None:
