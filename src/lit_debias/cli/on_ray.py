@@ -34,7 +34,7 @@ def fit_on_ray(
     """Fit a configuration on workers of Ray Train, and start them again from the newest checkpoint where one fails.
 
     Args:
-        run: Configuration of ``lit-debias fit``. Its paths, and its own, count from this folder on every machine.
+        run: Configuration of ``lit-debias fit``; it, and the paths in it, count from this folder on every machine.
         workers: Processes that train together, one a device.
         resources: What each of them takes, such as ``{GPU: 1, CPU: 8}``; by default one CPU.
         restarts: How often all workers are started again after one has failed; -1 is without end.
