@@ -12,7 +12,7 @@ import yaml
 from command_line import config, run, said, write  # noqa: F401  (a fixture)
 from gguf_files import write_gguf
 from grpo_runs import NeedsReference, grpo, prompts, trainer  # noqa: F401  (a fixture)
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from machines import PORT, Machine, ended, networks, torchrun
 from safetensors.torch import load_file
 from support import loaded, perturb

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -156,7 +156,7 @@ class TrainingCLI(LightningCLI):
         found = resolve_last(self.trainer)
         if found is None and self.subcommand != "fit":
             raise UserError("--ckpt_path last: nothing has been saved yet; write the path of a checkpoint")
-        return found and str(found)
+        return None if found is None else str(found)
 
     before_validate = before_test = before_predict = before_fit
 
