@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 from lightning import Callback
 
@@ -17,18 +16,6 @@ class PowerCut(Callback):
         if (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
             for process in (os.getppid(), os.getpid()):
                 os.kill(process, signal.SIGKILL)
-
-
-class Killed(Callback):
-    """Kills the process of one rank before a step, once: the file says that it has been done."""
-
-    def __init__(self, rank: int, step: int, file: str) -> None:
-        self.rank, self.step, self.file = rank, step, Path(file)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (trainer.global_rank, trainer.global_step) == (self.rank, self.step) and not self.file.exists():
-            self.file.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Preempted(Callback):
