@@ -12,6 +12,14 @@ class UserError(Exception):
     The message says what was wrong, where, and what to write instead.
     """
 
+    code = 2
+
+
+class LostProcessError(UserError):
+    """Another process of the run is gone or late: nothing is to be mended here, and the run can be started again."""
+
+    code = 75  # EX_TEMPFAIL of sysexits.h
+
 
 def cause_of(error: BaseException) -> str:
     """Return type and message of an exception in one line, whatever code of others has put into it."""

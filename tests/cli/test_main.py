@@ -65,7 +65,7 @@ def test_every_call_in_the_help_is_one_that_works(call, command, config, tmp_pat
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_configuration_parses(file, capsys):
     given = yaml.safe_load(file.read_text())
-    command = "fit" if "trainer" in given else "evaluate" if "data" in given else "chat"
+    command = "fit" if "trainer" in given else "ray" if "run" in given else "evaluate" if "data" in given else "chat"
     assert run(command, "-c", file, "--print_config") == 0
     assert yaml.safe_load(capsys.readouterr().out)
 

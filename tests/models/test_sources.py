@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ gguf = pytest.importorskip("gguf")
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("LIT_DEBIAS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def kept(cache) -> list[str]:
+    return [entry.name for entry in cache.iterdir() if entry.name != ".lock"]
 
 
 @pytest.fixture
@@ -98,7 +103,7 @@ def test_gguf_is_converted_once_and_keeps_its_weights(tmp_path, tiny_model, cach
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert models.resolve(str(path)) == str(folder)
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    assert [entry.name for entry in cache.iterdir()] == [folder.name]  # no working folder is left
+    assert kept(cache) == [folder.name]  # no working folder is left
 
     lm = loading.load_causal_lm(str(path), dtype=torch.float32)
     state = lm.state_dict()
@@ -136,7 +141,40 @@ def test_of_two_processes_that_convert_at_once_the_slower_takes_the_folder_of_th
     monkeypatch.setattr(Path, "rename", overtaken)
     folder = Path(models.resolve(str(path)))
     assert (folder / "winner").exists()
-    assert [entry.name for entry in cache.iterdir()] == [folder.name]
+    assert kept(cache) == [folder.name]
+
+
+def test_who_asks_for_a_model_that_is_being_converted_waits_for_it(tmp_path, tiny_model, cache, monkeypatch):
+    path, started, enough, asked = tmp_path / "tiny.gguf", threading.Event(), threading.Event(), []
+    write_gguf(path, tiny_model, seed=1)
+
+    def convert(source, target):
+        asked.append(source)
+        started.set()
+        assert enough.wait(10)
+        (target / "config.json").touch()
+
+    monkeypatch.setattr(models, "convert", convert)
+    first, second = (threading.Thread(target=models.resolve, args=(str(path),)) for _ in range(2))
+    first.start()
+    assert started.wait(10)
+    second.start()
+    second.join(0.2)  # does not end: it waits for the first one
+    enough.set()
+    first.join()
+    second.join()
+    assert asked == [path]
+
+
+def test_where_files_cannot_be_locked_models_are_converted_all_the_same(tmp_path, tiny_model, cache, monkeypatch):
+    def no_locks(lock):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(models.FileLock, "acquire", no_locks)
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tiny_model, seed=1)
+    folder = Path(models.resolve(str(path)))
+    assert kept(cache) == [folder.name]
 
 
 def test_gguf_without_its_reader_says_what_to_install(tmp_path, monkeypatch):

@@ -64,12 +64,17 @@ COMMANDS = {
     "rewards score": Command(
         "lit_debias.cli.rewards", "score", "score texts from arguments, a file or a pipe", ("reward", "texts*")
     ),
+    "ray": Command("lit_debias.cli.on_ray", "fit_on_ray", "fit on the workers of a Ray cluster"),
     "doctor": Command("lit_debias.cli.inspect", "doctor", "say what this machine can run, and what is missing"),
 }
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0 done, 2 a mistake of the user (one line on stderr)."""
+    """Run one command; return its exit code.
+
+    It is 0 where all is done, 2 after a mistake of the user, and 75 where another process of the run was lost. The
+    latter two say why in one line on stderr.
+    """
     args = list(sys.argv[1:] if args is None else args)
     quiet_libraries()
     try:
@@ -80,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if mistake is None:
             raise
         print(f"lit-debias: error: {printable(redact(str(mistake)))}", file=sys.stderr)
-        return 2
+        return mistake.code
 
 
 @contextmanager

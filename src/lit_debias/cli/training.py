@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -21,10 +22,11 @@ from lit_debias.cli.errors import one_line, user_error
 from lit_debias.cli.help import TRAINER_COMMANDS, mend, opening
 from lit_debias.cli.parser import Parser, config_files
 from lit_debias.cli.values import check_names
-from lit_debias.errors import UserError, did_you_mean
+from lit_debias.errors import LostProcessError, UserError, did_you_mean
 from lit_debias.evaluation import callback  # noqa: F401  (its short name)
 from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias.plugins.official import missing_plugin
+from lit_debias.support import distributed
 from lit_debias.support.files import read_yaml
 
 # Imported for their short names in YAML.
@@ -32,7 +34,8 @@ from lit_debias.training import callbacks, dpo, grpo, sft  # noqa: F401
 from lit_debias.training.adapter_module import AdapterModule
 from lit_debias.training.callbacks import GracefulStop, ProgressLine, SlowSteps
 from lit_debias.training.callbacks.progress import results_table
-from lit_debias.training.checkpoints import SafeCheckpointIO, resolve_last
+from lit_debias.training.checkpoints import REQUEUED, SafeCheckpointIO, resolve_last, resolve_restart
+from lit_debias.training.machines import lost, meet
 from lit_debias.training.trainer_checks import check_strategy
 
 # Lightning's Timer has a default that is both a text and an enum, which YAML's writer does not know.
@@ -119,29 +122,41 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Read a checkpoint that is named, before anything is built.
-
-        Lightning would let hyperparameters in it change the configuration, classes too, which is the only truth here.
-        """
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and str(path).endswith(".ckpt"):
-            SafeCheckpointIO().load_checkpoint(path)
+        """Leave the configuration as it is: Lightning would let hyperparameters in a checkpoint change it."""
 
     def before_fit(self) -> None:
-        """Find what ``--ckpt_path last`` stands for, before a model is loaded or a process started."""
+        """Find and read the checkpoint to go on from, before a model is loaded or Lightning starts a process."""
         if isinstance(self.model, AdapterModule):
             check_strategy(self.trainer)
+        meet(self.trainer)
         given = self.config_init[self.subcommand]
-        if given.get("ckpt_path") == "last":
-            found = resolve_last(self.trainer)
-            if found is None and self.subcommand != "fit":
-                raise UserError("--ckpt_path last: nothing has been saved yet; write the path of a checkpoint")
-            given["ckpt_path"] = found and str(found)
-        if isinstance(self.model, AdapterModule) and str(given.get("ckpt_path")).endswith(".ckpt"):
-            self.model.resumes_from = str(given["ckpt_path"])
+        given["ckpt_path"] = path = self._checkpoint(given.get("ckpt_path"))
+        if path and path.endswith(".ckpt"):
+            SafeCheckpointIO().load_checkpoint(path)
+            if isinstance(self.model, AdapterModule):
+                self.model.resumes_from = path
 
         self.shows_results = bool(given.get("verbose"))
         given["verbose"] = False  # Lightning's table has 17 digits
+
+    def _checkpoint(self, given: str | None) -> str | None:
+        """Return the checkpoint of this run where it was started again, the one that is given, or ``last``.
+
+        Without any of them, there may be what SLURM's requeueing left, which Lightning takes by itself: on each
+        machine's own disk, and by its number, not its age.
+        """
+        if self.subcommand == "fit" and (own := resolve_restart(self.trainer)):
+            return str(own)
+        requeued = given is None and self.subcommand == "fit" and SLURMEnvironment.detect()
+        if given != "last" and not requeued:
+            return given and str(given)
+        folder = Path(self.trainer.default_root_dir)
+        if requeued and not distributed.of_first(lambda: any(folder.glob(REQUEUED))):
+            return None
+        found = resolve_last(self.trainer)
+        if found is None and self.subcommand != "fit":
+            raise UserError("--ckpt_path last: nothing has been saved yet; write the path of a checkpoint")
+        return None if found is None else str(found)
 
     before_validate = before_test = before_predict = before_fit
 
@@ -164,6 +179,8 @@ def run_trainer(args: list[str]) -> None:
     try:
         TrainingCLI(args)
     except Exception as error:
+        if (gone := lost(error)) and user_error(error) is None:
+            raise LostProcessError(gone) from error
         reason = _reason(error)
         if reason is None:
             raise

@@ -23,7 +23,7 @@ from torch import Tensor
 from lit_debias.forward.functions import GELU_TANH, known_activation
 from lit_debias.forward.lean import LeanModel
 from lit_debias.forward.linear import FusedLinear
-from lit_debias.models.sources import cache_dir
+from lit_debias.models.sources import alone_in_cache, cache_dir
 from lit_debias.support.hashing import sha256
 
 SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.cpp", "team.hpp"))
@@ -261,7 +261,7 @@ def _library() -> ctypes.CDLL | str:
     key = sha256([SOURCE, HEADER, " ".join(FLAGS)])[:16]
     target = cache_dir() / f"native-{key}.so"
     try:
-        obstacle = None if target.exists() else _compile(target)
+        obstacle = None if target.exists() else _compile_once(target)
         if obstacle is None and not _is_ones_own(target):
             obstacle = f"{target} is not yours alone to write; delete it"
         return obstacle or ctypes.CDLL(str(target))
@@ -269,12 +269,16 @@ def _library() -> ctypes.CDLL | str:
         return f"it cannot be kept in the cache: {error}"
 
 
+def _compile_once(target: Path) -> str | None:
+    with alone_in_cache():
+        return None if target.exists() else _compile(target)
+
+
 def _compile(target: Path) -> str | None:
     """Write the library, and return None; or return what is in the way."""
     program = compiler()
     if program is None:
         return "it needs a C++ compiler (g++, or what CXX says)"
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         command = [program, *FLAGS, str(SOURCE), "-o", str(made)]
@@ -282,7 +286,7 @@ def _compile(target: Path) -> str | None:
         if done.returncode != 0:
             return f"{program} does not compile it: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
         made.chmod(0o755)
-        made.replace(target)  # ranks that compile at the same time put the same there
+        made.replace(target)
     return None
 
 

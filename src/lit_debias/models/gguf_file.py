@@ -85,6 +85,7 @@ def convert(path: Path, target: Path) -> None:
     check_tensors(model, reader, str(path))
     if missing := sorted(information["missing_keys"]):
         raise UserError(f"model '{path}' lacks {len(missing)} weights, such as {missing[0]}; write a whole GGUF file")
+    model.should_save_on_this_rank = lambda *_: True  # the first rank may be on a machine with another cache
     model.save_pretrained(target)
 
 

@@ -7,9 +7,13 @@ to safetensors in the cache (``LIT_DEBIAS_CACHE``, by default ``~/.cache/lit-deb
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+
+from filelock import FileLock
 
 from lit_debias.errors import UserError
 from lit_debias.models.gguf_file import CONVERTER, convert
@@ -21,6 +25,22 @@ from lit_debias.support.packages import PACKAGE_SCHEME, path_in_package
 def cache_dir() -> Path:
     """Return the folder that holds converted models."""
     return Path(os.environ.get("LIT_DEBIAS_CACHE", Path.home() / ".cache" / "lit-debias"))
+
+
+@contextmanager
+def alone_in_cache() -> Iterator[None]:
+    """Let processes add to the cache one after the other, so that all but the first find what they want.
+
+    Where the file system has no locks they go at once: what they add is put in its place whole in either case.
+    """
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache_dir() / ".lock")
+    with suppress(OSError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_model(source: str) -> None:
@@ -62,7 +82,7 @@ def _locate_in_package(source: str) -> Path:
 def resolve(source: str) -> str:
     """Return what ``from_pretrained`` takes: a folder with safetensors, or a hub id.
 
-    Converts a GGUF file on its first use; safe against a second process doing the same.
+    Converts a GGUF file on its first use, once for all processes that share a cache.
     """
     located = locate(source)
     return str(_convert_gguf(Path(located))) if located.endswith(".gguf") else located
@@ -74,8 +94,10 @@ def _convert_gguf(path: Path) -> Path:
         return target
     if find_spec("gguf") is None:
         raise UserError(f"model '{path}' is a GGUF file; pip install 'lit-debias[embedded]' to read it")
-    with new_folder(target, replace=False) as work:
-        convert(path, work)
+    with alone_in_cache():
+        if not target.is_dir():
+            with new_folder(target, replace=False) as work:
+                convert(path, work)
     return target
 
 

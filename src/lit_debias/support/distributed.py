@@ -1,15 +1,18 @@
-"""Reductions over ranks that do nothing where there is one process."""
+"""What ranks do together; nothing where there is one process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from torch import Tensor
 
 from lit_debias.errors import UserError
+
+Value = TypeVar("Value")
 
 
 def is_distributed() -> bool:
@@ -43,6 +46,40 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def of_first(make: Callable[[], Value]) -> Value:
+    """Return what the first rank makes, on every rank; the others have nothing to make it of. Every rank must call it.
+
+    Raises:
+        UserError: the first rank has failed; the message is its own.
+    """
+    if not is_distributed():
+        return make()
+    box: list[Any] = [None]
+    with fail_together():
+        if rank() == 0:
+            box = [make()]
+    dist.broadcast_object_list(box)
+    return cast(Value, box[0])
+
+
+def check_alike(found: Mapping[str, Any]) -> None:
+    """Refuse to go on where ranks do not have the same, as with files that each machine has of its own.
+
+    Args:
+        found: What this rank has, by a name that says what it is. Every rank must call it.
+
+    Raises:
+        UserError: names the first difference, and the processes and machines that differ.
+    """
+    (first_machine, first), *others = gather_objects((socket.gethostname(), dict(found)))
+    for number, (machine, other) in enumerate(others, 1):
+        for name in sorted(name for name in {*first, *other} if first.get(name) != other.get(name)):
+            raise UserError(
+                f"{name} is {other.get(name)} for process {number} (on {machine}) and {first.get(name)} for process 0 "
+                f"(on {first_machine}); give every machine the same configuration and the same files"
+            )
 
 
 @contextmanager

@@ -27,16 +27,18 @@ from lit_debias.export.folder import write_adapter
 from lit_debias.policy.lengths import check_prompts
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
+from lit_debias.rewards.reward import Reward
 from lit_debias.support import distributed, threads
 from lit_debias.support.neighbours import making_room
 from lit_debias.support.precision import dtype_of
 from lit_debias.training.averaging import average_adapters
-from lit_debias.training.checkpoints import read
+from lit_debias.training.checkpoints import RECORD, read
 from lit_debias.training.described import of_module
+from lit_debias.training.machines import check_base, check_machines
 from lit_debias.training.metrics import OVER_RANKS
 from lit_debias.training.outputs import default_outputs
 from lit_debias.training.rehearsal import Recipe, class_path, rehearse
-from lit_debias.training.resumption import RECORD, check_checkpoint, record, say_differences
+from lit_debias.training.resumption import check_checkpoint, record, say_differences
 from lit_debias.training.trainer_checks import autocast_dtype, check_options, check_precision
 from lit_debias.types import PromptBatch
 
@@ -203,8 +205,15 @@ class AdapterModule(LightningModule):
             plugin.forward_context = nullcontext  # type: ignore[method-assign]
         if stage == "fit":
             self.recipe = rehearse(self.make_optimizer, self.make_scheduler, self.trainer)
+            given = "none" if self.resumes_from is None else "there"
+            distributed.check_alike({"the checkpoint to go on from": given})  # each process has looked for one
             if self.resumes_from is not None:
                 self.check_checkpoint(self.trainer.strategy.load_checkpoint(self.resumes_from))
+        check_machines(self, self.scored_by())
+
+    def scored_by(self) -> dict[str, Reward]:
+        """Return all rewards and judges that a subclass has, by name."""
+        return {}
 
     def teardown(self, stage: str) -> None:
         """Give the trainer its autocast back."""
@@ -243,6 +252,7 @@ class AdapterModule(LightningModule):
         """Load the policy onto a device, unless it is there, and return it."""
         if not self.is_loaded:
             self.policy = self.policy_recipe.load(device)
+            check_base(self.policy)
         return self.policy
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import socket
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -17,11 +18,17 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_debias.errors import UserError
+from lit_debias.support import distributed
 from lit_debias.support.atomic import new_file
 from lit_debias.support.hashing import BLOCK, sha256
+from lit_debias.training.machines import launch, restarted
 
 VERSION = "pytorch-lightning_version"
 """What every checkpoint of Lightning holds."""
+RECORD = "lit_debias"
+"""Key of what a run says of itself in its checkpoints."""
+REQUEUED = "hpc_ckpt_*.ckpt"
+"""What Lightning saves in the trainer's ``default_root_dir`` when SLURM is about to take the machines away."""
 SEAL = b"\nsha256 "
 """Stands after torch's zip file, before 64 hexadecimal digits; who reads the zip file does not see it."""
 
@@ -59,13 +66,17 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read ``path`` onto the CPU, as :func:`read` does, whatever Lightning says of ``weights_only``.
 
+        The first rank reads for all: it has written the file, and other machines may not see its disk.
+
         Raises:
             UserError: there is no such file, or it is damaged; names the newest good one beside it.
         """
         if "://" in str(path):
             remote: dict[str, Any] = super().load_checkpoint(path, weights_only=True)
             return remote
-        path = Path(path)
+        return distributed.of_first(lambda: self._read(Path(path)))
+
+    def _read(self, path: Path) -> dict[str, Any]:
         try:
             return read(path)
         except UserError as error:
@@ -142,6 +153,41 @@ def newest_good(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+def resolve_restart(trainer: Trainer) -> Path | None:
+    """Return the newest checkpoint of this very run where its launcher has started it again, None otherwise.
+
+    A path that was given says where the run began: going back to it at each restart would never end. Collective.
+    """
+    name = launch() if restarted() else None
+    if name is None:
+        return None
+    paths = newest(checkpoints_of(trainer))
+    found = distributed.of_first(lambda: next((path for path in paths if _launch_of(path) == name), None))
+    if found is not None and trainer.is_global_zero:
+        print(f"lit-debias: this run was started again; resuming from {found}", file=sys.stderr)
+    return found
+
+
+def _launch_of(path: Path) -> str | None:
+    """Return which launch has written a checkpoint, None where it does not say or cannot be read."""
+    try:
+        name: str | None = read(path).get(RECORD, {}).get("launch")
+    except UserError:
+        return None  # an older one may be whole
+    return name
+
+
+def _check_first_has_it(found: Path | None) -> None:
+    """Refuse to start anew where another machine's disk holds what an earlier run has saved."""
+    (_, first), *others = distributed.gather_objects((socket.gethostname(), found))
+    for number, (machine, path) in enumerate(others, 1):
+        if first is None and path is not None:
+            raise UserError(
+                f"process {number} (on {machine}) has the checkpoint {path}, and process 0, which resumes, has none; "
+                "copy the checkpoints to the first machine, or delete them to start again"
+            )
+
+
 def _advice(paths: Iterable[Path]) -> str:
     good, _ = newest_good(paths)
     return f"resume with --ckpt_path {good}" if good else "start again: there is no good checkpoint beside it"
@@ -157,17 +203,22 @@ def checkpoints_of(trainer: Trainer) -> list[Path]:
     if logger is not None:
         root = Path(logger.save_dir or root, str(logger.name))
     folders = [*root.glob("*/checkpoints"), root / "checkpoints"]
+    requeued = Path(trainer.default_root_dir).glob(REQUEUED)
     folders += [Path(c.dirpath) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-    return [path for folder in dict.fromkeys(folders) for path in folder.glob("*.ckpt")]
+    return [*requeued, *(path for folder in dict.fromkeys(folders) for path in folder.glob("*.ckpt"))]
 
 
 def resolve_last(trainer: Trainer) -> Path | None:
     """Return what ``--ckpt_path last`` stands for: the newest good checkpoint, None where nothing has been saved.
 
+    It is the first rank's, as only that one saves. Collective, where processes have met.
+
     Raises:
-        UserError: there are checkpoints, and all of them are damaged.
+        UserError: there are checkpoints, and all of them are damaged; or the first rank has none, and another one has.
     """
     found, problems = newest_good(checkpoints_of(trainer))
+    _check_first_has_it(found)
+    found, problems = distributed.of_first(lambda: (found, problems))
     if found is None and problems:
         raise UserError(f"no checkpoint of this run can be read: {problems[0]}; leave --ckpt_path out to start again")
     if trainer.is_global_zero:

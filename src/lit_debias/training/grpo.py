@@ -131,8 +131,7 @@ class GRPO(AdapterModule):
         self.experience: Experience | None = None
         self.ahead: Experience | None = None  # off-policy, what the next step trains on
         self._check()
-        scored = {**self.rewards.rewards, **self.judges.rewards}
-        for name in sorted(set(guards or {}) - set(scored)):
+        for name in sorted(set(guards or {}) - set(scored := self.scored_by())):
             raise UserError(f"guards names '{name}', and there is no such reward or judge{did_you_mean(name, scored)}")
 
     def _check(self) -> None:
@@ -276,7 +275,7 @@ class GRPO(AdapterModule):
         return self.engine.generate(self.policy, prompts, group_size=1, seed=0, greedy=True)
 
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
-        everyone = RewardSuite({**self.rewards.rewards, **self.judges.rewards})
+        everyone = RewardSuite(self.scored_by())
         with distributed.fail_together():
             rollout, _ = self.drawing.with_reference(self._greedy(prompts), everyone, for_loss=False)
             scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
@@ -288,6 +287,10 @@ class GRPO(AdapterModule):
             self.log(prefix + name, value, shown, reduce_fx=how, on_epoch=True, sync_dist=True, batch_size=len(prompts))
 
     # ---------------------------------------------------------------- Lightning's life cycle
+
+    def scored_by(self) -> dict[str, Reward]:
+        """Return all rewards and judges, by name."""
+        return {**self.rewards.rewards, **self.judges.rewards}
 
     def setup(self, stage: str) -> None:
         """Check the data's columns and its batches before a model is loaded."""

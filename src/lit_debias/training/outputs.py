@@ -14,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lit_debias.models.hub_names import checked_hub_name
+from lit_debias.support import distributed
 
 
 @runtime_checkable
@@ -76,13 +77,12 @@ class PredictionFile(Callback):
         self.place = Path(out or "")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with an empty file."""
+        """Start with an empty file, on the first rank."""
         default = run_folder(trainer) / "predictions.jsonl"
-        self.place = trainer.strategy.broadcast(Path(self.out) if self.out else unused(default))
+        self.place = Path(self.out) if self.out else unused(default)
         if trainer.is_global_zero:
             self.place.parent.mkdir(parents=True, exist_ok=True)
             self.work.write_text("")
-        trainer.strategy.barrier("predictions start")  # or a rank that is late would empty what others have written
 
     @property
     def work(self) -> Path:
@@ -98,13 +98,14 @@ class PredictionFile(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Append one batch."""
-        with self.work.open("a", encoding="utf-8") as file:
-            file.writelines(as_json(row) + "\n" for row in outputs)
+        """Append one batch of all ranks, in order: other machines may not see the first one's disk."""
+        shares = distributed.gather_objects(list(outputs))
+        if trainer.is_global_zero:
+            with self.work.open("a", encoding="utf-8") as file:
+                file.writelines(as_json(row) + "\n" for share in shares for row in share)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the file in its place, once every rank has written."""
-        trainer.strategy.barrier("predictions")
+        """Put the file in its place."""
         if trainer.is_global_zero:
             self.work.replace(self.place)
             say(f"the answers are in {self.place}")

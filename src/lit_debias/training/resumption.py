@@ -11,16 +11,16 @@ from lightning import Trainer
 
 from lit_debias.errors import UserError
 from lit_debias.training.averaging import AdapterAveraging
+from lit_debias.training.checkpoints import RECORD
+from lit_debias.training.machines import launch
 from lit_debias.training.rehearsal import Recipe
 
-RECORD = "lit_debias"
-"""Key of what a run says of itself in its checkpoints."""
 START_ANEW = "start a new run from its adapter (model.init_args.policy.init_args.adapter)"
 
 
 def record(module: str, recipe: Recipe | None) -> dict[str, Any]:
     """Return what a run says of itself: class of the module, and how it is optimised."""
-    return {"module": module} | (asdict(recipe) if recipe else {})
+    return {"module": module, "launch": launch()} | (asdict(recipe) if recipe else {})
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], module: str, recipe: Recipe, trainer: Trainer) -> None:
