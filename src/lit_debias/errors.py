@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class UserError(Exception):
@@ -11,6 +12,13 @@ class UserError(Exception):
 
     The message says what was wrong, where, and what to write instead.
     """
+
+
+class ResumableError(UserError):
+    """Something outside of the run has failed, and the run could go on: a fit keeps a checkpoint to resume from."""
+
+    checkpoint: ClassVar[str] = "stopped.ckpt"
+    """The file's name."""
 
 
 def cause_of(error: BaseException) -> str:

@@ -126,12 +126,12 @@ def test_where_one_rank_fails_all_stop(monkeypatch):
 
     def gather(message):
         gathered.append(message)
-        return [None, message or "KeyError: 'there'"]
+        return [None, message or ("KeyError: 'there'", False)]
 
     monkeypatch.setattr(distributed, "gather_objects", gather)
     with pytest.raises(KeyError, match="here"), distributed.fail_together():
         raise KeyError("here")
-    assert gathered == ["KeyError: 'here'"]  # it told the others before it stopped
+    assert gathered == [("KeyError: 'here'", False)]  # it told the others before it stopped
     with pytest.raises(UserError, match="process 1 failed: KeyError: 'there'"), distributed.fail_together():
         pass
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,7 +24,7 @@ from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
 from lit_debias.packing.groups import pack
 from lit_debias.plugins.manager import get_plugin_manager, show_scored
 from lit_debias.policy.recipe import QLoRAPolicy
-from lit_debias.rewards.guard import Guard, UnreliableRewardError
+from lit_debias.rewards.guard import Guard
 from lit_debias.rewards.overlap import scoring
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
@@ -36,6 +35,7 @@ from lit_debias.support.devices import known_device
 from lit_debias.support.seeds import seed_at, seed_of_rank
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
+from lit_debias.training.checkpoints import kept_where_it_stops
 from lit_debias.training.described import of_grpo
 from lit_debias.training.rehearsal import class_path
 from lit_debias.training.resumption import START_ANEW, check_same
@@ -159,7 +159,11 @@ class GRPO(AdapterModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Sample a group of completions for each prompt, score them, and compare those of a group."""
-        with distributed.fail_together(), scoring(self.rewards, self.overlap_scoring) as (score, options):
+        with (
+            kept_where_it_stops(self),
+            distributed.fail_together(),
+            scoring(self.rewards, self.overlap_scoring) as (score, options),
+        ):
             start = time.perf_counter()
             rollout = self.engine.generate(self.policy, prompts, self.group_size, self._sampling_seed(), **options)
             seconds = time.perf_counter() - start
@@ -218,14 +222,8 @@ class GRPO(AdapterModule):
 
     def _settle(self, suite: RewardSuite, scores: Scores) -> None:
         """Let the guards of all ranks decide; where one gives its reward up, keep a checkpoint and stop."""
-        try:
+        with kept_where_it_stops(self):
             suite.settle(scores)
-        except UnreliableRewardError as error:
-            if self.trainer.state.fn != "fit":
-                raise
-            path = Path(self.trainer.default_root_dir) / "unreliable_reward.ckpt"
-            self.trainer.save_checkpoint(path)
-            raise UserError(f"{error}; resume with --ckpt_path {path}") from error
 
     def _log_rollout(self, rollout: Rollout, scores: Scores, advantages: Tensor, seconds: float) -> None:
         total = self.aggregator.total(own_copy(scores), self.rollout_step)
@@ -278,7 +276,7 @@ class GRPO(AdapterModule):
 
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         everyone = RewardSuite({**self.rewards.rewards, **self.judges.rewards})
-        with distributed.fail_together():
+        with kept_where_it_stops(self), distributed.fail_together():
             rollout, _ = self._with_reference(self._greedy(prompts), everyone, for_loss=False)
             scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
         self._settle(self.rewards, scores)
