@@ -6,6 +6,7 @@ Paths, status codes, fields and messages are those of ``python -m vllm.entrypoin
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -26,9 +27,9 @@ def error(status: int, message: str) -> Answer:
     return status, {"error": {"message": message, "type": kind, "param": None, "code": status}}
 
 
-def adapted(base: Path, adapter: Path) -> Any:
-    """Return a model with a plain LoRA adapter added to its weights."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+def adapted(base: Any, adapter: Path) -> Any:
+    """Return a copy of a model with a plain LoRA adapter added to its weights."""
+    model = copy.deepcopy(base)
     config = json.loads((adapter / "adapter_config.json").read_text())
     weights = load_file(adapter / "adapter_model.safetensors")
     for name, down in weights.items():
@@ -50,6 +51,9 @@ class VLLMServer(ThreadingHTTPServer):
     def __init__(self, model: Path, **options: Any) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder = model
+        self.original = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float32
+        ).eval()  # no thread loads models
         self.name: str = options.pop("name", "base")
         self.longest: int = options.pop("longest", 512)
         self.runtime_adapters: bool = options.pop("runtime_adapters", True)
@@ -72,7 +76,7 @@ class VLLMServer(ThreadingHTTPServer):
 
     def restart(self) -> None:
         """Forget everything that was loaded."""
-        self.base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        self.base = copy.deepcopy(self.original)
         self.adapters: dict[str, tuple[str, Any]] = {}
         self.weight_version, self.status = "default", "well"
 
@@ -132,7 +136,7 @@ class VLLMServer(ThreadingHTTPServer):
             return error(400, f"The lora adapter '{name}' has already been loaded. If you want to load ...")
         if not (Path(path) / "adapter_model.safetensors").is_file():
             return error(404, f"Loading lora {name} failed: No adapter found for {path}")
-        self.adapters[name] = (path, self.base if self.deaf else adapted(self.folder, Path(path)))
+        self.adapters[name] = (path, self.base if self.deaf else adapted(self.original, Path(path)))
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
     def _unload(self, body: dict[str, Any]) -> Answer:
@@ -147,7 +151,9 @@ class VLLMServer(ThreadingHTTPServer):
         if not (Path(path) / "model.safetensors").is_file():
             return error(500, f"Call to collective_rpc method failed: Worker failed with error 'Repo id ... {path}'")
         if not self.deaf:
-            self.base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            self.base = copy.deepcopy(self.original)
+            found = self.base.load_state_dict(load_file(Path(path) / "model.safetensors"), strict=False)
+            assert not found.unexpected_keys
         return 200, {"results": [None]}
 
     def _set_version(self, body: dict[str, Any]) -> Answer:
