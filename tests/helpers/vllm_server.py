@@ -131,7 +131,7 @@ class VLLMServer(ThreadingHTTPServer):
     def _load(self, body: dict[str, Any]) -> Answer:
         name, path = body.get("lora_name"), body.get("lora_path")
         if not name or not path:
-            return error(400, "2 validation errors: {'type': 'missing', 'loc': 'body.lora_name'}")
+            return error(400, "Both 'lora_name' and 'lora_path' must be provided.")
         if name in self.adapters:
             return error(400, f"The lora adapter '{name}' has already been loaded. If you want to load ...")
         if not (Path(path) / "adapter_model.safetensors").is_file():

@@ -112,7 +112,7 @@ def test_weights_travel_when_they_have_changed_and_only_then(policy, server, tmp
     path = {"adapter": "/v1/load_lora_adapter", "merged": "/collective_rpc"}[way]
     for travelled in (1, 1, 2, 2):
         engine.generate(policy, PROMPTS, 2, seed=0)
-        assert len([body for body in server.asked(path) if body]) == travelled
+        assert len([body for body in server.asked(path) if body.get("lora_name") != ""]) == travelled
         if len(server.asked("/v1/completions")) == 8:  # 2 of the check, 6 of two rollouts
             move(policy)
     [written] = (tmp_path / "weights").glob("*/*")  # files of one version stay
@@ -124,11 +124,17 @@ def test_the_adapter_before_is_unloaded_and_names_are_never_used_again(policy, s
     for _ in range(3):
         engine.generate(policy, PROMPTS, 2, seed=0)
         move(policy)
-    names = [body["lora_name"] for body in server.asked("/v1/load_lora_adapter") if body]
+    names = [body["lora_name"] for body in server.asked("/v1/load_lora_adapter") if body["lora_name"]]
     assert len(set(names)) == 3
     assert [body["lora_name"] for body in server.asked("/v1/unload_lora_adapter")] == names[:2]
     assert list(server.adapters) == names[2:]
     assert {body["cache_salt"] for body in server.asked("/v1/completions")} == set(names)
+
+
+def test_an_adapter_on_top_of_merged_weights_is_refused(policy, server, tmp_path):
+    engine_at(server, tmp_path=tmp_path, sync="merged").prepare(policy)
+    with pytest.raises(UserError, match=r"merged weights were sent to .* before; start it anew"):
+        engine_at(server, tmp_path=tmp_path, sync="adapter").prepare(policy)
 
 
 def test_a_name_says_the_scale_too(tiny_model):

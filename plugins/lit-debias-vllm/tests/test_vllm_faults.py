@@ -58,7 +58,7 @@ def test_a_server_that_forgot_the_adapter_gets_it_again_within_the_rollout(polic
     server.before[answered(server) + 3] = server.restart
     rollout = engine.generate(policy, MANY, 4, seed=5)
     torch.testing.assert_close(rollout.logprobs, policy.logprobs(rollout), atol=1e-4, rtol=1e-4)
-    assert len([body for body in server.asked("/v1/load_lora_adapter") if body]) == 2
+    assert len([body for body in server.asked("/v1/load_lora_adapter") if body["lora_name"]]) == 2
 
 
 def test_merged_weights_that_a_server_forgot_between_two_rollouts_are_sent_again(policy, server, tmp_path):

@@ -154,7 +154,7 @@ class Server:
         self.model = name
 
     async def _find_abilities(self) -> Abilities:
-        runtime = await self._has("POST", "/v1/load_lora_adapter")
+        runtime = await self._loads_adapters()
         try:
             info = await self.get("/server_info?config_format=json")
             config = info["vllm_config"]
@@ -175,10 +175,10 @@ class Server:
         except (KeyError, TypeError):  # of another version, which tells it elsewhere
             return Abilities(runtime, developer_mode=True)
 
-    async def _has(self, method: str, path: str) -> bool:
-        """Return whether there is such a path, by a request that asks for nothing."""
+    async def _loads_adapters(self) -> bool:
+        """Return whether there is a path to load adapters, by a request that names none."""
         try:
-            await self.request(method, path, {})
+            await self.post("/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""})
         except ServerError as error:
             if not 400 <= error.status < 500:
                 raise

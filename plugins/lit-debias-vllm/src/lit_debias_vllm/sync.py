@@ -57,6 +57,10 @@ def model_of(server: Server, version: Version) -> str:
 async def _bring_adapter(server: Server, version: Version) -> None:
     if server.version == version.name:
         return
+    if await _weight_info(server) not in ("", "default"):  # an adapter on top of them would end the server
+        raise ResumableError(
+            f"VLLMEngine: merged weights were sent to {server.url} before; start it anew, or write sync: merged"
+        )
     path = version.adapter()
     try:
         await server.post("/v1/load_lora_adapter", {"lora_name": version.name, "lora_path": str(path)})
