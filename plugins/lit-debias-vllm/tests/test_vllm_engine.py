@@ -8,11 +8,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support import loaded, perturb
+from support import loaded, perturb, save_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_server import serving
 
 from lit_debias.plugins import PromptBatch, UserError
 from lit_debias_vllm import VLLMEngine, engine, sampling
+from lit_debias_vllm.__main__ import main as write_base
 from lit_debias_vllm.sampling import Sampling, seed_of
 from lit_debias_vllm.server import Abilities, ServerError
 from lit_debias_vllm.sync import choose_way
@@ -197,6 +199,17 @@ def test_processes_share_servers_out_where_there_are_enough(monkeypatch):
     assert [server.url[7:9] for server in VLLMEngine(urls)._new_pool().servers] == ["s1", "s2", "s0"]
 
 
+def test_the_base_of_a_policy_is_written_for_a_server(policy, tiny_model, tmp_path, capsys):
+    assert write_base([str(tiny_model), str(tmp_path / "base"), "--dtype", "float32"]) == 0
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(tiny_model).state_dict().items():
+        assert torch.equal(weight, written[name]), name
+    assert AutoTokenizer.from_pretrained(tmp_path / "base").chat_template
+    assert write_base(["/nowhere", str(tmp_path / "none")]) == 2
+    assert "lit_debias_vllm: error:" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -207,7 +220,7 @@ def test_processes_share_servers_out_where_there_are_enough(monkeypatch):
         ({"deaf": True}, {"sync": "merged"}, "the adapter does not arrive there"),
         ({"logprobs_mode": "raw_logprobs"}, {"temperature": 0.5}, "start it with --logprobs-mode processed_logprobs"),
         ({"runtime_adapters": False, "developer_mode": False}, {}, "does not load adapters; start it with --en"),
-        ({"longest": 45}, {}, r"are 5\d tokens, and .* takes 45; start it with --max-model-len 5\d or more"),
+        ({"longest": 30}, {}, r"are \d\d tokens, and .* takes 30; start it with --max-model-len \d\d or more"),
         ({}, {"model": "other"}, "no server answers .*it serves base, and model says 'other'"),
         ({"name": "x"}, {"urls": ["http://127.0.0.1:9"]}, "no server answers .*127.0.0.1:9: no connection"),
     ],
@@ -223,9 +236,6 @@ def test_a_server_that_is_not_set_up_is_one_line(policy, tiny_model, tmp_path, o
 
 
 def test_another_base_is_refused(policy, tmp_path):
-    from support import save_tiny_model
-    from transformers import AutoModelForCausalLM
-
     folder = save_tiny_model(tmp_path / "other")
     other = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():

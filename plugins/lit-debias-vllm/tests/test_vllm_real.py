@@ -22,7 +22,7 @@ from lit_debias_vllm import VLLMEngine, check
 
 PYTHON = os.environ.get("LIT_DEBIAS_VLLM_PYTHON", "")
 pytestmark = [
-    pytest.mark.skipif(not PYTHON, reason="LIT_DEBIAS_VLLM_PYTHON names no python of vLLM; `make vllm` makes one"),
+    pytest.mark.skipif(not PYTHON, reason="LIT_DEBIAS_VLLM_PYTHON names no python of vLLM; `make test-vllm` makes one"),
     pytest.mark.timeout(1200),
 ]
 WAYS = ("adapter", "merged")

@@ -303,7 +303,8 @@ class GRPO(AdapterModule):
         if self.is_loaded:
             return
         super().configure_model()
-        self.engine.prepare(self.policy)
+        with distributed.fail_together():  # a process may have servers of its own
+            self.engine.prepare(self.policy)
         self._check_ends()
         device = self.reward_device or self.policy.device
         self.rewards.setup(device)

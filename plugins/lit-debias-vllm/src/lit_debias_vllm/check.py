@@ -17,8 +17,8 @@ from torch import Tensor
 from lit_debias.plugins import Policy, PromptBatch, Rollout
 from lit_debias_vllm.sampling import Completion
 
-PROMPTS = PromptBatch(["People from the countryside are", "Write a sentence about the neighbours next door."])
-"""What is asked for the comparison."""
+PROMPTS = PromptBatch(["People are", "Why"])
+"""What is asked for the comparison: short, so that it fits wherever the run's own prompts do."""
 COMPLETIONS, TOKENS = 4, 16
 NOISE = 0.02
 """Nats a token: where log-probs are nearer than that, no two versions can be told apart."""

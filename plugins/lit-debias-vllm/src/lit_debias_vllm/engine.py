@@ -104,9 +104,9 @@ class VLLMEngine(RolloutEngine):
         """Bring the policy to the servers, and compare its log-probs; see :meth:`RolloutEngine.prepare`."""
         if self._policy is not None and self._policy() is policy:
             return
-        self._policy, self._version = weakref.ref(policy), self.versions.now(policy)
-        self._pool = self._new_pool()
+        self._version, self._pool = self.versions.now(policy), self._new_pool()
         self._pool.meet()
+        self._policy = weakref.ref(policy)
 
     @torch.no_grad()
     def generate(
@@ -176,10 +176,9 @@ class VLLMEngine(RolloutEngine):
     def _choose_way(self, server: Server) -> None:
         assert server.abilities is not None
         try:
-            way = sync.choose_way(self.sync, server.abilities, merged_allowed=not self._shared)
+            server.way = sync.choose_way(self.sync, server.abilities, merged_allowed=not self._shared)
         except ValueError as error:
             raise ResumableError(f"VLLMEngine: {server.url}: {error}") from None
-        server.way = "merged" if way == "merged" else "adapter"
 
     async def _check(self, server: Server) -> None:
         """Compare a server's log-probs with the policy's.

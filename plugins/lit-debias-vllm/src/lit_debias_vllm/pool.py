@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import anyio
 import stamina
 from anyio import CancelScope
-from anyio.abc import TaskGroup
 from anyio.from_thread import start_blocking_portal
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -26,6 +25,13 @@ Ready = Callable[[Server], Awaitable[None]]
 """Brings a server to where it can be asked; raises :class:`ServerError` where that fails."""
 Ask = Callable[[Server, int], Awaitable[Any]]
 """Asks a server for the group of a prompt, by its number."""
+
+
+class Stop(Protocol):
+    """Ends what all servers do, because of an error or because all is done."""
+
+    def __call__(self, error: Exception | None = None) -> None:
+        """Stop."""
 
 
 class Pool:
@@ -70,12 +76,26 @@ class Pool:
         self.call(self._meet)
 
     async def _meet(self) -> None:
-        async for attempt in stamina.retry_context(NoServerError, **self._waiting()):
+        async for attempt in stamina.retry_context(NoServerError, **self.retrying()):
             with attempt:
-                run = Run(self, 0, _nothing, _ignore)
-                await run.each(run.make_ready)
+                await together(self.servers, lambda server, _: self.make_ready(server))
                 if all(server.trouble for server in self.servers):
                     raise NoServerError(self.servers)
+
+    async def make_ready(self, server: Server) -> bool:
+        """Return whether a server can be asked now."""
+        was = server.trouble
+        try:
+            await self.ready(server)
+        except ServerError as error:
+            server.fail(error)
+            if not was:
+                _log.warning("VLLMEngine: %s is left out for now: %s", server.url, error)
+            return False
+        server.trouble = ""
+        if was:
+            _log.warning("VLLMEngine: %s samples again", server.url)
+        return True
 
     def run(self, groups: int, ask: Ask, deliver: Callable[[int, Any], None]) -> None:
         """Let servers sample every group once.
@@ -90,7 +110,8 @@ class Pool:
         """
         self.call(Run(self, groups, ask, deliver).all_groups)
 
-    def _waiting(self) -> dict[str, Any]:
+    def retrying(self) -> dict[str, Any]:
+        """Return how servers that are not well are asked again, as stamina takes it."""
         return {"attempts": None, "timeout": self.patience, "wait_initial": 0.5, "wait_max": 10.0}
 
 
@@ -102,16 +123,37 @@ class NoServerError(ResumableError):
         super().__init__(f"VLLMEngine: no server answers ({what}); start one, or look at its log")
 
 
-async def _nothing(server: Server, number: int) -> None:
-    """Ask for nothing."""
+async def together(servers: Sequence[Server], work: Callable[[Server, Stop], Awaitable[object]]) -> None:
+    """Do something with all servers at a time, until each has ended or one calls for a stop; raises what one raises."""
+    failures: list[Exception] = []
 
+    async with anyio.create_task_group() as tasks:
 
-def _ignore(number: int, answer: Any) -> None:
-    """Take nothing."""
+        def stop(error: Exception | None = None) -> None:
+            failures.extend(filter(None, [error]))
+            tasks.cancel_scope.cancel()
+
+        async def guarded(server: Server) -> None:
+            try:
+                await work(server, stop)
+            except Exception as error:  # the group would wrap it
+                stop(error)
+
+        for server in servers:
+            tasks.start_soon(guarded, server)
+    if failures:
+        raise failures[0]
 
 
 class Run:
-    """One rollout on its way."""
+    """One rollout on its way.
+
+    Args:
+        pool: The servers.
+        groups: How many.
+        ask: Asks a server for one of them.
+        deliver: Gets the number of each and its answer.
+    """
 
     def __init__(self, pool: Pool, groups: int, ask: Ask, deliver: Callable[[int, Any], None]) -> None:
         self.pool, self.ask, self.deliver = pool, ask, deliver
@@ -119,71 +161,42 @@ class Run:
         self.lanes = math.ceil(groups / len(pool.servers))
         self._send: MemoryObjectSendStream[int]
         self._waiting: MemoryObjectReceiveStream[int]
-        self._failure: Exception | None = None
-        self._tasks: TaskGroup
 
     async def all_groups(self) -> None:
-        """Have every group sampled."""
+        """Have every group sampled.
+
+        Raises:
+            ResumableError: no server is left.
+        """
         self._send, self._waiting = anyio.create_memory_object_stream[int](math.inf)
         with self._send, self._waiting:
             for number in range(self.left):
                 self._send.send_nowait(number)
-            await self.each(self._serve)
+            await together(self.pool.servers, self._serve)
         if self.left:
             raise NoServerError(self.pool.servers)
 
-    async def each(self, work: Callable[[Server], Awaitable[None]]) -> None:
-        """Do something with all servers at a time; what one raises ends all of it."""
-
-        async def guarded(server: Server) -> None:
-            try:
-                await work(server)
-            except Exception as error:  # a task group would wrap it
-                self._failure = self._failure or error
-                self._tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as self._tasks:
-            for server in self.pool.servers:
-                self._tasks.start_soon(guarded, server)
-        if self._failure is not None:
-            raise self._failure
-
-    async def make_ready(self, server: Server) -> bool:
-        """Return whether a server can be asked now."""
-        was = server.trouble
-        try:
-            await self.pool.ready(server)
-        except ServerError as error:
-            server.fail(error)
-            if not was:
-                _log.warning("VLLMEngine: %s is left out for now: %s", server.url, error)
-            return False
-        server.trouble = ""
-        if was:
-            _log.warning("VLLMEngine: %s samples again", server.url)
-        return True
-
-    async def _serve(self, server: Server) -> None:
+    async def _serve(self, server: Server, stop: Stop) -> None:
         """Let a server sample until nothing is left, or it has failed too often."""
         for _ in range(FAILURES):
             if not await self._wait_for(server):
                 return
             async with anyio.create_task_group() as lanes:
                 for _ in range(self.lanes):
-                    lanes.start_soon(self._lane, server, lanes.cancel_scope)
+                    lanes.start_soon(self._lane, server, lanes.cancel_scope, stop)
 
     async def _wait_for(self, server: Server) -> bool:
         """Return True once a server can be asked, False where that does not happen in time."""
         try:
-            async for attempt in stamina.retry_context(ServerError, **self.pool._waiting()):
+            async for attempt in stamina.retry_context(ServerError, **self.pool.retrying()):
                 with attempt:
-                    if not await self.make_ready(server):
+                    if not await self.pool.make_ready(server):
                         raise ServerError(server.trouble)
         except ServerError:
             return False
         return True
 
-    async def _lane(self, server: Server, lanes: CancelScope) -> None:
+    async def _lane(self, server: Server, lanes: CancelScope, stop: Stop) -> None:
         """Ask for one group after the other; the first failure ends all lanes of this server."""
         async for number in self._waiting:
             try:
@@ -193,8 +206,9 @@ class Run:
                 server.fail(error)
                 lanes.cancel()
             except Exception as error:
-                self._failure = self._failure or error
-                self._tasks.cancel_scope.cancel()
+                stop(error)
+            if not self.left:
+                stop()
 
     async def _sample(self, server: Server, number: int) -> None:
         done = False
@@ -206,5 +220,3 @@ class Run:
                 self._send.send_nowait(number)
         self.deliver(number, answer)
         self.left -= 1
-        if not self.left:
-            self._tasks.cancel_scope.cancel()

@@ -20,6 +20,9 @@ HEALTH_SECONDS = 10.0
 """A server that does not say within this time that it is well is not."""
 
 
+Way = Literal["adapter", "merged"]
+
+
 class ServerError(Exception):
     """A server gave no answer that can be used; says in one line what came instead."""
 
@@ -66,7 +69,7 @@ class Server:
     longest: int | None = None
     """Tokens of prompt and completion that it takes."""
     abilities: Abilities | None = None
-    way: Literal["adapter", "merged"] = "adapter"
+    way: Way = "adapter"
     """How weights come to it."""
     version: str = ""
     """Which version of the policy it was last brought to; empty where that is not sure."""
@@ -104,9 +107,9 @@ class Server:
             ServerError: there is no answer, or it says that something failed.
         """
         assert self.session is not None, "requests are sent within Pool.call"
-        options = {} if seconds is None else {"timeout": aiohttp.ClientTimeout(total=seconds)}
+        options: dict[str, Any] = {} if seconds is None else {"timeout": aiohttp.ClientTimeout(total=seconds)}
         try:
-            async with self.session.request(method, self.url + path, json=body, **options) as reply:  # type: ignore[arg-type]
+            async with self.session.request(method, self.url + path, json=body, **options) as reply:
                 if reply.status != 200:
                     raise ServerError(f"status {reply.status}{_said(await reply.text())}", reply.status)
                 return await (reply.json() if "json" in reply.content_type else reply.text())

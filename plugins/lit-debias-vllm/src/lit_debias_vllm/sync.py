@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from lit_debias.plugins import ResumableError
-from lit_debias_vllm.server import Abilities, Server, ServerError
+from lit_debias_vllm.server import Abilities, Server, ServerError, Way
 from lit_debias_vllm.versions import Version
 
 ADAPTERS = "--enable-lora and the environment variable VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
 DEVELOPER = "the environment variable VLLM_SERVER_DEV_MODE=1"
 
 
-def choose_way(asked: str, abilities: Abilities, merged_allowed: bool = True) -> str:
-    """Return ``adapter`` or ``merged``.
+def choose_way(asked: str, abilities: Abilities, merged_allowed: bool = True) -> Way:
+    """Return how weights come to a server.
 
     Where ``auto`` may choose, a CPU gets merged weights: vLLM computes adapters there at a quarter of the base's speed.
 
@@ -25,15 +25,16 @@ def choose_way(asked: str, abilities: Abilities, merged_allowed: bool = True) ->
     """
     adapter = abilities.runtime_adapters and abilities.adapters is not False
     merged = abilities.developer_mode and merged_allowed
-    if asked == "auto":
-        asked = "merged" if merged and (abilities.device == "cpu" or not adapter) else "adapter"
-    if asked == "adapter" and not adapter:
-        raise ValueError(f"it does not load adapters; start it with {ADAPTERS}")
-    if asked == "merged" and not merged:
+    better = merged and (abilities.device == "cpu" or not adapter)
+    if asked == "merged" or (asked == "auto" and better):
+        if merged:
+            return "merged"
         if merged_allowed:
             raise ValueError(f"it does not reload weights; start it with {DEVELOPER}")
         raise ValueError("it is shared by several processes, which sync: merged cannot; write sync: adapter")
-    return asked
+    if not adapter:
+        raise ValueError(f"it does not load adapters; start it with {ADAPTERS}")
+    return "adapter"
 
 
 async def bring(server: Server, version: Version) -> None:
