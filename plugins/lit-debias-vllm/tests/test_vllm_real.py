@@ -70,8 +70,8 @@ def test_log_probs_are_the_policys_up_to_rounding(policy, servers, tmp_path, way
     engine = engine_at(servers[WAYS.index(way)], folder=tmp_path, sync=way, temperature=temperature)
     rollout = engine.generate(policy, PROMPTS, 4, seed=3)
     gap = check.gap_of(policy, rollout, temperature)
-    assert gap.policy < 0.03
-    assert gap.reference > 0.3
+    assert gap.policy < 0.1  # bf16; the temperature divides logits and what rounding did to them
+    assert gap.reference > 1
     assert engine.generate(policy, PROMPTS, 4, seed=3).texts == rollout.texts
     stop = int(rollout.completion_ids[1, 2, 4])
     policy.eos_token_ids = (2, stop)
@@ -79,7 +79,7 @@ def test_log_probs_are_the_policys_up_to_rounding(policy, servers, tmp_path, way
     assert ended.lengths[1, 2] <= 5
     assert not ended.truncated[1, 2]
     greedy = engine.generate(policy, PROMPTS, 1, seed=0, greedy=True)
-    assert check.gap_of(policy, greedy, 1.0).policy < 0.03
+    assert check.gap_of(policy, greedy, 1.0).policy < 0.1
 
 
 def test_an_adapter_on_top_of_merged_weights_is_refused(policy, servers, tmp_path):
@@ -138,7 +138,8 @@ def ask(url, path, body):
 def shape(keys, value):
     """Return the types of what stands under the keys of another object; numbers and texts are alike."""
     if isinstance(keys, dict):
-        return {key: shape(keys[key], value[key]) for key in keys} if isinstance(value, dict) else type(value)
+        named = [key for key in keys if key != "top_logprobs"]  # its keys are tokens
+        return {key: shape(keys[key], value[key]) for key in named} if isinstance(value, dict) else type(value)
     if isinstance(keys, list) and isinstance(value, list):
         return [shape(keys[0], value[0])] if keys and value else []
     return type(value) if isinstance(value, (dict, list)) else "a value"

@@ -82,6 +82,6 @@ async def _largest(server: Server, temperature: float) -> float:
     body = Sampling(1, 1, temperature, ()).body(server.model, "lit-debias-doctor", [1], 0) | {"logprobs": 1}
     reply: Any = await server.complete(body)
     try:
-        return max(reply["choices"][0]["logprobs"]["top_logprobs"][0].values())
+        return float(max(reply["choices"][0]["logprobs"]["top_logprobs"][0].values()))
     except (KeyError, IndexError, TypeError, ValueError):
         raise ServerError("its answer has not the fields of vLLM: it sends no log-probs") from None
