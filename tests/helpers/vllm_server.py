@@ -168,6 +168,8 @@ class VLLMServer(ThreadingHTTPServer):
             return error(404, f"The model `{name}` does not exist. Valid aliases: {self.name}.")
         if body["max_tokens"] + len(body["prompt"]) > self.longest:
             return error(400, f"This model's maximum context length is {self.longest} tokens.")
+        if not 0 <= body["temperature"] <= 2:
+            return error(400, f"temperature must be in [0, 2], got {body['temperature']}.")
         if not body["temperature"] and body["n"] > 1:
             return error(400, f"n must be 1 when using greedy sampling, got {body['n']}.")
         model = self.base if name == self.name else self.adapters[name][1]

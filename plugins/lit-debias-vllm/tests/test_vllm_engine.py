@@ -119,6 +119,7 @@ def test_weights_travel_when_they_have_changed_and_only_then(policy, server, tmp
             move(policy)
     [written] = (tmp_path / "weights").glob("*/*")  # files of one version stay
     assert written.name.endswith(way)
+    assert {file.stat().st_mode & 0o777 for file in written.iterdir()} == {0o644}  # servers of other users read them
 
 
 def test_the_adapter_before_is_unloaded_and_names_are_never_used_again(policy, server, tmp_path):
@@ -327,6 +328,7 @@ def test_answers_that_cannot_be_trained_on(answer, kind, message):
         ({"urls": ["http://a:1"], "check_every": 0}, "write check_every >= 1"),
         ({"urls": ["http://a:1"], "patience": 0.0}, "finite numbers above 0"),
         ({"urls": ["http://a:1"], "temperature": 0.0}, "finite temperature > 0"),
+        ({"urls": ["http://a:1"], "temperature": 2.5}, "vLLM takes at most 2"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

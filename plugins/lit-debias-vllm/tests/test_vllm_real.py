@@ -16,6 +16,7 @@ from vllm_process import started
 from vllm_server import serving
 
 from lit_debias import PromptDataModule, UserError
+from lit_debias.cli.main import main
 from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.plugins import PromptBatch
 from lit_debias_vllm import VLLMEngine, check
@@ -82,6 +83,15 @@ def test_log_probs_are_the_policys_up_to_rounding(policy, servers, tmp_path, way
     assert check.gap_of(policy, greedy, 1.0).policy < 0.1
 
 
+def test_doctor_finds_all_that_is_needed(servers, capsys):
+    assert main(["doctor", "--engine", servers[0].url]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "serves 'base' on cpu, up to 512 tokens" in shown
+    assert "auto is 'merged' here" in shown
+    assert "of the temperature" in shown
+    assert "ok prefill whole" in shown
+
+
 def test_an_adapter_on_top_of_merged_weights_is_refused(policy, servers, tmp_path):
     engine_at(servers[1], folder=tmp_path / "merged", sync="merged").prepare(policy)
     with pytest.raises(UserError, match=r"merged weights were sent to .* before"):
@@ -103,6 +113,7 @@ def test_what_stands_in_for_a_server_answers_as_it_does(policy, servers, model, 
         ("/v1/completions", body),
         ("/v1/completions", body | {"model": "nobody"}),
         ("/v1/completions", body | {"max_tokens": 600}),
+        ("/v1/completions", body | {"temperature": 2.5}),
         ("/v1/completions", greedy),
         ("/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""}),
         ("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": str(folder)}),

@@ -26,7 +26,7 @@ from lit_debias.plugins import (
     world_size,
 )
 from lit_debias_vllm import check, sync
-from lit_debias_vllm.examination import examine
+from lit_debias_vllm.examination import HIGHEST, examine
 from lit_debias_vllm.pool import Pool
 from lit_debias_vllm.sampling import Completion, Sampling, seed_of
 from lit_debias_vllm.server import Server
@@ -81,6 +81,8 @@ class VLLMEngine(RolloutEngine):
         api_key_env: str = "VLLM_API_KEY",
     ) -> None:
         super().__init__(max_new_tokens, temperature)
+        if temperature > HIGHEST:
+            raise UserError(f"VLLMEngine: temperature={temperature:g}; vLLM takes at most {HIGHEST:g}")
         self.urls = [_root(url, api_key_env) for url in urls]
         if not self.urls or len(set(self.urls)) < len(self.urls):
             raise UserError(f"VLLMEngine: urls={urls}; write the address of each server once, such as {EXAMPLE}")

@@ -10,6 +10,8 @@ from lit_debias_vllm.sampling import Sampling
 from lit_debias_vllm.server import Abilities, Server, ServerError
 from lit_debias_vllm.sync import ADAPTERS, DEVELOPER, choose_way
 
+HIGHEST = 2.0
+"""The highest temperature that vLLM takes."""
 PROCESSED = "--logprobs-mode processed_logprobs"
 
 
@@ -75,7 +77,7 @@ def _traps(abilities: Abilities) -> Iterator[Requirement]:
 
 async def _processed(server: Server) -> bool:
     """Return whether log-probs are those of the temperature: at a high one the most probable token's is lower."""
-    return await _largest(server, 4.0) < await _largest(server, 1.0) - 1e-3
+    return await _largest(server, HIGHEST) < await _largest(server, 1.0) - 1e-3
 
 
 async def _largest(server: Server, temperature: float) -> float:

@@ -53,6 +53,8 @@ class Version:
             work = out.with_name(f".{out.name}")
             try:
                 write(work)
+                for file in work.iterdir():
+                    file.chmod(0o644)  # a server may be another user's
                 work.rename(out)
             except OSError as error:
                 raise UserError(
@@ -100,7 +102,7 @@ class Versions:
                 self.parent.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(self.parent)
                 self._folder = Path(tempfile.mkdtemp(prefix=f"{_owner(os.getpid())}-", dir=self.parent))
-                self._folder.chmod(0o755)  # a server may be another user's
+                self._folder.chmod(0o755)
                 weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             except OSError as error:
                 raise UserError(f"VLLMEngine: folder '{self.parent}' cannot be used: {cause_of(error)}") from error
