@@ -56,8 +56,8 @@ class VLLMEngine(RolloutEngine):
             memory, for servers on this machine.
         check_every: Rollouts after which the servers' log-probs are compared with the policy's again. They are compared
             at the start, and whenever a server was away, too.
-        max_gap: Largest mean difference of these log-probs, in nats a token. bf16 makes 0.03 to 0.06; another version of
-            the policy is refused before that, where it is nearer to the reference.
+        max_gap: Largest mean difference of these log-probs, in nats a token. bf16 makes 0.03 to 0.06; another version
+            of the policy is refused before that, where it is nearer to the reference.
         timeout: Seconds that the completions of one prompt may take. A server that takes longer hangs.
         patience: Seconds to wait for a server that is not well, where no other one is.
         api_key_env: Environment variable that holds the servers' key, if they want one.
