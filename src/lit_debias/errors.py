@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class UserError(Exception):
@@ -19,6 +20,13 @@ class LostProcessError(UserError):
     """Another process of the run is gone or late: nothing is to be mended here, and the run can be started again."""
 
     code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class ResumableError(UserError):
+    """Something outside of the run has failed, and the run could go on: a fit keeps a checkpoint to resume from."""
+
+    checkpoint: ClassVar[str] = "stopped.ckpt"
+    """The file's name."""
 
 
 def cause_of(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from torch.optim import SGD, AdamW
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lit_debias.data import PromptDataModule
-from lit_debias.errors import UserError
+from lit_debias.errors import ResumableError, UserError
 from lit_debias.grpo.loss import DAPOLoss, UpdateSize
 from lit_debias.models.layers import is_quantized
 from lit_debias.packing.groups import pack
@@ -126,14 +126,37 @@ def test_where_one_rank_fails_all_stop(monkeypatch):
 
     def gather(message):
         gathered.append(message)
-        return [None, message or "KeyError: 'there'"]
+        return [None, message or ("KeyError: 'there'", False)]
 
     monkeypatch.setattr(distributed, "gather_objects", gather)
     with pytest.raises(KeyError, match="here"), distributed.fail_together():
         raise KeyError("here")
-    assert gathered == ["KeyError: 'here'"]  # it told the others before it stopped
+    assert gathered == [("KeyError: 'here'", False)]  # it told the others before it stopped
     with pytest.raises(UserError, match="process 1 failed: KeyError: 'there'"), distributed.fail_together():
         pass
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "kind"),
+    [
+        (None, True, ResumableError),
+        (None, False, UserError),
+        (ResumableError("here"), True, ResumableError),
+        (ResumableError("here"), False, UserError),  # the other one keeps no checkpoint, for which all are needed
+        (KeyError("here"), True, KeyError),
+    ],
+)
+def test_a_checkpoint_is_kept_by_all_ranks_or_none(monkeypatch, mine, other, kind):
+    monkeypatch.setattr(distributed, "gather_objects", lambda told: [told, ("there", other)])
+
+    def fail():
+        with distributed.fail_together():
+            if mine is not None:
+                raise mine
+
+    with pytest.raises(kind) as caught:
+        fail()
+    assert type(caught.value) is kind
 
 
 def test_failures_of_scoring_are_told_to_every_rank(tiny_model, prompts, tmp_path, monkeypatch):
@@ -143,7 +166,7 @@ def test_failures_of_scoring_are_told_to_every_rank(tiny_model, prompts, tmp_pat
         trainer(tmp_path).fit(
             grpo(tiny_model, rewards={"broken": Flaky(float("nan"))}), PromptDataModule(str(prompts), batch_size=2)
         )
-    assert "'broken' returned" in next(filter(lambda message: isinstance(message, str), told))
+    assert "'broken' returned" in next(filter(lambda message: isinstance(message, tuple), told))[0]
 
 
 def test_an_update_without_tokens_gives_every_parameter_a_gradient_of_zero(tiny_model):

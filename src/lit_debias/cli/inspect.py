@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import groupby
@@ -18,11 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lit_debias.cli.parser import Parser
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.models.sources import cache_dir
 from lit_debias.plugins.manager import Component, components, get_plugin_manager, shadowed_plugins
 from lit_debias.plugins.official import missing_plugin
+from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.support import threads
+from lit_debias.support.files import read_yaml
+from lit_debias.support.requirement import Requirement
 from lit_debias.support.text import printable, shorten
 
 
@@ -90,24 +94,17 @@ def _details(component: Component) -> str:
     return f"{origin}\n\n{inspect.getdoc(component.cls) or component.summary}"
 
 
-@dataclass(frozen=True)
-class Requirement:
-    """One line of the doctor."""
-
-    name: str
-    ok: bool
-    found: str
-    advice: str = ""
-    required: bool = False
-
-
-def doctor(json: bool = False) -> int:
+def doctor(engine: str | None = None, json: bool = False) -> int:
     """Say what this machine can run and what is missing; the exit code is 1 where something required is.
 
     Args:
+        engine: Look at an engine's servers instead: the address of one, or a YAML file of ``lit-debias fit``.
         json: Print JSON instead of lines.
+
+    Raises:
+        UserError: the file names no engine, or no installed engine samples from servers.
     """
-    checks = list(examine())
+    checks = list(examine() if engine is None else engine_of(engine).examine())
     if json:
         print(json_module.dumps([asdict(check) for check in checks], indent=2))
     else:
@@ -125,6 +122,33 @@ def _mark(check: Requirement) -> str:
     if check.required:
         return "[red]missing[/]"
     return "[yellow]note[/]" if check.found else "[yellow]absent[/]"
+
+
+def engine_of(source: str) -> RolloutEngine:
+    """Return the engine of a configuration file, or one for the server at an address.
+
+    Raises:
+        UserError: there is no such file or engine.
+    """
+    if source.startswith(("http://", "https://")):
+        return _engine_at(source)
+    file = read_yaml(Path(source), "configuration")
+    try:
+        options = file["model"]["init_args"]["engine"]
+    except (KeyError, TypeError):
+        raise UserError(f"configuration '{source}' names no engine; write one under model.init_args.engine") from None
+    parser = Parser(prog="lit-debias doctor")
+    parser.add_argument("--engine", type=RolloutEngine)
+    engine: RolloutEngine = parser.instantiate(parser.parse_object({"engine": options})).engine
+    return engine
+
+
+def _engine_at(url: str) -> RolloutEngine:
+    for component in components(get_plugin_manager()):
+        if component.kind == "engine" and "urls" in inspect.signature(component.cls).parameters:
+            engine: RolloutEngine = component.cls(urls=[url])
+            return engine
+    raise UserError(missing_plugin("VLLMEngine") or "no installed engine samples from servers")
 
 
 def examine() -> Iterator[Requirement]:

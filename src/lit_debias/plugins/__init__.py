@@ -8,7 +8,7 @@ from lit_debias.support.lazy import importer
 
 if TYPE_CHECKING:
     from lit_debias.aggregators.aggregator import Aggregator
-    from lit_debias.errors import UserError, cause_of, did_you_mean
+    from lit_debias.errors import ResumableError, UserError, cause_of, did_you_mean
     from lit_debias.models.language_model import LanguageModel
     from lit_debias.models.loading import load_encoder, load_tokenizer, loading
     from lit_debias.models.sentence_encoder import SentenceEncoder
@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     from lit_debias.rewards.score_file import ScoreFile
     from lit_debias.rollout.engine import RolloutEngine
     from lit_debias.support.atomic import new_folder, write_text
+    from lit_debias.support.distributed import rank, world_size
     from lit_debias.support.endpoint import NO_KEY, api_key, check_endpoint, is_busy, refusal
     from lit_debias.support.files import parse_json, read_jsonl, read_text, read_yaml
     from lit_debias.support.hashing import sha256
     from lit_debias.support.packages import PACKAGE_SCHEME
     from lit_debias.support.precision import Precision, dtype_of
+    from lit_debias.support.requirement import Requirement
     from lit_debias.support.text import APOSTROPHE, distinct_credit, printable, words
     from lit_debias.types import PromptBatch, Rollout, Scores, Support
 
 MODULES = {
     "Aggregator": "lit_debias.aggregators.aggregator",
+    "ResumableError": "lit_debias.errors",
     "UserError": "lit_debias.errors",
     "cause_of": "lit_debias.errors",
     "did_you_mean": "lit_debias.errors",
@@ -53,6 +56,8 @@ MODULES = {
     "RolloutEngine": "lit_debias.rollout.engine",
     "new_folder": "lit_debias.support.atomic",
     "write_text": "lit_debias.support.atomic",
+    "rank": "lit_debias.support.distributed",
+    "world_size": "lit_debias.support.distributed",
     "NO_KEY": "lit_debias.support.endpoint",
     "api_key": "lit_debias.support.endpoint",
     "check_endpoint": "lit_debias.support.endpoint",
@@ -66,6 +71,7 @@ MODULES = {
     "PACKAGE_SCHEME": "lit_debias.support.packages",
     "Precision": "lit_debias.support.precision",
     "dtype_of": "lit_debias.support.precision",
+    "Requirement": "lit_debias.support.requirement",
     "APOSTROPHE": "lit_debias.support.text",
     "distinct_credit": "lit_debias.support.text",
     "printable": "lit_debias.support.text",
@@ -87,6 +93,8 @@ __all__ = [
     "Policy",
     "Precision",
     "PromptBatch",
+    "Requirement",
+    "ResumableError",
     "Reward",
     "RewardBatch",
     "Rollout",
@@ -115,6 +123,7 @@ __all__ = [
     "new_folder",
     "parse_json",
     "printable",
+    "rank",
     "read_jsonl",
     "read_text",
     "read_yaml",
@@ -122,5 +131,6 @@ __all__ = [
     "resolve",
     "sha256",
     "words",
+    "world_size",
     "write_text",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lit_debias.errors import UserError
+from lit_debias.errors import ResumableError, UserError
 from lit_debias.rewards.asking import Answer, RewardError
 from lit_debias.rewards.calls import InProcess, Isolated, RewardTimeoutError, resident_gib
 from lit_debias.rewards.reward import Reward, RewardBatch
@@ -18,8 +18,10 @@ from lit_debias.support import distributed
 log = logging.getLogger(__name__)
 
 
-class UnreliableRewardError(RewardError):
+class UnreliableRewardError(RewardError, ResumableError):
     """A guarded reward has lost more of its scores than its guard allows; raised on every rank."""
+
+    checkpoint = "unreliable_reward.ckpt"
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lit_debias.errors import UserError
 from lit_debias.policy.policy import Policy
+from lit_debias.support.requirement import Requirement
 from lit_debias.types import PromptBatch, Rollout
 
 OnGroup = Callable[[int, Rollout], None]
@@ -48,6 +49,10 @@ class RolloutEngine(ABC):
         Raises:
             UserError: the engine cannot sample from this model.
         """
+
+    def examine(self) -> Iterable[Requirement]:
+        """Look at what it needs outside of this process, for ``lit-debias doctor --engine``; nothing by default."""
+        return ()
 
     @abstractmethod
     def generate(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_debias.errors import UserError
+from lit_debias.errors import ResumableError, UserError
 
 Value = TypeVar("Value")
 
@@ -89,16 +89,20 @@ def fail_together() -> Iterator[None]:
     Otherwise the others would wait for it for ever. Every rank must enter.
 
     Raises:
-        UserError: another rank has failed; the message is that rank's.
+        ResumableError: other ranks have failed, all of them so; the message is the first one's.
+        UserError: another rank has failed in another way.
     """
     failure: Exception | None = None
     try:
         yield
     except Exception as error:
         failure = error
-    failures = gather_objects(failure and f"{type(failure).__name__}: {failure}")
+    mine = failure and (f"{type(failure).__name__}: {failure}", isinstance(failure, ResumableError))
+    failures = {number: told for number, told in enumerate(gather_objects(mine)) if told is not None}
+    together = all(resumable for _, resumable in failures.values())  # to keep a checkpoint, every rank must
+    if isinstance(failure, ResumableError) and not together:
+        raise UserError(str(failure)) from failure
     if failure is not None:
         raise failure
-    for number, message in enumerate(failures):
-        if message is not None:
-            raise UserError(f"process {number} failed: {message}")
+    for number, (message, _) in failures.items():
+        raise (ResumableError if together else UserError)(f"process {number} failed: {message}")

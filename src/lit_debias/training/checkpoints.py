@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import shutil
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_debias.errors import UserError
+from lit_debias.errors import ResumableError, UserError
 from lit_debias.support import distributed
 from lit_debias.support.atomic import new_file
 from lit_debias.support.hashing import BLOCK, sha256
@@ -132,6 +133,23 @@ def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
     while piece := file.read(min(size, BLOCK)):
         size -= len(piece)
         yield piece
+
+
+@contextlib.contextmanager
+def kept_where_it_stops(module: LightningModule) -> Iterator[None]:
+    """Keep a checkpoint of a fit that stops within the context and could go on; every rank must stop.
+
+    Raises:
+        UserError: what stopped it, and how to resume.
+    """
+    try:
+        yield
+    except ResumableError as error:
+        if module.trainer.state.fn != "fit":
+            raise
+        path = Path(module.trainer.default_root_dir) / error.checkpoint
+        module.trainer.save_checkpoint(path)
+        raise UserError(f"{error}; resume with --ckpt_path {path}") from error
 
 
 def newest(paths: Iterable[Path]) -> list[Path]:

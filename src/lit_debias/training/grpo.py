@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,7 +24,7 @@ from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
 from lit_debias.packing.groups import pack
 from lit_debias.plugins.manager import get_plugin_manager, show_scored
 from lit_debias.policy.recipe import QLoRAPolicy
-from lit_debias.rewards.guard import Guard, UnreliableRewardError
+from lit_debias.rewards.guard import Guard
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.engine import RolloutEngine
@@ -35,6 +34,7 @@ from lit_debias.support.devices import known_device
 from lit_debias.support.seeds import seed_at, seed_of_rank
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
+from lit_debias.training.checkpoints import kept_where_it_stops
 from lit_debias.training.described import of_grpo
 from lit_debias.training.drawing import Drawing
 from lit_debias.training.dynamic_sampling import Choosing, DynamicSampling
@@ -165,7 +165,8 @@ class GRPO(AdapterModule):
 
     def collect(self, prompts: PromptBatch) -> Experience:
         """Sample a group of completions for each prompt, score them, and compare those of a group."""
-        collected = (self._choosing or self.drawing.every_group)(prompts, self._sampling_seed())
+        with kept_where_it_stops(self):
+            collected = (self._choosing or self.drawing.every_group)(prompts, self._sampling_seed())
         self._settle(self.rewards, collected.asked)
         rollout, scores = collected.drawn.rollout, collected.drawn.scores
         advantages = self.aggregator(own_copy(scores), self.rollout_step)
@@ -214,14 +215,8 @@ class GRPO(AdapterModule):
 
     def _settle(self, suite: RewardSuite, scores: Scores) -> None:
         """Let the guards of all ranks decide; where one gives its reward up, keep a checkpoint and stop."""
-        try:
+        with kept_where_it_stops(self):
             suite.settle(scores)
-        except UnreliableRewardError as error:
-            if self.trainer.state.fn != "fit":
-                raise
-            path = Path(self.trainer.default_root_dir) / "unreliable_reward.ckpt"
-            self.trainer.save_checkpoint(path)
-            raise UserError(f"{error}; resume with --ckpt_path {path}") from error
 
     def _log_rollout(self, rollout: Rollout, scores: Scores, advantages: Tensor, seconds: float) -> None:
         self._log(
@@ -276,7 +271,7 @@ class GRPO(AdapterModule):
 
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         everyone = RewardSuite(self.scored_by())
-        with distributed.fail_together():
+        with kept_where_it_stops(self), distributed.fail_together():
             rollout, _ = self.drawing.with_reference(self._greedy(prompts), everyone, for_loss=False)
             scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
         self._settle(self.rewards, scores)
@@ -309,7 +304,8 @@ class GRPO(AdapterModule):
         if self.is_loaded:
             return
         super().configure_model()
-        self.engine.prepare(self.policy)
+        with distributed.fail_together():  # a process may have servers of its own
+            self.engine.prepare(self.policy)
         self._check_ends()
         device = self.reward_device or self.policy.device
         self.rewards.setup(device)

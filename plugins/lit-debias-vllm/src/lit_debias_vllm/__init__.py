@@ -1,0 +1,13 @@
+"""Rollouts for lit-debias from vLLM servers."""
+
+from lit_debias import hookimpl
+from lit_debias.plugins import RolloutEngine
+from lit_debias_vllm.engine import VLLMEngine
+
+__all__ = ["VLLMEngine", "lit_debias_engines"]
+
+
+@hookimpl
+def lit_debias_engines() -> list[type[RolloutEngine]]:
+    """Return the engines of this distribution."""
+    return [VLLMEngine]
