@@ -231,8 +231,10 @@ def test_sampling_and_scoring_in_turn_and_overlapped(tmp_path):
 
 
 def test_other_scores_fail_the_gate_of_overlap(tmp_path, monkeypatch):
-    right = OverlappedScoring.add
-    monkeypatch.setattr(OverlappedScoring, "add", lambda scoring, number, group: right(scoring, -number % 3, group))
+    add = OverlappedScoring.add
+    monkeypatch.setattr(
+        OverlappedScoring, "__call__", lambda scoring, number, group: right(scoring, -number % 3, group)
+    )
     status, report = run(overlap, tmp_path, *OVERLAP)
     assert (status, report["passed"], report["phases"]) == (1, False, {})
 

@@ -166,7 +166,7 @@ def test_failures_of_scoring_are_told_to_every_rank(tiny_model, prompts, tmp_pat
         trainer(tmp_path).fit(
             grpo(tiny_model, rewards={"broken": Flaky(float("nan"))}), PromptDataModule(str(prompts), batch_size=2)
         )
-    assert "'broken' returned" in next(filter(lambda message: isinstance(message, tuple), told))[0]
+    assert any("'broken' returned" in message[0] for message in told if isinstance(message, tuple))
 
 
 def test_an_update_without_tokens_gives_every_parameter_a_gradient_of_zero(tiny_model):
