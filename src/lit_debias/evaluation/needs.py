@@ -146,7 +146,7 @@ def notes(asked: Asked, all_rows: Sequence[Row]) -> list[str]:
             "prompt kind, so the mixture is not that of the data"
         )
     if "judges" not in asked.readers:
-        found.append("no judge: bias of generations was not measured, only preference between given responses")
+        found.append("no judge: bias of generations was not measured")
     clusters = {row["cluster"] for row in asked.rows if row["cluster"]}
     if clusters:
         found.append(f"intervals: the bootstrap draws the prompts of a 'cluster' together, {len(clusters)} of them")

@@ -76,11 +76,15 @@ def about(results: Results, arm: str) -> dict[str, Any]:
         "prompts": prompts["rows"],
         "seeds": replicas,
         "sampling": f"temperature {settings['temperature']:g}, at most {settings['max_new_tokens']} tokens, "
-        f"{settings['quantization']} base computing in {settings['dtype']}",
+        f"{_weights(settings['quantization'])} computing in {settings['dtype']}",
         "created": str(results["created"])[:10],
         "version": results["versions"]["lit-debias"],
         "notes": results["notes"],
     }
+
+
+def _weights(quantization: str) -> str:
+    return "a base that was not quantised," if quantization == "none" else f"a base in {quantization.upper()}"
 
 
 def model_index(results: Results, arm: str) -> list[EvalResult]:
