@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning import Trainer
 from torch import Tensor
 from torch.optim import AdamW
 
 from benchmarks.adapters import adapters
 from benchmarks.learning_plan import REWARDS, Plan, TextReward
+from benchmarks.measurement import fit
 from lit_debias.grpo.loss import DAPOLoss
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.reward import Reward, RewardBatch
@@ -87,17 +86,6 @@ def learn(plan: Plan, given: list[list[list[int]]] | None) -> tuple[dict[str, An
     """Return the curve, and the adapter at the end by name."""
     assert given is None, "lit-debias is the one that samples for others"
     module = Learner(plan)
-    with tempfile.TemporaryDirectory() as folder:  # for the adapter that every fit leaves
-        trainer = Trainer(
-            default_root_dir=folder,
-            accelerator="gpu" if plan.device == "cuda" else "cpu",
-            devices=1,
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module)
+    fit(module, plan.device)
     curve = {"reward": module.rewarded, "seconds": module.ended, "completions": module.sampled}
     return curve, {name: weight.detach().cpu() for name, weight in adapters(module.policy.lm).items()}

@@ -151,10 +151,16 @@ class MeasuredGRPO(GRPO):
 
 def measured(module: MeasuredGRPO) -> dict[str, Any]:
     """Run the module's one step in a Trainer and return what it found."""
+    fit(module, module.settings.device)
+    return module.found
+
+
+def fit(module: GRPO, device: str) -> None:
+    """Run an epoch of the module in a Trainer that says and leaves nothing."""
     with tempfile.TemporaryDirectory() as folder:  # for the adapter that every fit leaves
         trainer = Trainer(
             default_root_dir=folder,
-            accelerator="gpu" if module.settings.device == "cuda" else "cpu",
+            accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
             max_epochs=1,
             logger=False,
@@ -163,4 +169,3 @@ def measured(module: MeasuredGRPO) -> dict[str, Any]:
             enable_model_summary=False,
         )
         trainer.fit(module)
-    return module.found
