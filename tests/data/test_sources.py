@@ -4,7 +4,7 @@ import datasets
 import pytest
 from prompt_files import ROWS, ready, write
 
-from lit_debias.data import PromptDataModule
+from lit_debias.data import PromptDataModule, ResponseDataModule
 from lit_debias.data.sources import split_names
 from lit_debias.errors import UserError
 from lit_debias.support import distributed
@@ -32,6 +32,43 @@ def test_a_folder_of_files_named_after_splits(tmp_path):
     assert [batch.texts for batch in data.val_dataloader()] == [["prompt 0", "prompt 1", "prompt 2"]]
     with pytest.raises(UserError, match="has no split 'validation'; it has: dev, train"):
         ready(PromptDataModule(str(tmp_path)))
+
+
+@pytest.mark.parametrize("suffix", ["file", "folder", "hub"])
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_every_stage_takes_the_only_split_in_the_place_of_its_default(stage, suffix, tmp_path, monkeypatch):
+    def load(name, config, split):
+        assert split == "dev"
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: [])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["dev"])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    paths = {"file": write(tmp_path / "x.jsonl", [{**row, "split": "dev"} for row in ROWS]), "hub": "someone/debias"}
+    write(tmp_path / "folder" / "dev.jsonl", ROWS)
+    data = PromptDataModule(str(paths.get(suffix, tmp_path / "folder")))
+    data.setup(stage)
+    role = {"fit": "train", "validate": "validation"}.get(stage, "test")
+    assert {name: rows and rows["prompt"] for name, rows in data.rows.items()} == {
+        **({"validation": None} if stage == "fit" else {}),
+        role: [row["prompt"] for row in ROWS],
+    }
+
+
+def test_a_split_that_is_named_or_held_out_has_no_substitute(tmp_path):
+    write(tmp_path / "test.jsonl", ROWS)
+    for data, stage, message in (
+        (PromptDataModule(str(tmp_path), test_splits="dev"), "predict", "no split 'dev'; it has: test; .*test_splits"),
+        (PromptDataModule(str(tmp_path), val_splits="dev"), "validate", "no split 'dev'; it has: test; .*val_splits"),
+        (PromptDataModule(str(tmp_path)), "fit", "no split 'train'; it has: test; .*train_split"),
+        (ResponseDataModule(str(tmp_path), val_split="dev"), "validate", "no split 'dev'.*init_args.val_split$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data.setup(stage)
+    write(tmp_path / "train.jsonl", ROWS)
+    data = PromptDataModule(str(tmp_path))
+    data.setup("predict")
+    assert len(data.rows["test"]) == len(ROWS)
 
 
 def test_parts_of_a_split_are_read_together_as_the_hub_names_them(tmp_path):

@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from lit_debias.conversations import read_prompt
 from lit_debias.data.columns import aligned, renamed
 from lit_debias.data.sampler import PromptSampler, TableLoader
-from lit_debias.data.sources import ORIGIN, load_split, split_names
+from lit_debias.data.sources import ORIGIN, default_splits, load_split, split_names
 from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
@@ -26,6 +26,14 @@ _STAGES: dict[str | None, tuple[Role, ...]] = {
     "test": ("test",),
     "predict": ("test",),
 }
+_USUAL: dict[Role, tuple[tuple[str, ...], ...]] = {
+    "train": (("train",),),
+    "validation": (("validation",),),
+    "test": (("test_iid",), ("test",)),
+}
+"""Role -> the splits that are its default, and what else is taken in their place."""
+_HELD_OUT = ("test", "val")
+"""What the name of a split begins with that nothing is trained on unless it is named."""
 
 
 class TableDataModule(LightningDataModule, ABC):
@@ -36,6 +44,8 @@ class TableDataModule(LightningDataModule, ABC):
     """
 
     table: ClassVar[Literal["prompts", "responses"]]
+    split_options: ClassVar[Mapping[Role, str]]
+    """Role -> the option that names its splits."""
 
     def __init__(
         self,
@@ -92,23 +102,21 @@ class TableDataModule(LightningDataModule, ABC):
             UserError: the data cannot be read, lacks a column, or does not suit batch size and number of ranks.
         """
         for role in _STAGES.get(stage, ("train", "validation", "test")):
-            if role not in self.rows:
-                self.rows[role] = self._load(role)
+            if self.rows.get(role) is None:
+                self.rows[role] = self._load(role, in_fit=stage != "validate")
         if stage == "validate" and self.rows["validation"] is None:
-            raise self._no_rows("validation")
+            raise self._no_rows("validation", split_names(self.path, self.table))
 
-    def _load(self, role: Role) -> Dataset | None:
+    def _load(self, role: Role, in_fit: bool) -> Dataset | None:
         if self.batch_sizes[role] % distributed.world_size():
             raise UserError(
                 f"data: the {role} batch size {self.batch_sizes[role]} is over all ranks, and there are "
                 f"{distributed.world_size()}; write a multiple of that"
             )
-        parts = {split: load_split(self.path, self.table, split, self.texts) for split in self.splits[role]}
-        present = {split: self.prepare(self._rename(part), role) for split, part in parts.items() if part is not None}
-        if not present:
-            if role == "validation":
-                return None
-            raise self._no_rows(role)
+        parts = self._parts(role, in_fit)
+        if not parts:
+            return None
+        present = {split: self.prepare(self._rename(part), role) for split, part in parts.items()}
         rows = self._limit(concatenate_datasets(aligned(present, self.path)), self.limits[role])
         if role == "train" and len(rows) < self.batch_sizes[role]:
             raise UserError(
@@ -116,11 +124,39 @@ class TableDataModule(LightningDataModule, ABC):
             )
         return rows
 
-    def _no_rows(self, role: Role) -> UserError:
-        wanted = f"has no split '{', '.join(self.splits[role])}'" if self.splits[role] else "is asked for no split"
-        option = {"train": "train_split", "validation": "val_splits", "test": "test_splits"}[role]
-        known = ", ".join(split_names(self.path, self.table))
-        return UserError(f"data '{self.path}' {wanted}; it has: {known}; name one with data.init_args.{option}")
+    def _parts(self, role: Role, in_fit: bool) -> dict[str, Dataset]:
+        """Return split -> its rows; none where training is to be validated on nothing.
+
+        Raises:
+            UserError: a split that is named is not there, or the data have several to choose from.
+        """
+        wanted = tuple(self.splits[role])
+        found = self._read(wanted)
+        if len(found) < len(wanted) or not (wanted or role == "validation"):
+            known = split_names(self.path, self.table)
+            instead = self._instead(role, known, in_fit) if wanted == _USUAL[role][0] else None
+            if instead is None:
+                raise self._no_rows(role, known)
+            found = self._read(instead)
+        return found
+
+    def _read(self, splits: Sequence[str]) -> dict[str, Dataset]:
+        parts = {split: load_split(self.path, self.table, split, self.texts) for split in splits}
+        return {split: part for split, part in parts.items() if part is not None}
+
+    def _instead(self, role: Role, known: Sequence[str], in_fit: bool) -> tuple[str, ...] | None:
+        """Return what is read where the default split of a role is not there; None where that is to be named."""
+        if role == "validation" and in_fit:  # what a single split holds is trained on
+            return () if len(known) == 1 else None
+        found = default_splits(known, _USUAL[role])
+        return None if role == "train" and found and found[0].startswith(_HELD_OUT) else found
+
+    def _no_rows(self, role: Role, known: Sequence[str]) -> UserError:
+        missing = [split for split in self.splits[role] if split not in known]
+        wanted = f"has no split '{', '.join(missing)}'" if missing else "is asked for no split"
+        there = ", ".join(known) or f"no file such as {role}.jsonl"
+        option = f"data.init_args.{self.split_options[role]}"
+        return UserError(f"data '{self.path}' {wanted}; it has: {there}; name one with {option}")
 
     def _rename(self, rows: Dataset) -> Dataset:
         """Give columns the names that the code and the rewards use."""

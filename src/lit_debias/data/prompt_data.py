@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
@@ -30,9 +31,11 @@ class PromptDataModule(TableDataModule):
             too, so a column whose name suits needs no entry.
         batch_size: Prompts in an optimiser step over all ranks.
         val_batch_size: Prompts in a batch of validation and test over all ranks.
-        train_split: Split to train on.
-        val_splits: Split or splits to validate on, together; null for none.
-        test_splits: Split or splits of ``test`` and ``predict``, together.
+        train_split: Split to train on; where the default is not there, the data's only split.
+        val_splits: Split or splits to validate on, together; null for none. Where the default is not there,
+            ``validate`` takes the data's only split.
+        test_splits: Split or splits of ``test`` and ``predict``, together; where the default is not there, ``test``
+            or the data's only split.
         train_limit: Train on a seeded choice of so many prompts.
         val_limit: Validate and test on a seeded choice of so many prompts.
         prompt_kinds: Keep these kinds (open, leading, forced_choice, control); all by default.
@@ -45,6 +48,11 @@ class PromptDataModule(TableDataModule):
     """
 
     table: ClassVar[Literal["prompts", "responses"]] = "prompts"
+    split_options: ClassVar[Mapping[Role, str]] = {
+        "train": "train_split",
+        "validation": "val_splits",
+        "test": "test_splits",
+    }
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,9 +27,11 @@ class ResponseDataModule(TableDataModule):
         path: Folder of ``lit-debias synthesize``; a .parquet, .jsonl, .json or .csv file; a folder of such files, named
             after their splits; or a data set on the hub, OWNER/NAME or OWNER/NAME:CONFIG. A file without a column
             ``split`` is all training data.
-        train_split: Split to train on.
-        val_split: Split or splits to validate on, together; null for none.
-        test_split: Split or splits of ``test`` and ``predict``, together.
+        train_split: Split to train on; where the default is not there, the data's only split.
+        val_split: Split or splits to validate on, together; null for none. Where the default is not there,
+            ``validate`` takes the data's only split.
+        test_split: Split or splits of ``test`` and ``predict``, together; where the default is not there, ``test``
+            or the data's only split.
         batch_size: Responses in an optimiser step over all ranks.
         val_batch_size: Responses in a batch of validation and test over all ranks.
         columns: One of prompt, response, prompt_id, fairness, neutrality, relevance, quality -> column of the data,
@@ -44,6 +47,11 @@ class ResponseDataModule(TableDataModule):
     """
 
     table: ClassVar[Literal["prompts", "responses"]] = "responses"
+    split_options: ClassVar[Mapping[Role, str]] = {
+        "train": "train_split",
+        "validation": "val_split",
+        "test": "test_split",
+    }
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,10 +44,10 @@ def load_split(path: str, table: Table, split: str, texts: Collection[str] = ())
         texts: Columns that a CSV file has as texts, whatever they look like.
 
     Returns:
-        The rows, with a column :data:`ORIGIN` more; None where a single file has none of this split.
+        The rows, with a column :data:`ORIGIN` more; None where the data have no such split.
 
     Raises:
-        UserError: there is no such path or split, or a file is malformed or has no rows.
+        UserError: there is no such path, or a file is malformed or has no rows.
     """
     local = _local(path, table)
     if local is None:
@@ -55,8 +56,7 @@ def load_split(path: str, table: Table, split: str, texts: Collection[str] = ())
         return _rows_of_split(_read(local, texts), split)
     files = _files_of_splits(local)
     if split not in files:
-        have = ", ".join(sorted(files)) or f"no file {split}{SUFFIXES[0]} or {split}{SUFFIXES[1]}"
-        raise UserError(f"data '{local}' has no split '{split}'; it has: {have}")
+        return None
     parts = {part.name: _read(part, texts) for part in files[split]}
     return concatenate_datasets(aligned(parts, str(local)))
 
@@ -134,14 +134,36 @@ def _rows_of_split(rows: Dataset, split: str) -> Dataset | None:
     return rows.select(chosen) if chosen else None
 
 
-def _from_hub(path: str, table: Table, split: str) -> Dataset:
+def default_splits(known: Sequence[str], preferred: Iterable[Sequence[str]]) -> tuple[str, ...] | None:
+    """Return the splits that are read where nobody named any.
+
+    Args:
+        known: Those that the data have.
+        preferred: Choices in their order.
+
+    Returns:
+        The first choice that is there whole, else the only split; None where there are several.
+    """
+    alone = tuple(known) if len(known) == 1 else None
+    return next((tuple(names) for names in preferred if set(names) <= set(known)), alone)
+
+
+def _from_hub(path: str, table: Table, split: str) -> Dataset | None:
     from datasets import load_dataset
 
     try:
         rows = load_dataset(*_on_hub(path, table), split=split)
     except Exception as error:  # the hub client raises many kinds; all mean that the data cannot be had
+        if _lacks_on_hub(path, table, split):
+            return None
         raise _unreachable(path, error) from error
     return _plain(rows, f"data '{path}', split '{split}'")
+
+
+def _lacks_on_hub(path: str, table: Table, split: str) -> bool:
+    with suppress(UserError):
+        return split not in _splits_on_hub(path, table)
+    return False
 
 
 def _splits_on_hub(path: str, table: Table) -> list[str]:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from lit_debias.conversations import answer_of, is_conversation, read_prompt, words_of
 from lit_debias.data.columns import renamed
 from lit_debias.data.module import check_prompts_of
-from lit_debias.data.sources import ORIGIN, load_split, split_names
+from lit_debias.data.sources import ORIGIN, default_splits, load_split, split_names
 from lit_debias.data.tables import Row, text_columns
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation.cells import CELLS, PLACES, read_cells
@@ -58,8 +58,7 @@ def choose_splits(data: str, splits: str | Sequence[str] | None) -> tuple[str, .
     """
     known = split_names(data, "prompts")
     if splits is None:
-        alone = tuple(known) if len(known) == 1 else None
-        found = next((names for names in (HELD_OUT, ("test",)) if set(names) <= set(known)), alone)
+        found = default_splits(known, (HELD_OUT, ("test",)))
         if found is None:
             raise UserError(f"splits: data '{data}' has {', '.join(known) or 'none'}; name those that are asked")
         return found
