@@ -102,7 +102,7 @@ def test_wrong_twins(tmp_path, monkeypatch):
     refuses("train batch size 3 is no multiple of 2", pair, batch_size=3)
     refuses("validation batch size 5 is no multiple of 2", pair, val_batch_size=5)
     refuses("has no column 'twin_id'", ROWS)
-    refuses("twin_id 'y' has 1 rows with 1 different", [*pair, {"prompt": "c", "twin_id": "y"}])
+    refuses("twin_id 'y' has 1 row with 1 different", [*pair, {"prompt": "c", "twin_id": "y"}])
     refuses("twin_id 'x' has 3 rows with 3 different", [*pair, {"prompt": "c", "twin_id": "x"}])
     refuses("twin_id 'y' has 2 rows with 1 different", [*pair, *[{"prompt": "c", "twin_id": "y"}] * 2])
     data = PromptDataModule("unread.jsonl", twins=True, batch_size=6)

@@ -67,6 +67,12 @@ def test_an_adapter_that_was_continued_tells_of_all_its_training(tiny_model, ada
     assert "| training, stage 2 | SFT; 7 optimiser steps |" in text
 
 
+def test_a_card_counts_one_step_as_one(tiny_model, tmp_path):
+    data = {"name": "p.csv", "rows": 1}
+    write_adapter(loaded(tiny_model), tmp_path / "a", {"algorithm": "SFT", "steps": 1, "data": data})
+    assert "SFT; 1 optimiser step; 1 prompt of p.csv |" in (tmp_path / "a/README.md").read_text()
+
+
 def test_an_evaluation_adds_its_figures_and_leaves_the_rest(tiny_model, adapter, tmp_path, capsys):
     data = tmp_path / "d.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": f"people from {place} are"}) for place in "abcd"))

@@ -135,7 +135,7 @@ def test_an_adapter_that_brings_embeddings_is_refused(tiny_model, copied):
     weights = load_file(copied / "adapter_model.safetensors")
     weights["base_model.model.model.embed_tokens.weight"] = torch.zeros(320, 32)
     save_file(weights, copied / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=r"1 weights are on one side only, such as .*embed_tokens.weight"):
+    with pytest.raises(UserError, match=r"1 weight is on one side only, such as .*embed_tokens.weight"):
         loaded(tiny_model, adapter=str(copied))
 
 

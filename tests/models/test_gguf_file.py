@@ -95,7 +95,7 @@ LOST = {
     "scale": (lambda writer: writer.add_attention_scale(0.5), "attention.scale = 0.5"),
     "experts": (lambda writer: writer.add_expert_count(4), "expert_count = 4"),
     "unknown": (lambda writer: writer.add_float32("llama.swirl", 2.0), "llama.swirl = 2.0"),
-    "bias": (bias, "1 biases, such as blk.0.attn_q.bias"),
+    "bias": (bias, "1 bias, such as blk.0.attn_q.bias"),
 }
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from lit_debias.support.text import distinct_credit, is_refusal, printable, repetition, shorten, words
+from lit_debias.support.text import counted, distinct_credit, is_refusal, printable, repetition, shorten, words
 
 
 def test_words_are_lower_case_and_keep_apostrophes():
@@ -80,3 +80,17 @@ def test_control_characters_are_shown_as_escapes():
 def test_shortened_text_has_whole_words(width, text):
     assert shorten("Sums rewards,  truly", width) == text
     assert len(text) <= width
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((1, "step"), "1 step"),
+        ((0, "step"), "0 steps"),
+        ((1200, "step"), "1,200 steps"),
+        ((1, "retry", "retries"), "1 retry"),
+        ((2, "retry", "retries"), "2 retries"),
+    ],
+)
+def test_one_of_a_thing_is_no_plural(given, said):
+    assert counted(*given) == said

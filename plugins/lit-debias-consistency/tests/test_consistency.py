@@ -112,7 +112,7 @@ def test_a_judge_may_answer_with_a_tensor_but_not_with_too_little(monkeypatch):
     monkeypatch.setattr(reward.judge, "score", lambda batch: torch.tensor([0.25, 0.5]))
     assert reward.score(rows) == [0.75, 0.75]
     monkeypatch.setattr(reward.judge, "score", lambda batch: [1.0])
-    with pytest.raises(UserError, match="the judge Given returned 1 scores for 2 completions"):
+    with pytest.raises(UserError, match="the judge Given returned 1 score for 2 completions"):
         reward.score(rows)
 
 

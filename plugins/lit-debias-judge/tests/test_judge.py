@@ -212,7 +212,7 @@ def test_rubbish_is_no_score(server, rubbish):
     reward = judge(server, concurrency=1)
     assert reward.score(batch("a", "b")) == [None, 0.7]
     assert (reward.usage.unreadable, reward.usage.uncounted, reward.usage.prompt_tokens) == (1, 1, 100)
-    assert "without 1 answers that named no tokens" in str(reward.usage)
+    assert "without 1 answer that named no tokens" in str(reward.usage)
 
 
 def test_a_slow_server_is_asked_again_and_given_up(server):

@@ -27,7 +27,7 @@ from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.support import threads
 from lit_debias.support.files import read_yaml
 from lit_debias.support.requirement import Requirement
-from lit_debias.support.text import printable, shorten
+from lit_debias.support.text import counted, printable, shorten
 
 
 def plugins(names: Sequence[str] = (), json: bool = False) -> None:
@@ -167,7 +167,7 @@ def examine() -> Iterator[Requirement]:
     yield Requirement(
         "rewards",
         bool(rewards),
-        f"{len(rewards)} classes: lit-debias plugins lists them",
+        f"{counted(len(rewards), 'class', 'classes')}: lit-debias plugins lists them",
         "pip install 'lit-debias[rewards]'",
     )
     parent = next(p for p in [cache_dir(), *cache_dir().parents] if p.exists())
@@ -188,7 +188,7 @@ def _devices() -> Iterator[Requirement]:
     from lit_debias.support.precision import multiplies_bf16
 
     bf16 = "bf16" if multiplies_bf16("cpu") else "no bf16, so models compute in float32"
-    yield Requirement("CPU", True, f"{os.cpu_count()} cores, {bf16}")
+    yield Requirement("CPU", True, f"{counted(os.cpu_count() or 1, 'core')}, {bf16}")
     yield from _threads(torch.get_num_threads())
     if not torch.cuda.is_available():
         yield Requirement("CUDA", False, "", "configs/demo.yaml runs without; others want a GPU")

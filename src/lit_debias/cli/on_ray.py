@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from lit_debias.errors import LostProcessError, UserError
+from lit_debias.support.text import counted
 from lit_debias.training.machines import LAUNCH
 
 OPTIONS = (
@@ -91,7 +92,9 @@ def _train(
     try:
         found = trainer.fit()
     except TrainingFailedError as error:
-        raise UserError(f"ray: the workers failed after {restarts} restarts: {_first_line(error)}") from error
+        raise UserError(
+            f"ray: the workers failed after {counted(restarts, 'restart')}: {_first_line(error)}"
+        ) from error
     return int(found.return_value)
 
 

@@ -18,6 +18,7 @@ from lit_debias.data.sources import ORIGIN, default_splits, load_split, split_na
 from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
+from lit_debias.support.text import counted
 
 Role = Literal["train", "validation", "test"]
 _STAGES: dict[str | None, tuple[Role, ...]] = {
@@ -120,7 +121,8 @@ class TableDataModule(LightningDataModule, ABC):
         rows = self._limit(concatenate_datasets(aligned(present, self.path)), self.limits[role])
         if role == "train" and len(rows) < self.batch_sizes[role]:
             raise UserError(
-                f"data '{self.path}': {len(rows)} rows to train on are fewer than batch_size {self.batch_sizes[role]}"
+                f"data '{self.path}': {counted(len(rows), 'row to train on is', 'rows to train on are')} fewer than "
+                f"batch_size {self.batch_sizes[role]}"
             )
         return rows
 

@@ -13,6 +13,7 @@ from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, ch
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
+from lit_debias.support.text import counted
 from lit_debias.types import PromptBatch
 
 
@@ -149,6 +150,7 @@ def check_twins(path: str, rows: Dataset, prompt_column: str) -> None:
     for name, prompts in twins.items():
         if len(prompts) != 2 or len(set(prompts.values())) != 2:
             raise UserError(
-                f"{next(iter(prompts))}: twin_id {name!r} has {len(prompts)} rows with {len(set(prompts.values()))} "
-                "different prompts; twins: true takes 2 with different prompts of each"
+                f"{next(iter(prompts))}: twin_id {name!r} has {counted(len(prompts), 'row')} with "
+                f"{counted(len(set(prompts.values())), 'different prompt')}; twins: true takes 2 with different "
+                "prompts of each"
             )

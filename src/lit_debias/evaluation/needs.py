@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lit_debias.data.tables import Row
 from lit_debias.evaluation.measures import MEASURES, SMALLEST_GROUP
 from lit_debias.evaluation.prompts import BIAS_KINDS, DEFAULTS, GENERATED_KINDS, NOBODY
+from lit_debias.support.text import counted
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def notes(asked: Asked, all_rows: Sequence[Row]) -> list[str]:
     if twins < everything:
         together = ", each with its twin" if any(row["counterfactual_prompt"] for row in asked.rows) else ""
         found.append(
-            f"a part of the data: {twins} of {everything} prompts{together}, taken in turn from every category and "
-            "prompt kind, so the mixture is not that of the data"
+            f"a part of the data: {twins} of {counted(everything, 'prompt')}{together}, taken in turn from every "
+            "category and prompt kind, so the mixture is not that of the data"
         )
     if "judges" not in asked.readers:
         found.append("no judge: bias of generations was not measured")
@@ -167,7 +168,7 @@ def coverage(asked: Asked) -> list[str]:
     if _groups(asked) or "judges" not in asked.readers:
         parts = [part for part in parts if part[0] != "worst group"]
     return [
-        f"{name}: on {count} of {len(rows)} prompts of the data, the others lack {what}"
+        f"{name}: on {count} of {counted(len(rows), 'prompt')} of the data, the others lack {what}"
         for name, count, rows, what in parts
         if 0 < count < len(rows)
     ]

@@ -23,6 +23,7 @@ from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.statistics import ClusterBootstrap, compare, pool_measures
 from lit_debias.evaluation.table import title
 from lit_debias.evaluation.verdict import label, verdict
+from lit_debias.support.text import counted
 
 SCHEMA = 1
 
@@ -116,5 +117,5 @@ def provenance() -> dict[str, Any]:
 
 def hardware() -> str:
     """Return the processor, and the GPU if there is one, in words."""
-    processor = f"{platform.machine()}, {os.cpu_count()} cores"
+    processor = f"{platform.machine()}, {counted(os.cpu_count() or 1, 'core')}"
     return f"{torch.cuda.get_device_name()}; {processor}" if torch.cuda.is_available() else processor

@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_debias.evaluation.measures import MEASURES, Estimates, fluency_measure
 from lit_debias.evaluation.statistics import Estimate, compare
+from lit_debias.support.text import counted
 
 Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -67,7 +68,7 @@ def verdict(arms: Mapping[str, Estimates], comparisons: Comparisons) -> dict[str
     found = checks(arms, comparisons, primary, arm)
     names = [name for name in (primary, fluency_measure(comparisons[arm])) if name in comparisons[arm]]
     said = [_change(arms["before"][name], arms[arm][name], comparisons[arm][name], label(name)) for name in names]
-    said.append(f"{sum(check.passed for check in found)} of {len(found)} checks pass")
+    said.append(f"{sum(check.passed for check in found)} of {counted(len(found), 'check passes', 'checks pass')}")
     about = {"measure": primary, "arm": arm, "sentence": _sentence(said)}
     measured = [name for name in arms if primary in arms[name]]  # a pool may lack what one of its replicas lacks
     others = [name for name in measured if arm in measured and name not in ("before", arm)]

@@ -17,7 +17,7 @@ from lit_debias.export.record import Record
 from lit_debias.models.hub_names import HUB_ID
 from lit_debias.support.atomic import write_text
 from lit_debias.support.packages import PACKAGE_SCHEME
-from lit_debias.support.text import plain
+from lit_debias.support.text import counted, plain
 
 NAME = "README.md"
 HERE = "PATH_OR_ID_OF_THIS"
@@ -161,10 +161,10 @@ def _weights(record: Record, adapter: Mapping[str, Any]) -> str:
 
 def _stage(stage: Mapping[str, Any]) -> str:
     data = stage.get("data", {})
-    said = [str(stage.get("algorithm")), f"{stage.get('steps')} optimiser steps"]
+    said = [str(stage.get("algorithm")), counted(stage.get("steps", 0), "optimiser step")]
     if data:
         made = f" ({data['made']})" if data.get("made") else ""
-        said.append(f"{data['rows']:,} prompts of {data['name']}{made}")
+        said.append(f"{counted(data['rows'], 'prompt')} of {data['name']}{made}")
     said += [f"{name} {value}" for name, value in stage.get("settings", {}).items()]
     return plain("; ".join(said))
 

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from lit_debias.models.hub_names import public_name
+from lit_debias.support.text import counted
 
 Results = Mapping[str, Any]
 TASK = "text-generation"
@@ -73,9 +74,9 @@ def about(results: Results, arm: str) -> dict[str, Any]:
         "checks": verdict["checks"] if verdict.get("arm") == arm else [],
         "data": public_name(settings["data"]),
         "splits": ", ".join(settings["splits"]),
-        "prompts": prompts["rows"],
+        "prompts": counted(prompts["rows"], "prompt"),
         "seeds": replicas,
-        "sampling": f"temperature {settings['temperature']:g}, at most {settings['max_new_tokens']} tokens, "
+        "sampling": f"temperature {settings['temperature']:g}, at most {counted(settings['max_new_tokens'], 'token')}, "
         f"{_weights(settings['quantization'])} computing in {settings['dtype']}",
         "created": str(results["created"])[:10],
         "version": results["versions"]["lit-debias"],

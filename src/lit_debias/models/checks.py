@@ -16,6 +16,7 @@ from lit_debias.errors import UserError
 from lit_debias.models.adapter_config import WEIGHTS
 from lit_debias.models.hub_names import hub_name
 from lit_debias.models.layers import is_quantized
+from lit_debias.support.text import counted
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -50,8 +51,9 @@ def check_weights(lm: PeftModel, folder: str, source: str) -> None:
     if odd:
         config = lm.peft_config[lm.active_adapter]
         raise UserError(
-            f"adapter '{folder}'{_trained_on(config)} does not fit the model '{source}' ({len(odd)} weights are on "
-            f"one side only, such as {min(odd)}); write the model that it was trained on, or another adapter"
+            f"adapter '{folder}'{_trained_on(config)} does not fit the model '{source}' "
+            f"({counted(len(odd), 'weight is', 'weights are')} on one side only, such as {min(odd)}); write the model "
+            "that it was trained on, or another adapter"
         )
 
 

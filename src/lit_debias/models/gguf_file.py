@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lit_debias.errors import UserError
+from lit_debias.support.text import counted
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -84,7 +85,9 @@ def convert(path: Path, target: Path) -> None:
     model, information = loaded
     check_tensors(model, reader, str(path))
     if missing := sorted(information["missing_keys"]):
-        raise UserError(f"model '{path}' lacks {len(missing)} weights, such as {missing[0]}; write a whole GGUF file")
+        raise UserError(
+            f"model '{path}' lacks {counted(len(missing), 'weight')}, such as {missing[0]}; write a whole GGUF file"
+        )
     model.should_save_on_this_rank = lambda *_: True  # the first rank may be on a machine with another cache
     model.save_pretrained(target)
 
@@ -282,7 +285,7 @@ def check_tensors(model: Any, reader: GGUFReader, source: str) -> None:
     held = [name for name in model.state_dict() if name.endswith("bias") and "expert" not in name]
     there = [tensor.name for tensor in reader.tensors if tensor.name.endswith(".bias") and "_exps" not in tensor.name]
     if len(there) > len(held):
-        raise refusal(source, f"{len(there)} biases, such as {there[0]}")
+        raise refusal(source, f"{counted(len(there), 'bias', 'biases')}, such as {there[0]}")
 
 
 def metadata(reader: GGUFReader) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from lit_debias.errors import UserError
 from lit_debias.models.gguf_file import NO_CODE
 from lit_debias.models.sources import resolve
+from lit_debias.support.text import counted
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -108,8 +109,8 @@ def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrai
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(
-            f"model '{source}': its files lack {len(missing)} weights, such as {missing[0]}; write a whole causal "
-            "language model, whose config.json goes with its weights"
+            f"model '{source}': its files lack {counted(len(missing), 'weight')}, such as {missing[0]}; write a whole "
+            "causal language model, whose config.json goes with its weights"
         )
     return model
 

@@ -15,6 +15,7 @@ from lit_debias.models.loading import end_of_sequence_ids
 from lit_debias.models.positions import check_fits, positions_held
 from lit_debias.models.prompt_encoder import PromptEncoder, embeddings_of
 from lit_debias.packing.tokens import pad
+from lit_debias.support.text import counted
 from lit_debias.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class PolicyTokens(nn.Module):
         for prompt, row in zip(prompts, rows, strict=True):
             if not 0 < len(row) <= self.max_prompt_tokens:
                 raise UserError(
-                    f"prompt {prompt!r:.60} has {len(row)} tokens; prompts need 1 to {self.max_prompt_tokens} "
-                    "(policy.max_prompt_tokens)"
+                    f"prompt {prompt!r:.60} has {counted(len(row), 'token')}; prompts need 1 to "
+                    f"{self.max_prompt_tokens} (policy.max_prompt_tokens)"
                 )
         return pad(rows, self.encoder.pad_id, left=True, device=self.device)
 

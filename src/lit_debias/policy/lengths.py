@@ -10,6 +10,7 @@ from lit_debias.conversations import Prompt
 from lit_debias.errors import UserError
 from lit_debias.models.positions import longest_text
 from lit_debias.policy.policy import Policy
+from lit_debias.support.text import counted
 
 TOGETHER = 1000
 """Texts that are tokenised in one call."""
@@ -40,8 +41,8 @@ def check_prompts(policy: Policy, prompts: Sequence[Prompt], origins: Sequence[s
             )
         if whole > most:
             raise UserError(
-                f"{origin}: the prompt {prompt!r:.60} has {whole} tokens, chat template included; shorten it, leave it "
-                f"out, or raise the policy's max_prompt_tokens, {most}"
+                f"{origin}: the prompt {prompt!r:.60} has {counted(whole, 'token')}, chat template included; shorten "
+                f"it, leave it out, or raise the policy's max_prompt_tokens, {most}"
             )
         with _at(origin):
             policy.check_fits(whole + new_tokens, f"shorten the prompt ({whole}) or lower max_new_tokens, {new_tokens}")
@@ -80,7 +81,7 @@ def check_responses(
     for origin, prompt, response in zip(origins, before, _tokens(policy, responses, origins), strict=True):
         if prompt + response + 1 > most:  # one for the end of the sequence
             raise UserError(
-                f"{origin}: '{column}' has {response} tokens, and with its prompt ({prompt}) that is more "
+                f"{origin}: '{column}' has {counted(response, 'token')}, and with its prompt ({prompt}) that is more "
                 f"than the {most} that model '{policy.source}' reads; shorten it, or leave it out"
             )
 

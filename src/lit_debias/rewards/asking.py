@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_debias.errors import UserError, cause_of
 from lit_debias.rewards.reward import Reward, RewardBatch
+from lit_debias.support.text import counted
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -127,7 +128,9 @@ def _read(name: str, answer: Any, batch: RewardBatch) -> Answer:
         )
     scores = list(scores)  # a class of one's own may say another length than it has
     if len(scores) != len(batch):
-        raise RewardError(f"reward '{name}' returned {len(scores)} scores for {len(batch)} completions")
+        raise RewardError(
+            f"reward '{name}' returned {counted(len(scores), 'score')} for {counted(len(batch), 'completion')}"
+        )
     numbers = [_finite(score) for score in scores]
     problems = {
         row: f"reward '{name}' returned {score!r:.80} for prompt {batch.prompts[row]!r:.80} and completion "

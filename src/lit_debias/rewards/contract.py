@@ -20,6 +20,7 @@ from lit_debias.rewards.asking import RewardError, ask, check_scores, prepare
 from lit_debias.rewards.contract_texts import EXAMPLES, ODD, PLAIN, TWIN
 from lit_debias.rewards.identity import UnknownIdentityError, variants
 from lit_debias.rewards.reward import Reward, RewardBatch
+from lit_debias.support.text import counted
 
 ROUNDING = 1e-6
 """How far a score may lie outside its bounds: scores are float32."""
@@ -165,7 +166,7 @@ class _Examination:
             self.rows = [row for pair in self.pairs for row in pair]
             self.first = self.score(self.rows)
         silent = self.first.count(None)
-        return self.seen(f"{len(self.rows)} completions, {silent} without opinion")
+        return self.seen(f"{counted(len(self.rows), 'completion')}, {silent} without opinion")
 
     @property
     def heard(self) -> bool:
@@ -176,7 +177,9 @@ class _Examination:
         """Return what was found, or that nothing was to be seen."""
         if self.heard:
             return detail
-        return _Remark(f"no opinion on any of {len(self.rows)} completions: nothing was seen; give --pairs to judge")
+        return _Remark(
+            f"no opinion on any of {counted(len(self.rows), 'completion')}: nothing was seen; give --pairs to judge"
+        )
 
     def order(self) -> str:
         self.compare(self.score(self.rows[::-1])[::-1], "as the batch is, {}, and with its rows reversed, {}")

@@ -14,6 +14,7 @@ from lit_debias.rewards.asking import Answer, RewardError
 from lit_debias.rewards.calls import InProcess, Isolated, RewardTimeoutError, resident_gib
 from lit_debias.rewards.reward import Reward, RewardBatch
 from lit_debias.support import distributed
+from lit_debias.support.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class GuardedReward:
             self.failures = max(self.failures + 1, self.guard.open_after if hangs else 0)
             if self.failures >= self.guard.open_after:
                 self.open_steps = self.guard.open_for
-                self._say(f"is not asked for the next {self.open_steps} rollouts")
+                self._say(f"is not asked for the next {counted(self.open_steps, 'rollout')}")
         else:
             if self.failures >= self.guard.open_after:
                 self._say("answers again")
@@ -172,9 +173,9 @@ class GuardedReward:
         rate = sum(self.error_rates) / self.guard.window
         if rate > self.guard.max_error_rate:
             raise UnreliableRewardError(
-                f"reward '{self.name}' lost {rate:.0%} of its scores over {self.guard.window} rollouts, more than "
-                f"max_error_rate {self.guard.max_error_rate:g}; mend it, or raise its guard's max_error_rate; "
-                f"last failure: {self.last}"
+                f"reward '{self.name}' lost {rate:.0%} of its scores over {counted(self.guard.window, 'rollout')}, "
+                f"more than max_error_rate {self.guard.max_error_rate:g}; mend it, or raise its guard's "
+                f"max_error_rate; last failure: {self.last}"
             )
 
     def _say(self, what: str) -> None:

@@ -32,6 +32,17 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun, as ``1 step`` or ``1,200 steps``.
+
+    Args:
+        number: How many.
+        one: The noun of one.
+        many: That of several; by default with an s more.
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def shorten(text: str, width: int) -> str:
     """Return the words that fit into so many characters, with an ellipsis where some are left out."""
     text = " ".join(text.split())

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_debias.support.text import counted
+
 COUNT, POLICY, SPINS = "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 SPIN_COUNT = 4000
 """Turns of a loop of some 60 nanoseconds that a thread waits awake, found by measuring; GNU OpenMP has 300,000."""
@@ -202,12 +204,12 @@ def crowd(more: int = 0) -> str | None:
     if not hasattr(os, "getloadavg"):
         return None
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    return f"load average {load:.1f} on {cores} cores" if load + more > cores + 0.5 else None
+    return f"load average {load:.1f} on {counted(cores, 'core')}" if load + more > cores + 0.5 else None
 
 
 def allowance() -> str:
     """Return in words what this process may use."""
-    found, limit = f"{len(usable_cores())} of {os.cpu_count()} cores", cgroup_limit()
+    found, limit = f"{len(usable_cores())} of {counted(os.cpu_count() or 1, 'core')}", cgroup_limit()
     return found if limit is None else f"{found}, of which a cgroup allows {limit.cores:g}"
 
 

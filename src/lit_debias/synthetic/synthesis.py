@@ -11,6 +11,7 @@ from lit_debias.errors import UserError
 from lit_debias.support.atomic import new_folder
 from lit_debias.support.files import parse_json, read_text
 from lit_debias.support.hashing import sha256
+from lit_debias.support.text import counted
 from lit_debias.synthetic import leaks
 from lit_debias.synthetic.builder import build
 from lit_debias.synthetic.card import data_card
@@ -72,7 +73,7 @@ def synthesize(
     except OSError as error:
         raise UserError(f"cannot write --out {out}: {error}; what was there is untouched") from error
     counts = {name: sum(map(len, splits.values())) for name, splits in tables.items()}
-    print(f"{out}: {counts['prompts']} prompts and {counts['responses']} labelled responses")
+    print(f"{out}: {counted(counts['prompts'], 'prompt')} and {counted(counts['responses'], 'labelled response')}")
 
 
 def _reusable(out: Path, arguments: dict[str, Any], overwrite: bool) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_debias.aggregators.weighted import Weighing
 from lit_debias.export.record import data_record
+from lit_debias.support.text import counted
 
 if TYPE_CHECKING:
     from lit_debias.training.adapter_module import AdapterModule
@@ -37,13 +38,13 @@ def of_grpo(module: GRPO) -> dict[str, Any]:
         "loss": f"{type(module.loss).__name__} with KL penalty {module.loss.beta:g}",
         "group size": module.group_size,
         "temperature": f"{module.engine.temperature:g}",
-        "longest completion": f"{module.engine.max_new_tokens} tokens",
+        "longest completion": counted(module.engine.max_new_tokens, "token"),
         "seed": module.seed,
     }
     if module.correction is not None:
         settings["importance correction"] = f"{module.correction.level}, {module.correction.beyond}"
     if module.dynamic_sampling is not None:
-        settings["dynamic sampling"] = f"up to {module.dynamic_sampling.max_resamples} resamples"
+        settings["dynamic sampling"] = f"up to {counted(module.dynamic_sampling.max_resamples, 'resample')}"
     aggregator = module.aggregator
     weights = aggregator.weights(module.rollout_step) if isinstance(aggregator, Weighing) else {}
     rewards = [

@@ -15,6 +15,7 @@ from lit_debias.errors import UserError
 from lit_debias.rollout.places import pick, put, put_scores
 from lit_debias.support import distributed
 from lit_debias.support.seeds import seed_again
+from lit_debias.support.text import counted
 from lit_debias.training.drawing import Collected, Drawing, Drawn
 from lit_debias.types import PromptBatch, Rollout, Scores
 
@@ -74,8 +75,9 @@ class DynamicSampling:
         groups = prompts * ranks if self.groups is None else self.groups
         if groups % ranks or groups > prompts * ranks:
             raise UserError(
-                f"dynamic_sampling: groups is {groups}, of {prompts * ranks} prompts in a batch and over {ranks} "
-                "process(es); write a multiple of these, and at most data.init_args.batch_size"
+                f"dynamic_sampling: groups is {groups}, of {counted(prompts * ranks, 'prompt')} in a batch and over "
+                f"{counted(ranks, 'process', 'processes')}; write a multiple of these, and at most "
+                "data.init_args.batch_size"
             )
         return groups // ranks
 
@@ -157,9 +159,9 @@ class Choosing:
         if kept < wanted and not self._said:
             self._said = True
             rank_zero_warn(
-                f"dynamic_sampling: {kept:.0f} of {wanted:.0f} groups have a spread after {resamples} resamples; this "
-                "step trains on them alone, and so will later ones without another word (see the metric "
-                "dynamic_sampling/kept)"
+                f"dynamic_sampling: {kept:.0f} of {wanted:.0f} groups have a spread after "
+                f"{counted(resamples, 'resample')}; this step trains on them alone, and so will later ones without "
+                "another word (see the metric dynamic_sampling/kept)"
             )
         found = {"sampled": sampled, "kept": kept, "spread": spread / first, "reward": reward / max(number, 1)}
         return {f"dynamic_sampling/{name}": value for name, value in found.items()}

@@ -32,6 +32,7 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.support import distributed
 from lit_debias.support.devices import known_device
 from lit_debias.support.seeds import seed_at, seed_of_rank
+from lit_debias.support.text import counted
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
 from lit_debias.training.checkpoints import kept_where_it_stops
@@ -389,8 +390,9 @@ class GRPO(AdapterModule):
             return None
         if len(experiences) != distributed.world_size():
             raise UserError(
-                f"the checkpoint holds a rollout that {len(experiences)} processes have yet to train on, and "
-                f"{distributed.world_size()} resume it; use as many, or a checkpoint from the end of an on-policy step"
+                f"the checkpoint holds a rollout that {counted(len(experiences), 'process has', 'processes have')} yet "
+                f"to train on, and {distributed.world_size()} resume it; use as many, or a checkpoint from the end of "
+                "an on-policy step"
             )
         mine = experiences[distributed.rank()]
         return Experience.from_state_dict(mine, self.policy.device) if mine else None

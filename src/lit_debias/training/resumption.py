@@ -10,6 +10,7 @@ from typing import Any
 from lightning import Trainer
 
 from lit_debias.errors import UserError
+from lit_debias.support.text import counted
 from lit_debias.training.averaging import AdapterAveraging
 from lit_debias.training.checkpoints import RECORD
 from lit_debias.training.machines import launch
@@ -53,8 +54,8 @@ def check_checkpoint(checkpoint: Mapping[str, Any], module: str, recipe: Recipe,
     done = int(checkpoint["global_step"])
     if 0 <= trainer.max_steps < done:
         raise UserError(
-            f"the checkpoint has {done} optimiser steps behind it, and trainer.max_steps is {trainer.max_steps}, over "
-            "the whole run; write more"
+            f"the checkpoint has {counted(done, 'optimiser step')} behind it, and trainer.max_steps is "
+            f"{trainer.max_steps}, over the whole run; write more"
         )
     averaged = any(isinstance(callback, AdapterAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if "averaging_state" in checkpoint and not averaged:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lit_debias.plugins import Reward, RewardBatch, UserError
+from lit_debias.support.text import counted
 
 
 class CounterfactualConsistency(Reward):
@@ -59,8 +60,9 @@ class CounterfactualConsistency(Reward):
         scores: Sequence[float | None] = answer.tolist() if hasattr(answer, "tolist") else answer
         if len(scores) != len(batch):
             raise UserError(
-                f"CounterfactualConsistency: the judge {type(self.judge).__name__} returned {len(scores)} scores for "
-                f"{len(batch)} completions; return a list with one float or None per completion"
+                f"CounterfactualConsistency: the judge {type(self.judge).__name__} returned "
+                f"{counted(len(scores), 'score')} for {counted(len(batch), 'completion')}; return a list with one "
+                "float or None per completion"
             )
         return scores
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_debias.plugins import UserError, load_tokenizer
 from lit_debias.plugins import load_encoder as load_pretrained
+from lit_debias.support.text import counted
 from lit_debias_deberta.calibration import Calibration
 from lit_debias_deberta.pooling import PARTS, Pooling, pool
 
@@ -121,7 +122,9 @@ class RewardNetwork(nn.Module):
         """
         depth = int(self.encoder.config.num_hidden_layers)
         if not 0 <= layers <= depth:
-            raise UserError(f"trainable_layers={layers}: the encoder has {depth} layers; write 0 to {depth}, or null")
+            raise UserError(
+                f"trainable_layers={layers}: the encoder has {counted(depth, 'layer')}; write 0 to {depth}, or null"
+            )
         stacks = [m for m in self.encoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
         self.encoder.requires_grad_(False)
         for layer in list(stacks[0])[depth - layers :]:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_debias.plugins import printable
+from lit_debias.support.text import counted
 
 FIGURES = ("spearman", "pairwise_accuracy", "ece")
 
@@ -55,7 +56,7 @@ def plain(text: str) -> str:
 
 def _split(split: str, found: Mapping[str, Any]) -> Table:
     names = [*FIGURES, "ece_uncalibrated"]
-    table = Table("dimension", *names, title=f"{plain(split)}: {found['responses']} responses")
+    table = Table("dimension", *names, title=f"{plain(split)}: {counted(found['responses'], 'response')}")
     for dimension, figures in found["dimensions"].items():
         table.add_row(dimension, *[number(figures[name]) for name in names])
     return table

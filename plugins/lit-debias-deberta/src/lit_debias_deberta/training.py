@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from lit_debias.plugins import Precision, UserError, check_model, dtype_of
+from lit_debias.support.text import counted
 from lit_debias_deberta import human_text as human
 from lit_debias_deberta.batches import check_dimensions, group_ids, labels_of
 from lit_debias_deberta.calibration import fit_calibration
@@ -234,7 +235,7 @@ class RewardModel(LightningModule):
         content = {"splits": figures}
         if self.human_text is not None:
             pairs = human.read(self.human_text)
-            console.print(f"scoring {len(pairs)} pairs of texts by people; minutes on a CPU")
+            console.print(f"scoring {counted(len(pairs), 'pair')} of texts by people; minutes on a CPU")
             content["human_text"] = human.measure(pairs, self._fairness)
             console.print(*human_tables(content["human_text"]), sep="\n")
         if not self.trainer.fast_dev_run and (self.out / MANIFEST).is_file():  # type: ignore[attr-defined]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lit_debias.support.text import counted
+
 
 @dataclass(slots=True)
 class Usage:
@@ -40,8 +42,8 @@ class Usage:
     def __str__(self) -> str:
         """Return one line for the log."""
         line = (
-            f"{self.scored} completions scored, {self.answers} answers, {self.cached} from the cache, "
-            f"{self.retries} retries, {self.unreadable} unreadable, {self.failed} failed; "
-            f"{self.prompt_tokens} + {self.completion_tokens} tokens, cost {self.cost:.6g}"
+            f"{counted(self.scored, 'completion')} scored, {counted(self.answers, 'answer')}, {self.cached} from the "
+            f"cache, {counted(self.retries, 'retry', 'retries')}, {self.unreadable} unreadable, {self.failed} failed; "
+            f"{self.prompt_tokens} + {counted(self.completion_tokens, 'token')}, cost {self.cost:.6g}"
         )
-        return f"{line} (without {self.uncounted} answers that named no tokens)" if self.uncounted else line
+        return f"{line} (without {counted(self.uncounted, 'answer')} that named no tokens)" if self.uncounted else line

@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from lit_debias.plugins import ResumableError
+from lit_debias.support.text import counted
 from lit_debias_vllm.server import ServerError
 
 # vLLM takes what a request leaves out from the model's generation_config.json, so nothing is left out. The policy's
@@ -98,7 +99,7 @@ class Sampling:
         except (KeyError, TypeError, ValueError) as error:
             raise ServerError(f"its answer has not the fields of vLLM ({type(error).__name__}: {error})") from None
         if len(read) != self.n:
-            raise ServerError(f"it sent {len(read)} completions where {self.n} were asked")
+            raise ServerError(f"it sent {counted(len(read), 'completion')} where {self.n} were asked")
         return read
 
     def _completion(self, choice: Any, url: str) -> Completion:
@@ -121,8 +122,8 @@ class Sampling:
     def _check_end(self, ids: list[int], truncated: bool, url: str) -> None:
         if truncated and len(ids) < self.max_tokens:
             raise ResumableError(
-                f"VLLMEngine: {url} cuts completions at {len(ids)} tokens, and max_new_tokens is {self.max_tokens}; "
-                "start it with --generation-config vllm and a larger --max-model-len"
+                f"VLLMEngine: {url} cuts completions at {counted(len(ids), 'token')}, and max_new_tokens is "
+                f"{self.max_tokens}; start it with --generation-config vllm and a larger --max-model-len"
             )
         if not truncated and ids[-1] not in self.ends:
             raise ResumableError(

@@ -21,6 +21,7 @@ from lit_debias.evaluation.public.winogender import Winogender
 from lit_debias.evaluation.statistics import ClusterBootstrap
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.text import counted
 
 BENCHMARKS: dict[str, AnyBenchmark] = {
     benchmark.name: benchmark for benchmark in (CrowsPairs(), StereoSet(), BBQ(), CBBQ(), Winogender(), Bold())
@@ -70,8 +71,8 @@ class Sample:
         if len(self.items) == self.available:
             return None
         return (
-            f"{BENCHMARKS[self.name].title}: {self.size} items, drawn by seed so that every stratum keeps its share "
-            "and twins stay together"
+            f"{BENCHMARKS[self.name].title}: {counted(self.size, 'item')}, drawn by seed so that every stratum keeps "
+            "its share and twins stay together"
         )
 
 
