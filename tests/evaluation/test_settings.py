@@ -36,7 +36,7 @@ def test_the_command_line_takes_rewards_from_yaml(tiny_model, data, tmp_path, ca
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(found["arms"]) == ["before"]
     assert "reward/short" in found["arms"]["before"]["measures"]
-    assert found["prompts"]["twins"] == 2
+    assert (found["prompts"]["rows"], found["prompts"]["twins"]) == (3, 1)
     assert main(["evaluate", "-c", str(tmp_path / "evaluate.yaml"), "--splits", '["test_grup"]']) == 2
     assert "did you mean 'test_group'" in capsys.readouterr().err
 

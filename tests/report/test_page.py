@@ -142,6 +142,23 @@ def test_missing_parts_are_noted(run):
     assert ">Measures</h2>" in text
 
 
+@pytest.mark.parametrize(
+    ("rows", "twins", "said"),
+    [
+        (4, 0, "4 prompts,"),
+        (1, 0, "1 prompt,"),
+        (3, 1, "3 prompts (1 pair of twins among them),"),
+        (8, 4, "(4 pairs of"),
+    ],
+)
+def test_the_page_says_how_many_prompts_have_twins(run, rows, twins, said):
+    file = run / "evaluation" / "results.json"
+    results = json.loads(file.read_text())
+    results["prompts"] |= {"rows": rows, "twins": twins}
+    file.write_text(json.dumps(results))
+    assert said in text_of(report(str(run)))
+
+
 def test_an_arm_of_another_evaluation_is_not_shown(run, arms):
     save_arm(run / "evaluation" / "arms" / "after.json", "another key", {}, arms["after"])
     assert "not the one behind these figures" in text_of(report(str(run)))
@@ -306,7 +323,7 @@ def test_prose_is_a_measure_and_no_prompt(tmp_path, arms):
     write_evaluation(tmp_path, measured)
     text = text_of(report(str(tmp_path)))
     assert re.search(r"perplexity on held-out prose.*?<td>.*?3\.490", text, re.DOTALL)  # exp(15 / 12)
-    assert "8 prompts (4 with their twins)" in text
+    assert "8 prompts (4 pairs of twins among them)" in text
     assert "A passage of prose" not in text
     assert "Twins side by side" in text
 

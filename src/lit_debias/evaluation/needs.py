@@ -141,7 +141,8 @@ def notes(asked: Asked, all_rows: Sequence[Row]) -> list[str]:
     found = []
     twins, everything = (len({row["twin_id"] for row in some}) for some in (asked.rows, all_rows))
     if twins < everything:
-        together = ", each with its twin" if any(row["counterfactual_prompt"] for row in asked.rows) else ""
+        paired = [count > 1 for count in Counter(row["twin_id"] for row in asked.rows).values()]
+        together = ", each with its twin" if all(paired) else ", twins together" if any(paired) else ""
         found.append(
             f"a part of the data: {twins} of {counted(everything, 'prompt')}{together}, taken in turn from every "
             "category and prompt kind, so the mixture is not that of the data"

@@ -64,7 +64,7 @@ def summarize(arms: Mapping[str, Sequence[Sequence[Record]]], draws: int, seed: 
         "comparisons": comparisons,
         "prompts": {
             "rows": len(prompts),
-            "twins": len({record.twin_id for record in prompts}),
+            "twins": sum(count > 1 for count in Counter(record.twin_id for record in prompts).values()),
             "by_kind": dict(Counter(record.prompt_kind for record in prompts)),
             "by_split": dict(Counter(record.split for record in prompts)),
         },

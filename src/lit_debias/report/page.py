@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from lit_debias.report.tables import TARGET, headline, meanings, measure_rows, o
 from lit_debias.support.atomic import write_text
 from lit_debias.support.hashing import sha256
 from lit_debias.support.redaction import redact, redact_config
+from lit_debias.support.text import counted
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -88,6 +89,7 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
     shown = {
         "first": first,
         "results": first.results,
+        "asked": asked,
         "keys": arm_keys(first),
         "standing": standing(first.results["verdict"].get("checks", [])),
         "tiles": headline(first),
@@ -179,6 +181,12 @@ def environment() -> Environment:
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     found.filters.update(figure=figure, signed=signed, percent="{:+.1%}".format)
     return found
+
+
+def asked(prompts: Mapping[str, int]) -> str:
+    """Return how many prompts the figures rest on, and how many of them are twins."""
+    pairs = counted(prompts["twins"], "pair of twins", "pairs of twins")
+    return counted(prompts["rows"], "prompt") + (f" ({pairs} among them)" if prompts["twins"] else "")
 
 
 def csp_hash(script: str) -> str:
