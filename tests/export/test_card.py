@@ -1,5 +1,6 @@
 """The adapter's folder as others get it: model card, record, the base's public name; nothing of this machine."""
 
+import html
 import json
 from pathlib import Path
 
@@ -65,6 +66,15 @@ def test_an_adapter_that_was_continued_tells_of_all_its_training(tiny_model, ada
     text = (tmp_path / "b/README.md").read_text()
     assert "| training, stage 1 | GRPO; 3 optimiser steps |" in text
     assert "| training, stage 2 | SFT; 7 optimiser steps |" in text
+
+
+def test_a_card_names_every_seed_with_its_option(tiny_model, prompts, tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
+    run = trainer(tmp_path, max_steps=1, callbacks=[AdapterExport(str(tmp_path / "a"))])
+    run.fit(grpo(tiny_model, seed=3), PromptDataModule(str(prompts), batch_size=2, seed=5))
+    text = html.unescape((tmp_path / "a/README.md").read_text())
+    assert "; seed 42 (seed_everything), 3 (model), 5 (data) |" in text
+    assert "GRPO; 1 optimiser step;" in text
 
 
 def test_a_card_counts_one_step_as_one(tiny_model, tmp_path):

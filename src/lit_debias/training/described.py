@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from lit_debias.aggregators.weighted import Weighing
@@ -20,7 +21,7 @@ def of_module(module: AdapterModule) -> dict[str, Any]:
         "algorithm": type(module).__name__,
         "steps": trainer.global_step if trainer else 0,
         "data": data_record(getattr(trainer, "datamodule", None)),
-        "settings": _optimiser(module),
+        "settings": _optimiser(module) | _seeds(module),
     }
 
 
@@ -31,6 +32,18 @@ def _optimiser(module: AdapterModule) -> dict[str, str]:
     return {"optimiser": f"{name}, learning rate {rate}"}
 
 
+def _seeds(module: AdapterModule) -> dict[str, str]:
+    """Return every seed that a run has, beside the option that sets it; the first one draws the adapter's weights."""
+    data = getattr(module._trainer, "datamodule", None)
+    seeds = {
+        "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
+        "model": getattr(module, "seed", None),
+        "data": getattr(data, "seed", None),
+    }
+    said = ", ".join(f"{seed} ({option})" for option, seed in seeds.items() if seed is not None)
+    return {"seed": said} if said else {}
+
+
 def of_grpo(module: GRPO) -> dict[str, Any]:
     """Return ``settings`` and ``rewards`` of GRPO; weights are those at the end."""
     settings = {
@@ -39,7 +52,6 @@ def of_grpo(module: GRPO) -> dict[str, Any]:
         "group size": module.group_size,
         "temperature": f"{module.engine.temperature:g}",
         "longest completion": counted(module.engine.max_new_tokens, "token"),
-        "seed": module.seed,
     }
     if module.correction is not None:
         settings["importance correction"] = f"{module.correction.level}, {module.correction.beyond}"
@@ -51,4 +63,4 @@ def of_grpo(module: GRPO) -> dict[str, Any]:
         {"name": name, "class": type(reward).__name__, "weight": f"{weights[name]:g}" if name in weights else "-"}
         for name, reward in module.rewards.rewards.items()
     ]
-    return {"settings": {**_optimiser(module), **settings}, "rewards": rewards}
+    return {"settings": _optimiser(module) | settings | _seeds(module), "rewards": rewards}
