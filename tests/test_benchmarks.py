@@ -231,7 +231,7 @@ def test_sampling_and_scoring_in_turn_and_overlapped(tmp_path):
 
 
 def test_other_scores_fail_the_gate_of_overlap(tmp_path, monkeypatch):
-    right = OverlappedScoring.add
+    right = OverlappedScoring.__call__
     monkeypatch.setattr(
         OverlappedScoring, "__call__", lambda scoring, number, group: right(scoring, -number % 3, group)
     )

@@ -98,7 +98,7 @@ def test_scores_are_those_of_the_whole_rollout(policy, engine_tells):
     rewards = {"likely": Likely(), "vowels": Batches(), "rank": Rank()}
     suite = RewardSuite(rewards, Guard(10))
     with OverlappedScoring(suite) as overlapped:
-        rollout = sampled(policy, overlapped.add if engine_tells else None)
+        rollout = sampled(policy, overlapped if engine_tells else None)
         rollout.__dict__["reference_logprobs"] = policy.logprobs(rollout, reference=True)
         found = overlapped.score(rollout)
     assert sorted(rewards["vowels"].asked) == [(text, 4, place) for text, place in sorted(zip(*columns(), strict=True))]
@@ -144,7 +144,7 @@ def test_a_reward_is_asked_while_others_are_sampled(policy):
     reward = Watched()
     engine = Waiting(reward)
     with OverlappedScoring(RewardSuite({"r": reward})) as overlapped:
-        rollout = sampled(policy, overlapped.add, engine=engine)
+        rollout = sampled(policy, overlapped, engine=engine)
         scores = overlapped.score(rollout)
     assert engine.waited == [True, True, True]
     assert scores.values["r"].shape == (3, 4)
@@ -155,14 +155,14 @@ def test_a_reward_that_fails_stops_the_step_with_its_message(policy):
         pytest.raises(RewardError, match=r"reward 'r' failed in .*KeyError: 'rider'"),
         OverlappedScoring(RewardSuite({"r": Fails()})) as overlapped,
     ):
-        overlapped.score(sampled(policy, overlapped.add))
+        overlapped.score(sampled(policy, overlapped))
 
 
 def test_a_guarded_reward_loses_the_group_that_failed(policy):
     suite = RewardSuite({"r": Fails()}, Guard(10, retries=0, open_after=1, open_for=2, max_error_rate=1))
     for failed in (4, 12, 12, 4):  # the breaker opens after the first rollout, for two
         with OverlappedScoring(suite) as overlapped:
-            scores = overlapped.score(sampled(policy, overlapped.add))
+            scores = overlapped.score(sampled(policy, overlapped))
         assert int(scores.failed["r"].sum()) == failed
         assert bool(scores.failed["r"][1].all())
         assert torch.equal(scores.valid["r"], ~scores.failed["r"])
@@ -184,7 +184,7 @@ def test_nothing_more_is_scored_once_sampling_has_failed(policy):
 
     def sampling_that_fails():
         for number in range(3):
-            overlapped.add(number, rollout.group(number))
+            overlapped(number, rollout.group(number))
         assert entered.wait(60)
         raise OSError("out of memory")
 

@@ -123,7 +123,7 @@ def test_overlapped_scoring_asks_about_all_prompts_at_once():
     rollout = Rollout(prompts, mask[:, 0].long(), mask[:, 0], mask.long(), mask, mask.float(), ~mask[..., 0], texts)
     with OverlappedScoring(RewardSuite({"alike": CounterfactualConsistency(Written())})) as overlapped:
         for number in range(2):
-            overlapped.add(number, rollout.group(number))
+            overlapped(number, rollout.group(number))
         scores = overlapped.score(rollout)
     assert scores.valid["alike"].all()
     assert scores.values["alike"].tolist() == [[0.375, 0.625], [0.625, 0.375]]  # against means of 0.875 and 0.375

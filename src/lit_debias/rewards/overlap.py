@@ -69,7 +69,7 @@ class OverlappedScoring:
         self._stopped = True  # where sampling failed, what is waiting need not be scored
         self._waiting.put(None)
 
-    def add(self, number: int, group: Rollout) -> None:
+    def __call__(self, number: int, group: Rollout) -> None:
         """Take the completions of one prompt, which are all finished; returns at once.
 
         Args:
@@ -78,8 +78,6 @@ class OverlappedScoring:
         """
         self._given.add(number)
         self._waiting.put((number, group))
-
-    __call__ = add
 
     def score(self, rollout: Rollout) -> Scores:
         """Wait, score what is left, and return what :meth:`RewardSuite.score` returns of the whole rollout.
@@ -91,7 +89,7 @@ class OverlappedScoring:
         """
         for number in range(len(rollout.prompts)):
             if number not in self._given:
-                self.add(number, rollout.group(number))
+                self(number, rollout.group(number))
         self._waiting.put(None)
         self._call.thread.join()
         self._call.future.result()  # raises what the thread raised
