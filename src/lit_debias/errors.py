@@ -41,7 +41,11 @@ def cause_of(error: BaseException) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known word, or the list of known words."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean '{close[0]}'?"
+    if close := closest(word, known):
+        return f"; did you mean '{close}'?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most like another one; None where none is."""
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import TypeGuard
 
-from lit_debias.cli.classes import class_advice
+from lit_debias.cli.classes import class_advice, fitting_classes
 from lit_debias.cli.values import value_advice
-from lit_debias.errors import UserError, did_you_mean
+from lit_debias.errors import UserError, closest, did_you_mean
 from lit_debias.plugins.manager import ALLOW_VARIABLE
 from lit_debias.plugins.official import missing_plugin
 
@@ -24,9 +24,13 @@ CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest
 UNKNOWN_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
 BARRED = re.compile(r"import of (?P<module>\S+) halted; None in sys.modules")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
-UNKNOWN_KEY = re.compile(r"(?:does not accept option '|unrecognized arguments: --|Key ')(?P<key>[\w.-]+)")
+UNKNOWN_KEY = re.compile(r"(?:does not accept option '|unrecognized arguments: --|Key '|^Option ')(?P<key>[\w.-]+)")
 STRAY = re.compile(r"unrecognized arguments: (?P<words>[^-].*)")
 NO_MODULE = re.compile(r"No module named '(?P<module>[^']+)'|module '[^']+' has no attribute '[^']+'")
+CALLABLE = re.compile(
+    r".*expects a function or a callable class: (?P<rest>.*)\. Got value: .*?class_path='(?P<path>[^']+)'"
+)
+ABSTRACT = re.compile(r"Expected an instantiatable class, but (?P<path>\S+) is abstract")
 REQUIRED = re.compile(r"arguments are required: (?P<names>.+)")
 
 
@@ -51,6 +55,8 @@ def one_line(message: str, known: Iterable[str] = ()) -> str:
         else:
             leaf = line
             break
+    if match := CALLABLE.match(leaf):
+        leaf, class_path = match["rest"], match["path"]
     where = f"{'.'.join(keys)}: " if keys else ""
     return where + (
         _class_advice(leaf, message, class_path, owner, keys[-1] if keys else "")
@@ -74,6 +80,9 @@ def _class_advice(leaf: str, message: str, class_path: str, owner: str, key: str
         return f"'{match['module']}' is a plugin that {ALLOW_VARIABLE} does not name; name its entry point there"
     if match := UNKNOWN_CLASS.search(message if leaf == "Expected a <class 'list'>" else leaf):
         return class_advice(match["name"], owner, key)  # a class, or a list of them, would fit
+    if match := ABSTRACT.match(leaf):
+        known = ", ".join(sorted(fitting_classes(owner, key)))
+        return f"no class_path names a class, and {match['path'].rpartition('.')[2]} is abstract; known: {known}"
     if class_path and (match := NO_MODULE.match(leaf)):
         missing = f"'{class_path}': there is no module '{match['module']}'; install it, or put its folder on PYTHONPATH"
         return missing_plugin(class_path) or (missing if match["module"] else class_advice(class_path, owner, key))
@@ -82,20 +91,15 @@ def _class_advice(leaf: str, message: str, class_path: str, owner: str, key: str
 
 def _advice(leaf: str, class_path: str, known: Iterable[str]) -> str:
     short = class_path.rpartition(".")[2]
-    if match := UNKNOWN_OPTION.search(leaf):
-        hint = did_you_mean(match["option"], _options(class_path))
-        return f"{short or 'the class'} takes no option '{match['option']}'{hint}"
+    if class_path and (match := UNKNOWN_OPTION.search(leaf)):
+        return f"{short} takes no option '{match['option']}'{_option_meant(match['option'], class_path)}"
     if match := STRAY.search(leaf):
         word = match["words"].split()[0]
         if word.endswith((".yaml", ".yml")):
             return f"'{word}' stands alone; write -c {word}"
         return f"'{word}' belongs to no option; write --OPTION {word}, or take it out"
     if match := UNKNOWN_KEY.search(leaf):
-        section, _, name = match["key"].rpartition(".")
-        if section == "trainer":
-            return f"there is no option '{match['key']}'{did_you_mean(name, _options('lightning.Trainer'))}"
-        hint = did_you_mean(match["key"], known)
-        return f"there is no option '{match['key']}'{hint if 'did you mean' in hint else ''}"
+        return f"there is no option '{match['key']}'{_key_meant(match['key'], known)}"
     if match := REQUIRED.search(leaf):
         names = match["names"].replace("fit.", "").strip()
         if names.split(", ")[0] == "optimizer":
@@ -107,6 +111,22 @@ def _advice(leaf: str, class_path: str, known: Iterable[str]) -> str:
             f"{short + ' needs' if short else 'missing'}: {names}; write it in the file given with -c, or as an option"
         )
     return f"{short}: {leaf}" if short else leaf
+
+
+def _option_meant(option: str, class_path: str) -> str:
+    known = _options(class_path)
+    return _key_meant(option, {*known, "class_path", "init_args"}) or did_you_mean(option, known)
+
+
+def _key_meant(key: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for a key like ``trainer.max_stps`` by its first part that is not there."""
+    parts, names = key.split("."), [name.split(".") for name in known]
+    for depth, part in enumerate(parts):
+        there = {name[depth] for name in names if name[:depth] == parts[:depth] and len(name) > depth}
+        if part not in there:
+            close = closest(part, there)
+            return f"; did you mean '{'.'.join([*parts[:depth], close, *parts[depth + 1 :]])}'?" if close else ""
+    return ""
 
 
 def _options(class_path: str) -> set[str]:

@@ -72,5 +72,9 @@ class Parser(ArgumentParser):
             return super().error(message, ex)
         from lit_debias.cli.errors import one_line
 
-        known = vars(self.get_defaults(skip_validation=True).as_flat())
-        raise UserError(one_line(message, known)) from ex
+        raise UserError(one_line(message, self._known_keys())) from ex
+
+    def _known_keys(self) -> set[str]:
+        """Return the options, those of all commands among them: an error in a file comes from the parser above."""
+        commands = self._subcommands_action.choices.values() if self._subcommands_action else ()
+        return {key for one in (self, *commands) for key in vars(one.get_defaults(skip_validation=True).as_flat())}
