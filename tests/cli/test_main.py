@@ -165,8 +165,7 @@ OVERLONG = f"{MODEL}.rewards.overlong"
         (f"{MODEL}.engin", {"class_path": "X"}, "no option 'engin.class_path'; did you mean 'engine.class_path'?"),
         (f"{MODEL}.optimizer", {"class_path": "torch.optim.AdamX"}, "no class 'torch.optim.AdamX'; did you mean 'Adam"),
         (f"{MODEL}.optimizer.init_args", {"lrr": 1.0}, "takes no option 'lrr'; did you mean 'lr'?"),
-        (f"{MODEL}.rewards.short", {"class_pth": "X"}, "no class_path names a class, and Reward is abstract; known:"),
-        ("data.init_arg", {"path": "x"}, "no option 'init_arg.path'; did you mean 'init_args.path'?"),
+        (f"{MODEL}.rewards.short", {"class_pth": "X"}, "no class_path names a class, and Reward is abstract; write"),
         ("data.init_args.path", "./no_such_file.jsonl", "no_such_file.jsonl"),
         ("model", None, "missing: model"),
     ],
@@ -184,6 +183,7 @@ def test_an_empty_data_set_is_found_before_the_model_is_loaded(config, tmp_path,
     (tmp_path / "prompts.jsonl").write_text("")
     monkeypatch.setattr("lit_debias.policy.recipe.load_base", lambda *a, **k: pytest.fail("loaded a model"))
     assert run("fit", "-c", write(tmp_path, config)) == 2
+    assert not (tmp_path / "logs").exists()  # of the logger, in which nothing would be
     assert "prompts.jsonl" in capsys.readouterr().err
 
 

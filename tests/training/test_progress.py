@@ -2,7 +2,10 @@
 
 import io
 import logging
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -11,8 +14,8 @@ from grpo_runs import grpo, prompts, trainer  # noqa: F401  (prompts is a fixtur
 from rich.console import Console
 
 from lit_debias.data import PromptDataModule
-from lit_debias.support.terminal import quiet_libraries
-from lit_debias.training.callbacks import CompletionTable, ProgressLine
+from lit_debias.support.terminal import importing, quiet_libraries
+from lit_debias.training.callbacks import AdapterExport, CompletionTable, ProgressLine
 from lit_debias.training.callbacks.completions import as_table
 from lit_debias.training.callbacks.progress import Fitting, results_table, short
 
@@ -69,16 +72,17 @@ def run_with_bar(model, prompts, folder, **options) -> None:
     t.fit(grpo(model), PromptDataModule(str(prompts), batch_size=2, val_splits="train"))
 
 
-def test_the_bar_is_one_line_of_whole_figures_and_counts_to_the_last_step(tiny_model, prompts, tmp_path, narrow):
+def test_the_bar_is_one_line_of_whole_figures_and_counts_to_the_last_step(
+    tiny_model, prompts, tmp_path, narrow, capsys
+):
     run_with_bar(tiny_model, prompts, tmp_path)
     lines = bar_lines(narrow)
     last = next(line for line in reversed(lines) if line.startswith("Epoch"))
     assert re.fullmatch(r"Epoch 2 +━+ 2/2 0:\d\d:\d\d • 0:00:00 reward [\d.]+ eval_reward [\d.]+( kl [\d.]+)?", last)
     bars = [line for line in lines if re.match("Epoch [12] |Validation ", line)]
     assert max(map(len, bars)) <= 80
-    others = [line for line in lines if line not in bars]
-    assert others[0].startswith("lit-debias: the adapter is in")  # above the bar; it may be folded
-    assert len(others) < 6
+    assert not [line for line in lines if line not in bars]
+    assert capsys.readouterr().out.startswith("lit-debias: the adapter is in")  # below the bar
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -139,6 +143,44 @@ def test_results_are_one_figure_a_line_in_four_digits():
         ["test_rewards/fairness/mean", "0.5211"],
         ["test_[red]", "12346"],
     ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_last_line_of_a_fit_names_the_adapter(terminal, tiny_model, prompts, tmp_path, monkeypatch):
+    screen = io.StringIO()
+    use(Console(file=screen, width=80, force_terminal=terminal, color_system=None), monkeypatch)
+    monkeypatch.setattr("builtins.print", lambda *words, **_: screen.write(" ".join(words) + "\n"))
+    run_with_bar(tiny_model, prompts, tmp_path, max_steps=1, callbacks=[AdapterExport(str(tmp_path / "a"))])
+    assert "lit-debias: the adapter is in" in screen.getvalue().strip().splitlines()[-1]
+
+
+def test_bars_of_libraries_show_on_terminals_alone():
+    code = (
+        "from lit_debias.support.terminal import quiet_libraries; quiet_libraries()\n"
+        "from tqdm import tqdm; list(tqdm(range(2), delay=0))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_imports_are_announced_at_once_on_a_terminal_and_elsewhere_when_they_take_long(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with importing("fit", "no_such_module"):
+        assert terminal.getvalue().startswith("lit-debias fit: loading PyTorch")
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    with importing("fit", "no_such_module", patience=0) as timer:
+        timer.join()
+    assert log.getvalue().count("loading PyTorch") == 1
+    for module, patience in (("no_such_module", 3600), ("sys", 0)):
+        with importing("fit", module, patience):
+            pass
+    assert log.getvalue().count("loading PyTorch") == 1
 
 
 @pytest.mark.parametrize("package", ["pytorch", "fabric"])

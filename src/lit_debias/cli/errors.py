@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import TypeGuard
 
-from lit_debias.cli.classes import class_advice, fitting_classes
+from lit_debias.cli.classes import class_advice
 from lit_debias.cli.values import value_advice
 from lit_debias.errors import UserError, closest, did_you_mean
 from lit_debias.plugins.manager import ALLOW_VARIABLE
@@ -81,8 +81,9 @@ def _class_advice(leaf: str, message: str, class_path: str, owner: str, key: str
     if match := UNKNOWN_CLASS.search(message if leaf == "Expected a <class 'list'>" else leaf):
         return class_advice(match["name"], owner, key)  # a class, or a list of them, would fit
     if match := ABSTRACT.match(leaf):
-        known = ", ".join(sorted(fitting_classes(owner, key)))
-        return f"no class_path names a class, and {match['path'].rpartition('.')[2]} is abstract; known: {known}"
+        return (
+            f"no class_path names a class, and {match['path'].rpartition('.')[2]} is abstract; write class_path: NAME"
+        )
     if class_path and (match := NO_MODULE.match(leaf)):
         missing = f"'{class_path}': there is no module '{match['module']}'; install it, or put its folder on PYTHONPATH"
         return missing_plugin(class_path) or (missing if match["module"] else class_advice(class_path, owner, key))

@@ -20,7 +20,7 @@ from lit_debias.cli.parser import Parser, check_config, config_files
 from lit_debias.errors import UserError
 from lit_debias.plugins.manager import get_plugin_manager
 from lit_debias.support.redaction import redact
-from lit_debias.support.terminal import quiet_libraries
+from lit_debias.support.terminal import importing, quiet_libraries
 from lit_debias.support.text import printable
 
 
@@ -117,11 +117,14 @@ def _run(args: list[str]) -> int:
         raise UserError(f"there is no command '{name}'{did_you_mean(name, [*TRAINER_COMMANDS, *COMMANDS])}")
     for file in config_files(rest):
         check_config(file)
-    get_plugin_manager()  # imports the plugins, so that their classes have short names
+    with importing(name):
+        get_plugin_manager()  # imports the plugins, so that their classes have short names
+        if name in COMMANDS:
+            COMMANDS[name].load()
+        else:
+            from lit_debias.cli.training import run_trainer
     if name in COMMANDS:
         return run_function(name, rest)
-    from lit_debias.cli.training import run_trainer
-
     run_trainer([name, *rest])
     return 0
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from lit_debias import data  # noqa: F401
 from lit_debias.cli.errors import one_line, user_error
 from lit_debias.cli.help import TRAINER_COMMANDS, mend, opening
+from lit_debias.cli.leftovers import no_empty_logs
 from lit_debias.cli.parser import Parser, config_files
 from lit_debias.cli.values import check_names
 from lit_debias.errors import LostProcessError, UserError, did_you_mean
@@ -138,6 +139,11 @@ class TrainingCLI(LightningCLI):
 
         self.shows_results = bool(given.get("verbose"))
         given["verbose"] = False  # Lightning's table has 17 digits
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; one that ends before it began leaves no folder."""
+        with no_empty_logs(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def _checkpoint(self, given: str | None) -> str | None:
         """Return the checkpoint of this run where it was started again, the one that is given, or ``last``.

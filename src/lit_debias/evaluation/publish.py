@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def publish(plan: Plan, measured: Measured, console: Console) -> dict[str, Any]:
     for arm in chain.from_iterable(plan.arms.values()):
         if arm.adapter is not None:
             update_card(Path(arm.adapter), results, console)
+    console.print(f"next: lit-debias report {shlex.quote(plan.settings.out)}", markup=False)
     return results
 
 

@@ -146,4 +146,4 @@ def _plain(value: Any) -> Any:
 
 def say(line: str) -> None:
     """Print a line about the run."""
-    print(f"lit-debias: {line}")
+    print(f"lit-debias: {line}", flush=True)

@@ -99,6 +99,16 @@ class ProgressLine(RichProgressBar):
         total = self.total_predict_batches_current_dataloader
         self._say(f"{self.predict_description}: {_number_of(args) + 1}/{total}")
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the bar for the last time, before the lines that say what came out."""
+        super().on_train_end(trainer, pl_module)
+        self._stop_progress()
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the bar for the last time, as in training."""
+        super().on_predict_epoch_end(trainer, pl_module)
+        self._stop_progress()
+
     def _say(self, line: str) -> None:
         if not self.is_disabled and self.progress is not None and self.lines.due(self.progress.console):
             print(" ".join([line, *pairs(self.figures)]), flush=True)
