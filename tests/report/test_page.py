@@ -168,9 +168,16 @@ def test_a_clear_change_is_told_from_an_unclear_one(run):
     text = text_of(report(str(run)))
     measures = text.split(">Measures</h2>")[1]
     row = {name: measures.split(f"<summary>{name}")[1].split("</tr>")[0] for name in ("perplexity", "bias intensity")}
-    assert "good" not in row["perplexity"]  # the same in both arms
-    assert "bad" not in row["perplexity"]
-    assert '<span class="good">0.400 ✓</span>' in row["bias intensity"]
+    assert 'class="clear"' not in row["perplexity"]  # the same in both arms
+    assert '<span>0.400</span> <span class="clear">better</span>' in row["bias intensity"]
+
+
+def test_checks_alone_judge(run):
+    text = text_of(report(str(run))).split("</style>")[1]
+    checks = text.split(">Checks</h2>")[1].split("</table>")[0]
+    assert "✓ pass" in checks
+    for sign in ("✓", "✗"):
+        assert text.count(sign) == checks.count(sign)
 
 
 def test_a_figure_has_its_n_and_a_term_its_meaning(run):
