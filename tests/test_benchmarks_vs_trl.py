@@ -7,22 +7,11 @@ import sys
 import pytest
 import torch
 from benchmarks import gpu, vs_trl
+from benchmarks.arms import COMPILED, DEFAULT, GRAPHED, OURS, RECOMPUTING, TUNED, Arms
 from benchmarks.gpu import Item
 from benchmarks.processes import ArmError
 from benchmarks.settings import Settings
-from benchmarks.vs_trl import (
-    COMPILED,
-    DEFAULT,
-    GRAPHED,
-    OURS,
-    RECOMPUTING,
-    TUNED,
-    Arms,
-    cells,
-    parity_gates,
-    parity_settings,
-    speedups,
-)
+from benchmarks.vs_trl import cells, parity_gates, parity_settings, speedups
 from benchmarks.workload import even_share, fixed_completions
 
 STUB = """
@@ -55,7 +44,7 @@ def stubbed(tmp_path, monkeypatch):
         return [sys.executable, str(tmp_path / "stub.py"), str(tmp_path), arm, str(out)]
 
     monkeypatch.setattr(Arms, "command", command)
-    monkeypatch.setattr(Arms, "check_trl", lambda self: None)
+    monkeypatch.setattr(Arms, "check", lambda self, arms, settings: None)
     monkeypatch.setattr(Arms, "parity", lambda self, arm, settings: tensors())
     return tmp_path / "calls"
 
@@ -155,7 +144,7 @@ def test_prompts_that_cannot_be_so_short_are_a_mistake(stubbed, tmp_path, capsys
 
 def test_a_process_has_its_limit():
     with pytest.raises(ArmError, match=r"not done after 0\.001 minutes"):
-        Arms(sys.executable, minutes=0.001)._run([sys.executable, "-c", "import time; time.sleep(60)"])
+        Arms(sys.executable, minutes=0.001)._run(OURS, [sys.executable, "-c", "import time; time.sleep(60)"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs trl==1.16.0 on PYTHONPATH")
