@@ -96,10 +96,10 @@ def items(options: argparse.Namespace, device: str, shapes: Path) -> Iterator[It
     graphed, flex = (("--cuda-graph",), ("--attention", "flex")) if on_gpu else ((), ())
     shapes_of = {"small": ("--shape", small, "--quantization", BF16), "large": ("--shape", large)}
     versus = Versus(options, common)
-    plain = {GRAPHED: 20.0} if on_gpu else {}
-    yield versus.item("vs_trl_small", small, BF16, 20, {OURS: 10} | plain | {TUNED: 20}, trl=True)
+    graphs = {GRAPHED: 20.0} if on_gpu else {}
+    yield versus.item("vs_trl_small", small, BF16, 20, {OURS: 10} | graphs | {TUNED: 20}, trl=True)
     yield versus.item("vllm_small", small, BF16, 25, {OURS: 12, SERVED: 60, TRL_COLOCATED: 65, **LATER})
-    yield versus.item("vs_trl_large", large, NF4, 50, {OURS: 25} | plain | {TUNED: 45}, trl=True)
+    yield versus.item("vs_trl_large", large, NF4, 50, {OURS: 25} | graphs | {TUNED: 45}, trl=True)
     few = (*common, "--repeats", "3")
     if on_gpu:
         yield Item("rollout_plain_small", ("rollout", *shapes_of["small"], *few), 20, 90)

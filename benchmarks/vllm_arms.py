@@ -146,14 +146,13 @@ def _why_not_colocated(pythons: Pythons) -> str | None:
 
 def server_command(side: str, settings: Settings, python: str, port: int, share: float) -> list[str]:
     """Return the command line of an arm's server: vLLM's own, which `trl vllm-serve` starts too."""
-    longest = max(settings.prompt_tokens + settings.completion_tokens, ROOM)
     options = {
         "--model": resolve(settings.model),
         "--served-model-name": "base",
         "--host": "127.0.0.1",
         "--port": port,
         "--dtype": settings.dtype,
-        "--max-model-len": longest,
+        "--max-model-len": longest_of(settings),
         "--max-num-seqs": settings.completions,
         "--generation-config": "vllm",
         "--logprobs-mode": "processed_logprobs",
@@ -163,6 +162,11 @@ def server_command(side: str, settings: Settings, python: str, port: int, share:
     given = [text for name, value in options.items() for text in (name, str(value))]
     more = (*(TRLS if side == "trl_side" else OURS), *(ON_CPU if settings.device == "cpu" else ()))
     return [python, "-m", "vllm.entrypoints.openai.api_server", *given, *more]
+
+
+def longest_of(settings: Settings) -> int:
+    """Return the tokens of a completion and its prompt that an engine's vLLM takes."""
+    return max(settings.prompt_tokens + settings.completion_tokens, ROOM)
 
 
 @dataclass
@@ -224,7 +228,10 @@ def engine_of(settings: Settings) -> Any:
     if settings.engine == "server":
         return engines.VLLMEngine([settings.vllm_url], max_new_tokens=settings.completion_tokens)
     return engines.ColocatedVLLMEngine(
-        max_new_tokens=settings.completion_tokens, gpu_memory_utilization=settings.vllm_share
+        max_new_tokens=settings.completion_tokens,
+        gpu_memory_utilization=settings.vllm_share,
+        sleep_level=0,  # TRL's vLLM does not sleep either
+        max_model_len=longest_of(settings),
     )
 
 
