@@ -93,26 +93,26 @@ class Arms:
             return load_file(out)
 
     def steps(self, arm: str, settings: Settings) -> dict[str, Any]:
-        """Return seconds by phase, tokens and peak memory of one process; its server runs as long as it does."""
-        servers = Servers(self.pythons, self.minutes, self.gpus, self.logs)
-        with servers.for_arm(arm, side_of(arm), replace(settings, **ARMS[arm])) as told:
-            found = self._fitting_steps(arm, settings.name, told)
-        gpus = 1 + (told.engine == "server" and self.gpus.several)
-        return {**found, "gpus": gpus if settings.device == "cuda" else 0}
-
-    def _fitting_steps(self, arm: str, name: str, told: Settings) -> dict[str, Any]:
-        """Halve TRL's micro-batch until it fits."""
-        size = self.micro_batches.get((name, arm)) or self._first_micro_batch(arm, name, told)
+        """Return seconds by phase, tokens and peak memory of one process; halves TRL's micro-batch until it fits."""
+        key, told = (settings.name, arm), replace(settings, **ARMS[arm])
+        size = self.micro_batches.get(key) or self._first_micro_batch(arm, settings.name, told)
         while size >= 1:
-            with tempfile.TemporaryDirectory() as folder:
-                out = Path(folder) / "steps.json"
-                self._run(arm, [*self.command(arm, "steps", told, out), *trl_options(arm, size)])
-                found: dict[str, Any] = json.loads(out.read_text())
+            found = self._steps_with(arm, told, size)
             if not found.get("out_of_memory"):
-                self.micro_batches[name, arm] = size
-                return found
+                self.micro_batches[key] = size
+                gpus = 1 + (told.engine == "server" and self.gpus.several)
+                return {**found, "gpus": gpus if told.device == "cuda" else 0}
             size = 0 if arm in OUR_ARMS or size % 2 else size // 2
         raise ArmError("out of memory")
+
+    def _steps_with(self, arm: str, told: Settings, size: int) -> dict[str, Any]:
+        """Run one process; its server, if it needs one, is new: TRL's takes weights from one trainer only."""
+        servers = Servers(self.pythons, self.minutes, self.gpus, self.logs)
+        with tempfile.TemporaryDirectory() as folder, servers.for_arm(arm, side_of(arm), told) as served:
+            out = Path(folder) / "steps.json"
+            self._run(arm, [*self.command(arm, "steps", served, out), *trl_options(arm, size)])
+            found: dict[str, Any] = json.loads(out.read_text())
+        return found
 
     def _first_micro_batch(self, arm: str, name: str, told: Settings) -> int:
         alone = self.micro_batches.get((name, TUNED))

@@ -55,8 +55,8 @@ def steps(settings: Settings, **_of_trl: Any) -> dict[str, Any]:
     """Return seconds of each phase, sampled tokens and peak memory."""
     found = measured(PlainSteps(settings))
     peak = max(found["peak_bytes"], peak_memory(settings.device))
-    versions = {"lit-debias": version("lit-debias"), **vllm_version(settings)}
-    return {**found, "peak_bytes": peak, "versions": versions}
+    versions = {name: version(name) for name in ("lit-debias", "torch", "transformers", "peft")}
+    return {**found, "peak_bytes": peak, "versions": versions | vllm_version(settings)}
 
 
 def parity(settings: Settings) -> dict[str, Tensor]:
