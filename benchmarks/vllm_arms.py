@@ -113,8 +113,8 @@ def why_not(side: str, settings: Settings, pythons: Pythons, gpus: GPUs) -> str 
         return "the plugin lit-debias-vllm is not installed"
     if not has(pythons.vllm, "vllm"):
         return f"no vLLM: --vllm-python {pythons.vllm} cannot import it"
-    if settings.engine == "colocated":
-        return _why_not_colocated(pythons)
+    if settings.engine == "colocated" and not has(pythons.vllm, "lightning", PLUGIN):
+        return f"no lit-debias beside vLLM: install it and its plugin lit-debias-vllm for --vllm-python {pythons.vllm}"
     return None
 
 
@@ -131,14 +131,6 @@ def _why_not_trl(settings: Settings, pythons: Pythons, gpus: GPUs) -> str | None
         return "TRL sends vLLM the packed 4-bit weights, which vLLM does not load (TRL's issue 4973)"
     if settings.engine == "server" and not gpus.several:
         return "TRL's weights reach its server through NCCL, which takes no GPU twice: it needs a second one"
-    return None
-
-
-def _why_not_colocated(pythons: Pythons) -> str | None:
-    if not hasattr(import_module(PLUGIN), "ColocatedVLLMEngine"):
-        return "lit-debias-vllm has no engine inside of the trainer's process yet"
-    if not has(pythons.vllm, "lightning", PLUGIN):
-        return f"no lit-debias beside vLLM: install it and its plugin lit-debias-vllm for --vllm-python {pythons.vllm}"
     return None
 
 

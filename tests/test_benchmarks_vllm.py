@@ -12,14 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 from benchmarks import gpu, our_side, vllm_arms
-from benchmarks.arms import ARMS, COLOCATED, OURS, SERVED, TRL_COLOCATED, TRL_SERVED, TUNED, Arms
+from benchmarks.arms import ARMS, COLOCATED, OURS, SERVED, TRL_COLOCATED, TRL_SERVED, TUNED, Arms, side_of
 from benchmarks.gpu import Item
 from benchmarks.processes import ROOT, ArmError, reason_in, run_arm
 from benchmarks.settings import Settings
 from benchmarks.shapes import save_model
-from benchmarks.vllm_arms import ALONE, SHARED, GPUs, Pythons, Servers, grpo_config, server_command, why_not
+from benchmarks.vllm_arms import ALONE, SHARED, GPUs, Pythons, Servers, engine_of, grpo_config, server_command, why_not
 from vllm_server import serving
 
+import lit_debias_vllm
 from lit_debias.errors import UserError
 
 NOISE = "ignore:You defined a `validation_step`:lightning.fabric.utilities.warnings.PossibleUserWarning"
@@ -113,6 +114,13 @@ def test_our_side_samples_with_its_server_and_sends_it_each_adapter(tmp_path):
     assert len(loaded - {""}) == 3  # the warm-up's and those after the next two updates
 
 
+@pytest.mark.skipif(not hasattr(lit_debias_vllm, "ColocatedVLLMEngine"), reason="needs vLLM inside of the process")
+def test_vllm_inside_of_the_trainer_has_trls_share_and_does_not_sleep():
+    engine = engine_of(with_arm(COLOCATED, vllm_share=SHARED, prompt_tokens=300, completion_tokens=48))
+    assert (engine.max_new_tokens, engine.max_model_len) == (48, 348)
+    assert (engine.gpu_memory_utilization, engine.sleep_level) == (SHARED, 0)
+
+
 # ---------------------------------------------------------------- GPUs
 
 
@@ -133,7 +141,8 @@ def test_processes_see_their_own_gpu_and_one_that_is_shared_stays_as_it_is():
 # ---------------------------------------------------------------- arms that cannot run
 
 
-EVERYTHING = {("ours", "lit_debias_vllm"), ("vllm", "vllm"), ("trl", "trl"), ("trl", "vllm")}
+EVERYTHING = {("ours", "lit_debias_vllm"), ("trl", "trl"), ("trl", "vllm")}
+EVERYTHING |= {("vllm", name) for name in ("vllm", "lightning", "lit_debias_vllm")}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +153,9 @@ EVERYTHING = {("ours", "lit_debias_vllm"), ("vllm", "vllm"), ("trl", "trl"), ("t
         (SERVED, set(), {"device": "cpu"}, ONE, None),
         (SERVED, {("vllm", "vllm")}, {}, ONE, "--vllm-python vllm cannot import it"),
         (SERVED, {("ours", "lit_debias_vllm")}, {}, ONE, "lit-debias-vllm is not installed"),
+        (COLOCATED, set(), {}, ONE, None),
+        (COLOCATED, {("vllm", "lightning")}, {}, ONE, "no lit-debias beside vLLM"),
+        (COLOCATED, {("vllm", "vllm")}, {}, ONE, "--vllm-python vllm cannot import it"),
         (TUNED, {("trl", "vllm")}, {}, ONE, None),
         (TUNED, {("trl", "trl")}, {}, ONE, "no TRL"),
         (TRL_COLOCATED, set(), {}, ONE, None),
@@ -157,7 +169,7 @@ EVERYTHING = {("ours", "lit_debias_vllm"), ("vllm", "vllm"), ("trl", "trl"), ("t
 def test_why_an_arm_cannot_run(arm, lacks, changes, gpus, reason, monkeypatch):
     there = EVERYTHING - lacks
     monkeypatch.setattr(vllm_arms, "has", lambda python, *modules: all((python, name) in there for name in modules))
-    found = why_not("our_side" if arm in (OURS, SERVED) else "trl_side", with_arm(arm, **changes), PYTHONS, gpus)
+    found = why_not(side_of(arm), with_arm(arm, **changes), PYTHONS, gpus)
     assert (found is None) == (reason is None)
     assert reason is None or reason in found
 
