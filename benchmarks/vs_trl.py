@@ -176,6 +176,7 @@ class Comparison:
                 found.setdefault(arm, []).append(self.runner.steps(arm, settings))
             except ArmError as error:
                 cell["errors"][arm] = str(error)
+                report.write(self.out, self.report)
                 continue
             cell["arms"][arm] = summary(found[arm])
             if arm not in OUR_ARMS:

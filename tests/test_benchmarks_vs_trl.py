@@ -93,6 +93,22 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(stubbed, tmp_path, caps
     assert "FAIL trl_default: exit status 1: no luck" in capsys.readouterr().out
 
 
+def test_an_arm_that_fails_is_written_down_before_the_next_one_begins(tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+
+    def steps(self, arm, settings):
+        if arm == DEFAULT:
+            raise ArmError("no luck")
+        written = json.loads(out.read_text())
+        assert written["cells"][0]["errors"] == {DEFAULT: "no luck"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Arms, "steps", steps)
+    monkeypatch.setattr(Arms, "parity", lambda self, arm, settings: tensors())
+    with pytest.raises(KeyboardInterrupt):
+        vs_trl.Comparison(Arms("python", 1), [DEFAULT, OURS], 1, out, "cpu").run([Settings()])
+
+
 @pytest.mark.parametrize("name", ["logprobs", "advantages", "gradient"])
 def test_sides_that_differ_are_not_timed(name, stubbed, tmp_path, monkeypatch):
     def parity(self, arm, settings):
