@@ -16,7 +16,9 @@ from torch.optim import AdamW
 from benchmarks.clock import Clock
 from benchmarks.gates import move_adapter
 from benchmarks.settings import Settings
+from benchmarks.vllm_arms import engine_of
 from benchmarks.workload import BETA, LEARNING_RATE, EvenShare, ending_ids, prompt_texts
+from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.grpo.loss import DAPOLoss
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.reward import Reward
@@ -48,6 +50,7 @@ class MeasuredGRPO(GRPO):
         self, settings: Settings, rewards: Mapping[str, Reward] | None = None, engine: LocalEngine | None = None
     ) -> None:
         torch.manual_seed(0)  # LoRA's A
+        local = settings.engine == "local"
         policy = QLoRAPolicy(
             settings.model,
             settings.quantization,
@@ -59,7 +62,8 @@ class MeasuredGRPO(GRPO):
         super().__init__(
             policy,
             dict(rewards or {"EvenShare": EvenShare()}),
-            engine=engine or LocalEngine(**engine_options(settings)),
+            engine=engine or (LocalEngine(**engine_options(settings)) if local else engine_of(settings)),
+            correction=None if local else ImportanceCorrection(),
             loss=DAPOLoss(beta=BETA),
             group_size=settings.group_size,
             optimizer=lambda parameters: AdamW(parameters, lr=LEARNING_RATE, fused=True),

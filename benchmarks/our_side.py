@@ -11,6 +11,7 @@ from benchmarks.adapters import flat_gradient, set_adapters
 from benchmarks.clock import peak_memory
 from benchmarks.measurement import TEMPERATURES, MeasuredGRPO, measured
 from benchmarks.settings import Settings
+from benchmarks.vllm_arms import vllm_version
 from benchmarks.workload import fixed_completions
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.types import PromptBatch
@@ -54,7 +55,8 @@ def steps(settings: Settings, **_of_trl: Any) -> dict[str, Any]:
     """Return seconds of each phase, sampled tokens and peak memory."""
     found = measured(PlainSteps(settings))
     peak = max(found["peak_bytes"], peak_memory(settings.device))
-    return {**found, "peak_bytes": peak, "versions": {"lit-debias": version("lit-debias")}}
+    versions = {name: version(name) for name in ("lit-debias", "torch", "transformers", "peft")}
+    return {**found, "peak_bytes": peak, "versions": versions | vllm_version(settings)}
 
 
 def parity(settings: Settings) -> dict[str, Tensor]:

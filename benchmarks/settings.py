@@ -28,6 +28,12 @@ class Settings:
     """As ``QLoRAPolicy`` has it."""
     gradient_checkpointing: bool | None = None
     """As ``QLoRAPolicy`` has it."""
+    engine: Literal["local", "server", "colocated"] = "local"
+    """What samples: the trainer itself, a vLLM server, or vLLM inside of the trainer's process."""
+    vllm_url: str = ""
+    """Of the server."""
+    vllm_share: float = 0.0
+    """Of the GPU's memory, what vLLM may take."""
     lengths: Literal["fixed", "natural"] = "fixed"
     """``fixed`` lets no token end a completion; ``natural`` has end-of-sequence tokens, see ``workload``."""
     prompts: int = 2

@@ -85,6 +85,8 @@ def save_model(shape: str, folder: Path, device: str) -> Path:
         model = random_model(shape)
     model.save_pretrained(folder)
     word_tokenizer(model.config.vocab_size).save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()  # the processes of arms need the GPU's memory; nothing where there is no GPU
     return folder
 
 

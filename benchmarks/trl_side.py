@@ -20,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
 from benchmarks.adapters import adapters, flat_gradient, set_adapters
 from benchmarks.clock import Parts, peak_memory
 from benchmarks.settings import Settings
+from benchmarks.vllm_arms import grpo_config, vllm_version
 from benchmarks.workload import BETA, LEARNING_RATE, ending_ids, even_share, fixed_completions, prompt_ids
 from lit_debias.models.loading import load_causal_lm, load_tokenizer, nf4_config
 
@@ -55,6 +56,9 @@ class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
     def end_with(self, ids: Sequence[int]) -> None:
         """Let these ids, and no others, end a completion."""
         self.eos_token_ids = list(ids) or [NOBODY]
+        if self.use_vllm:
+            self.vllm_generation.generation_kwargs = {"ignore_eos": True, "stop_token_ids": list(ids)}
+            return
         # Not None, for which generate would take the model's own
         self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
@@ -102,6 +106,7 @@ def trainer_of(settings: Settings, micro_batch: int, checkpointing: bool, folder
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **grpo_config(settings),
     )
     # accelerate takes a 4-bit model only where its map names the GPU by number
     options: dict[str, Any] = {"device_map": {"": 0 if settings.device == "cuda" else "cpu"}}
@@ -145,7 +150,7 @@ def steps(settings: Settings, micro_batch: int, checkpointing: bool) -> dict[str
         "seconds": {name: [step[name] for step in kept] for name in kept[0]},
         "tokens": watch.tokens[settings.warmup :],
         "peak_bytes": peak_memory(settings.device),
-        "versions": {name: version(name) for name in ("trl", "torch", "transformers", "peft")},
+        "versions": {name: version(name) for name in ("trl", "torch", "transformers", "peft")} | vllm_version(settings),
     }
 
 

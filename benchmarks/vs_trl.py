@@ -11,18 +11,18 @@ TRL is no dependency of lit-debias; give it an environment of its own::
     python -m benchmarks.vs_trl --trl-python .venv-trl/bin/python
     python -m benchmarks.vs_trl --trl-python .venv-trl/bin/python --grid --lengths fixed natural
 
+Arms with vLLM need it there too: ``trl[vllm]==1.16.0``, and no constraints.
+
 docs/benchmarks.md says what is measured, and how.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -33,107 +33,33 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from benchmarks import report
+from benchmarks.arms import (
+    ARMS,
+    GRAPHED,
+    OUR_ARMS,
+    OURS,
+    TRL_ARMS,
+    TUNED,
+    Arms,
+    add_pythons,
+    logs_of,
+    runner_of,
+)
 from benchmarks.clock import rate, spread
 from benchmarks.options import add_step, model_at_hand, positive, program, settings_of
-from benchmarks.processes import ArmError, check_trl, run_arm
-from benchmarks.provenance import environment_of_others
+from benchmarks.processes import ArmError, end_on_terminate
 from benchmarks.settings import Settings
 from benchmarks.workload import prompt_ids
 
-OURS, LEAN, COMPILED, GRAPHED, RECOMPUTING = (
-    "lit-debias",
-    "lit-debias_lean",
-    "lit-debias_compiled",
-    "lit-debias_graphed",
-    "lit-debias_recomputing",
-)
-TUNED, DEFAULT = "trl_tuned", "trl_default"
-OUR_ARMS: dict[str, dict[str, Any]] = {
-    OURS: {},
-    LEAN: {"decoder": "lean"},
-    COMPILED: {"torch_compile": True},
-    GRAPHED: {"cuda_graph": True, "attention": "flex"},
-    RECOMPUTING: {"gradient_checkpointing": True},
-}
-"""What each changes in the settings."""
-ARMS = (*OUR_ARMS, TUNED, DEFAULT)
-SPEEDUPS = {
-    "speedup": OURS,
-    "speedup_lean": LEAN,
-    "speedup_compiled": COMPILED,
-    "speedup_graphed": GRAPHED,
-    "speedup_recomputing": RECOMPUTING,
-}
-DEFAULT_MICRO_BATCH = 8
+SPEEDUPS = {arm.replace(OURS, "speedup"): arm for arm in OUR_ARMS}
 GRID = {"quantization": ("nf4", "none"), "prompt_tokens": (47, 256), "group_size": (4, 8, 16)}
 MAX_LOGPROB_DIFFERENCE = 1e-3  # nats, float32
 MAX_ADVANTAGE_DIFFERENCE = 1e-3
 MIN_COSINE = 0.999
-
-
-@dataclass
-class Arms:
-    """Runs arms in processes of their own."""
-
-    trl_python: str
-    minutes: float
-    """Limit of one process."""
-    micro_batches: dict[tuple[str, str], int] = field(default_factory=dict)
-    """What fitted, by settings and arm."""
-
-    def check_trl(self) -> None:
-        """Raise :class:`UserError` where TRL cannot be imported."""
-        check_trl(self.trl_python)
-
-    def parity(self, arm: str, settings: Settings) -> dict[str, Tensor]:
-        """Return what the gates compare."""
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "tensors.safetensors"
-            self._run(self.command(arm, "parity", settings, out))
-            return load_file(out)
-
-    def steps(self, arm: str, settings: Settings) -> dict[str, Any]:
-        """Return seconds by phase, tokens and peak memory of one process; halves TRL's micro-batch until it fits."""
-        key = settings.name, arm
-        size = self.micro_batches.get(key) or first_micro_batch(arm, settings)
-        while size >= 1:
-            with tempfile.TemporaryDirectory() as folder:
-                out = Path(folder) / "steps.json"
-                self._run([*self.command(arm, "steps", settings, out), *trl_options(arm, size)])
-                found: dict[str, Any] = json.loads(out.read_text())
-            if not found.get("out_of_memory"):
-                self.micro_batches[key] = size
-                return found
-            size = 0 if arm in OUR_ARMS or size % 2 else size // 2
-        raise ArmError("out of memory")
-
-    def command(self, arm: str, task: str, settings: Settings, out: Path) -> list[str]:
-        """Return the command line of one process."""
-        python, side = (sys.executable, "our_side") if arm in OUR_ARMS else (self.trl_python, "trl_side")
-        given = json.dumps(asdict(replace(settings, **OUR_ARMS.get(arm, {}))))
-        return [python, "-m", "benchmarks.arm", task, "--side", side, "--settings", given, "--out", str(out)]
-
-    def _run(self, command: Sequence[str]) -> None:
-        run_arm(command, self.minutes, environment_of_others() if "trl_side" in command else None)
-
-
-def first_micro_batch(arm: str, settings: Settings) -> int:
-    """Return the completions in one pass that an arm begins with: all, or TRL's default where that divides them."""
-    if arm == DEFAULT and settings.completions % DEFAULT_MICRO_BATCH == 0:
-        return DEFAULT_MICRO_BATCH
-    return settings.completions
-
-
-def trl_options(arm: str, micro_batch: int) -> list[str]:
-    """Return what tells an arm of TRL from another."""
-    if arm in OUR_ARMS:
-        return []
-    return ["--micro-batch", str(micro_batch), *(["--checkpointing"] if arm == DEFAULT else [])]
 
 
 # ---------------------------------------------------------------- parity
@@ -191,6 +117,7 @@ def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens_per_second": rate(seconds["step"], tokens),
         "peak_bytes": max(found["peak_bytes"] for found in rounds),
         "processes": len(rounds),
+        "gpus": rounds[0]["gpus"],
         "versions": rounds[0]["versions"],
     }
 
@@ -218,9 +145,10 @@ class Comparison:
 
     def run(self, chosen: Sequence[Settings]) -> bool:
         """Return whether all gates passed and all arms did their work."""
-        for settings in {cell.quantization: cell for cell in reversed(chosen)}.values():
+        beside_trl = not TRL_ARMS.keys().isdisjoint(self.arms)
+        for settings in {cell.quantization: cell for cell in reversed(chosen)}.values() if beside_trl else ():
             self._check(settings)
-        sound = report.passed(self.report["gates"])
+        sound = report.passed(self.report["gates"])  # of nothing, where no arm is TRL's
         for cell in chosen if sound else ():
             self._time(cell)
         self.report["passed"] = sound and not any(cell["errors"] for cell in self.report["cells"])
@@ -248,6 +176,7 @@ class Comparison:
                 found.setdefault(arm, []).append(self.runner.steps(arm, settings))
             except ArmError as error:
                 cell["errors"][arm] = str(error)
+                report.write(self.out, self.report)
                 continue
             cell["arms"][arm] = summary(found[arm])
             if arm not in OUR_ARMS:
@@ -277,8 +206,9 @@ def table(cell: Mapping[str, Any]) -> Table:
 def compare(options: argparse.Namespace) -> int:
     """Compare, write and print; return the exit status."""
     settings = settings_of(options)
-    runner = Arms(options.trl_python, options.process_minutes)
-    runner.check_trl()
+    runner = runner_of(options, settings.device, logs_of(options.out))
+    for quantization in GRID["quantization"] if options.grid else (settings.quantization,):
+        runner.check(options.arms, replace(settings, quantization=quantization))
     with model_at_hand(settings, options.shape_folder) as at_hand:
         chosen = list(cells(at_hand, options.lengths, options.grid))
         for cell in {(cell.lengths, cell.prompt_tokens): cell for cell in chosen}.values():
@@ -299,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
     result = program("vs_trl", __doc__)
     add_step(result)
     result.set_defaults(repeats=3)
-    result.add_argument("--trl-python", default=sys.executable, help="Python that can import trl (default: this one)")
+    add_pythons(result)
     result.add_argument("--arms", nargs="+", choices=ARMS, default=[OURS, TUNED])
     result.add_argument("--lengths", nargs="+", choices=["fixed", "natural"], default=["fixed"])
     result.add_argument("--grid", action="store_true", help=f"all of {GRID} instead of the three options")
@@ -314,4 +244,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_on_terminate()
     sys.exit(main())

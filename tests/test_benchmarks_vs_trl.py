@@ -7,22 +7,11 @@ import sys
 import pytest
 import torch
 from benchmarks import gpu, vs_trl
+from benchmarks.arms import COMPILED, DEFAULT, GRAPHED, OURS, RECOMPUTING, TUNED, Arms
 from benchmarks.gpu import Item
 from benchmarks.processes import ArmError
 from benchmarks.settings import Settings
-from benchmarks.vs_trl import (
-    COMPILED,
-    DEFAULT,
-    GRAPHED,
-    OURS,
-    RECOMPUTING,
-    TUNED,
-    Arms,
-    cells,
-    parity_gates,
-    parity_settings,
-    speedups,
-)
+from benchmarks.vs_trl import cells, parity_gates, parity_settings, speedups
 from benchmarks.workload import even_share, fixed_completions
 
 STUB = """
@@ -55,7 +44,7 @@ def stubbed(tmp_path, monkeypatch):
         return [sys.executable, str(tmp_path / "stub.py"), str(tmp_path), arm, str(out)]
 
     monkeypatch.setattr(Arms, "command", command)
-    monkeypatch.setattr(Arms, "check_trl", lambda self: None)
+    monkeypatch.setattr(Arms, "check", lambda self, arms, settings: None)
     monkeypatch.setattr(Arms, "parity", lambda self, arm, settings: tensors())
     return tmp_path / "calls"
 
@@ -102,6 +91,22 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(stubbed, tmp_path, caps
     assert cell["errors"] == {DEFAULT: "exit status 1: no luck"}
     assert cell["arms"][OURS]["processes"] == 2
     assert "FAIL trl_default: exit status 1: no luck" in capsys.readouterr().out
+
+
+def test_an_arm_that_fails_is_written_down_before_the_next_one_begins(tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+
+    def steps(self, arm, settings):
+        if arm == DEFAULT:
+            raise ArmError("no luck")
+        written = json.loads(out.read_text())
+        assert written["cells"][0]["errors"] == {DEFAULT: "no luck"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Arms, "steps", steps)
+    monkeypatch.setattr(Arms, "parity", lambda self, arm, settings: tensors())
+    with pytest.raises(KeyboardInterrupt):
+        vs_trl.Comparison(Arms("python", 1), [DEFAULT, OURS], 1, out, "cpu").run([Settings()])
 
 
 @pytest.mark.parametrize("name", ["logprobs", "advantages", "gradient"])
@@ -155,7 +160,7 @@ def test_prompts_that_cannot_be_so_short_are_a_mistake(stubbed, tmp_path, capsys
 
 def test_a_process_has_its_limit():
     with pytest.raises(ArmError, match=r"not done after 0\.001 minutes"):
-        Arms(sys.executable, minutes=0.001)._run([sys.executable, "-c", "import time; time.sleep(60)"])
+        Arms(sys.executable, minutes=0.001)._run(OURS, [sys.executable, "-c", "import time; time.sleep(60)"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs trl==1.16.0 on PYTHONPATH")
@@ -217,6 +222,7 @@ def test_without_time_everything_is_skipped_with_the_reason(tmp_path, monkeypatc
     assert found.keys() == {
         "trl_parity",
         "rollout_compiled_small",
+        *("vllm_small", "vllm_large", "vllm_large_nf4"),
         *(f"{name}_{size}" for name in ("vs_trl", "rollout", "update", "step") for size in ("small", "large")),
     }
 
@@ -230,17 +236,18 @@ def test_an_item_that_fails_or_takes_too_long_is_named_and_the_rest_runs(tmp_pat
     assert "nonsense" in (tmp_path / "wrong.log").read_text()
 
 
-def test_a_gpu_gets_its_graphs_and_its_attention_and_all_fits_into_the_time(tmp_path):
+def test_a_gpu_gets_its_graphs_and_its_attention_and_all_but_vllm_fits_into_the_time(tmp_path):
     options = gpu.parser().parse_args([])
     found = {item.name: item for item in gpu.items(options, "cuda", tmp_path)}
-    assert GRAPHED in found["vs_trl_large"].arguments
+    assert GRAPHED in found["vs_trl_large"].arms
     assert {name for name, item in found.items() if "--cuda-graph" in item.arguments} == {
         f"{name}_{size}" for name in ("rollout", "step") for size in ("small", "large")
     }
     assert {name for name, item in found.items() if "flex" in item.arguments} == {
         f"{name}_{size}" for name in ("update", "step") for size in ("small", "large")
     }
-    assert sum(item.seconds for item in found.values()) <= 60 * options.minutes
+    without = [item for item in found.values() if not item.vllm]
+    assert sum(item.seconds + sum(item.arms.values()) for item in without) <= 60 * options.minutes
 
 
 def test_the_graphed_arm_is_the_one_whose_parity_is_checked(tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ class VLLMServer(ThreadingHTTPServer):
     def answer(self, path: str, body: dict[str, Any]) -> Answer:
         routes: dict[str, Callable[[dict[str, Any]], Answer]] = {
             "/health": lambda _: (200, ""),
+            "/version": lambda _: (200, {"version": "0.32.0"}),
             "/v1/models": lambda _: (200, self._models()),
             "/v1/completions": self._completions,
         }
