@@ -1,0 +1,189 @@
+"""Runs `lit-debias ray` with vLLM servers as actors, and kills a server, an actor or a worker in the middle.
+
+    python -m benchmarks.on_ray_servers --vllm .venv-vllm/bin/python --model runs/base --out FILE.json
+
+It needs `pip install 'lit-debias[ray]'`, a python that has vLLM (`make test-vllm` makes one), and a model as a folder,
+which `python -m lit_debias_vllm MODEL FOLDER` writes. It runs on this machine's CPU, and takes ten minutes on two
+cores. Exits with 1 where a step or a group was lost, or a process was left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks import report
+from benchmarks.on_ray import ROOT, adapter
+
+STEPS, PROMPTS = 5, 4
+ARMS: dict[str, dict[str, Any]] = {
+    "a server killed, one worker": {"workers": 1, "whole": False},
+    "an actor killed, two workers": {"workers": 2, "whole": True},
+    "a worker killed, two workers": {"workers": 2, "worker": True},
+}
+SWITCHES = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": 1,
+    "VLLM_SERVER_DEV_MODE": 1,
+    "VLLM_CPU_KVCACHE_SPACE": 1,
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # servers and workers share the cores
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": 1,
+    "PYTHONPATH": "",  # this repository's packages are for another python
+}
+COMMAND = (
+    "-m vllm.entrypoints.openai.api_server --served-model-name base --dtype bfloat16 --max-model-len 512 "
+    "--max-num-seqs 64 --logprobs-mode processed_logprobs --no-enable-chunked-prefill --max-num-batched-tokens 8192 "
+    "--uvicorn-log-level warning"
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.on_ray_servers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vllm", required=True, help="python that has vLLM")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the base")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/ray_servers_cpu.json"), help="JSON file to write")
+    options = parser.parse_args()
+    found = {}
+    for arm, given in ARMS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[arm] = run(Path(folder), options.vllm, options.model.resolve(), **given)
+    told = {"ray": version("ray"), "vllm": version_of_vllm(options.vllm), "model": options.model.name, "steps": STEPS}
+    passed = all(ended["passed"] for ended in found.values())
+    report.write(options.out, {**report.origin("cpu"), **told, "passed": passed, "arms": found})
+    print(json.dumps(found, indent=2))
+    return 0 if passed else 1
+
+
+def run(place: Path, vllm: str, model: Path, workers: int, whole: bool = False, worker: bool = False) -> dict[str, Any]:
+    """Run one arm in an empty folder; return how it ended."""
+    rows = [{"prompt": f"People from place {number} are"} for number in range(STEPS * PROMPTS)]
+    (place / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (place / "run.yaml").write_text(yaml.safe_dump(training(place, model, whole, worker)))
+    (place / "ray.yaml").write_text(yaml.safe_dump(cluster(place, vllm, model, workers)))
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    own = {"PYTHONPATH": path, "HOME": str(place), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "lit_debias", "ray", "-c", "ray.yaml"]
+    done = subprocess.run(command, cwd=place, env=os.environ | own, capture_output=True, text=True, check=False)
+    text = done.stdout + done.stderr
+    rollouts = [json.loads(line) for file in place.glob("rollouts-*") for line in file.read_text().splitlines()]
+    steps = {line["step"]: 0 for line in rollouts}
+    for line in rollouts:
+        steps[line["step"]] += line["groups"]
+    found = {
+        "code": done.returncode,
+        "workers": workers,
+        "servers": 2,
+        "groups of each step": [steps[step] for step in sorted(steps)],
+        "workers started again": "this run was started again" in text,
+        "server killed": (place / "server-killed").exists(),
+        "server answers at another address": (place / "server-back").exists(),
+        "server samples again": "samples again" in text,
+        "processes left": left(model),
+    }
+    whole_steps = found["groups of each step"] == [PROMPTS] * STEPS and all(line["all"] for line in rollouts)
+    faults = [found["workers started again"]] if worker else [found[key] for key in found if key.startswith("server ")]
+    found["passed"] = not done.returncode and whole_steps and all(faults) and adapter(place) and not left(model)
+    found["passed"] = bool(found["passed"])
+    if not found["passed"]:
+        print(text[-8000:], file=sys.stderr)
+    return found
+
+
+def training(place: Path, model: Path, whole: bool, worker: bool) -> dict[str, Any]:
+    """Return the run's own configuration."""
+    watched = {"step": -1 if worker else 2, "steps": STEPS, "whole": whole, "folder": str(place)}
+    killed = {"rank": 1, "step": 2, "file": "worker-killed"}
+    callbacks = [
+        {
+            "class_path": "ModelCheckpoint",
+            "init_args": {"every_n_train_steps": 1, "save_last": True, "dirpath": "kept"},
+        },
+        {"class_path": "AdapterExport", "init_args": {"out": "adapter"}},
+        {"class_path": "benchmarks.on_ray_faults.ServerKilled", "init_args": watched},
+        *([{"class_path": "benchmarks.on_ray_faults.Killed", "init_args": killed}] if worker else []),
+    ]
+    policy = {"model": str(model), "quantization": "none", "dtype": "bfloat16", "rank": 8}
+    engine = {"urls": ["ray://servers"], "max_new_tokens": 24, "patience": 300, "check_every": 2}
+    return {
+        "seed_everything": 1,
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": STEPS,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "limit_val_batches": 0,
+            "callbacks": callbacks,
+        },
+        "model": {
+            "class_path": "GRPO",
+            "init_args": {
+                "policy": {"class_path": "QLoRAPolicy", "init_args": policy},
+                "engine": {"class_path": "VLLMEngine", "init_args": engine},
+                "correction": {"class_path": "ImportanceCorrection"},
+                "group_size": 4,
+                "rewards": {"vowels": {"class_path": "benchmarks.fault_runs.Vowels"}},
+                "aggregator": {"class_path": "WeightedSum", "init_args": {"weights": {"vowels": 1.0}}},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4}},
+            },
+        },
+        "data": {"class_path": "PromptDataModule", "init_args": {"path": "prompts.jsonl", "batch_size": PROMPTS}},
+    }
+
+
+def cluster(place: Path, vllm: str, model: Path, workers: int) -> dict[str, Any]:
+    """Return the configuration of `lit-debias ray`; all share two cores."""
+    servers = {
+        "number": 2,
+        "resources": {"CPU": 0.5},
+        "command": f"{vllm} {COMMAND} --model {model}",
+        "environment": SWITCHES,
+        "timeout": 900,
+    }
+    storage = str(place / "storage")
+    return {
+        "run": "run.yaml",
+        "workers": workers,
+        "resources": {"CPU": 0.5},
+        "restarts": 2,
+        "storage": storage,
+        "servers": servers,
+    }
+
+
+def left(model: Path, seconds: float = 30) -> int:
+    """Return how many processes still serve a model; those that are ending get some time."""
+    for _ in range(int(seconds)):
+        found = 0
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = file.read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            found += str(model) in words and "--port" in words
+        if not found:
+            return 0
+        time.sleep(1)
+    return found
+
+
+def version_of_vllm(python: str) -> str:
+    """Return which vLLM a python has."""
+    code = "from importlib.metadata import packages_distributions as of, version; print(version(of()['vllm'][0]))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
