@@ -1,4 +1,4 @@
-"""Runs `lit-debias ray` with vLLM servers as actors, and kills a server, an actor or a worker in the middle.
+"""Runs `lit-debias ray` with vLLM servers as actors, and kills servers and a worker in the middle.
 
     python -m benchmarks.on_ray_servers --vllm .venv-vllm/bin/python --model runs/base --out FILE.json
 
@@ -27,9 +27,8 @@ from benchmarks.on_ray import ROOT, adapter
 
 STEPS, PROMPTS = 5, 4
 ARMS: dict[str, dict[str, Any]] = {
-    "a server killed, one worker": {"workers": 1, "whole": False},
-    "an actor killed, two workers": {"workers": 2, "whole": True},
-    "a worker killed, two workers": {"workers": 2, "worker": True},
+    "one worker, a server killed": {"workers": 1},
+    "two workers, an actor and a worker killed": {"workers": 2, "more": True},
 }
 SWITCHES = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": 1,
@@ -43,7 +42,7 @@ SWITCHES = {
 COMMAND = (
     "-m vllm.entrypoints.openai.api_server --served-model-name base --dtype bfloat16 --max-model-len 512 "
     "--max-num-seqs 64 --logprobs-mode processed_logprobs --no-enable-chunked-prefill --max-num-batched-tokens 8192 "
-    "--uvicorn-log-level warning"
+    "--uvicorn-log-level warning --enforce-eager --distributed-executor-backend uni"
 )
 
 
@@ -66,18 +65,18 @@ def main() -> int:
     return 0 if passed else 1
 
 
-def run(place: Path, vllm: str, model: Path, workers: int, whole: bool = False, worker: bool = False) -> dict[str, Any]:
+def run(place: Path, vllm: str, model: Path, workers: int, more: bool = False) -> dict[str, Any]:
     """Run one arm in an empty folder; return how it ended."""
     rows = [{"prompt": f"People from place {number} are"} for number in range(STEPS * PROMPTS)]
     (place / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (place / "run.yaml").write_text(yaml.safe_dump(training(place, model, whole, worker)))
+    (place / "run.yaml").write_text(yaml.safe_dump(training(place, model, more)))
     (place / "ray.yaml").write_text(yaml.safe_dump(cluster(place, vllm, model, workers)))
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     own = {"PYTHONPATH": path, "HOME": str(place), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "lit_debias", "ray", "-c", "ray.yaml"]
     done = subprocess.run(command, cwd=place, env=os.environ | own, capture_output=True, text=True, check=False)
     text = done.stdout + done.stderr
-    rollouts = [json.loads(line) for file in place.glob("rollouts-*") for line in file.read_text().splitlines()]
+    rollouts = recorded(place)
     steps = {line["step"]: 0 for line in rollouts}
     for line in rollouts:
         steps[line["step"]] += line["groups"]
@@ -93,26 +92,33 @@ def run(place: Path, vllm: str, model: Path, workers: int, whole: bool = False, 
         "processes left": left(model),
     }
     whole_steps = found["groups of each step"] == [PROMPTS] * STEPS and all(line["all"] for line in rollouts)
-    faults = [found["workers started again"]] if worker else [found[key] for key in found if key.startswith("server ")]
-    found["passed"] = not done.returncode and whole_steps and all(faults) and adapter(place) and not left(model)
-    found["passed"] = bool(found["passed"])
+    faults = [found[key] for key in found if key.startswith("server ")] + [found["workers started again"] is more]
+    found["passed"] = bool(not done.returncode and whole_steps and all(faults) and adapter(place)) and not left(model)
     if not found["passed"]:
         print(text[-8000:], file=sys.stderr)
     return found
 
 
-def training(place: Path, model: Path, whole: bool, worker: bool) -> dict[str, Any]:
-    """Return the run's own configuration."""
-    watched = {"step": -1 if worker else 2, "steps": STEPS, "whole": whole, "folder": str(place)}
+def recorded(place: Path) -> list[dict[str, Any]]:
+    """Return the rollout of each rank and step; the later one where the workers were started again in a step."""
+    found = {}
+    for file in place.glob("rollouts-*"):
+        for line in file.read_text().splitlines():
+            rollout = json.loads(line)
+            found[file.name, rollout["step"]] = rollout
+    return [*found.values()]
+
+
+def training(place: Path, model: Path, more: bool) -> dict[str, Any]:
+    """Return the run's own configuration; ``more`` kills the actor with its server, and a worker."""
+    watched = {"step": 3, "steps": STEPS, "whole": more, "folder": str(place)}
     killed = {"rank": 1, "step": 2, "file": "worker-killed"}
+    kept = {"every_n_train_steps": 1, "save_last": True, "dirpath": "checkpoints"}
     callbacks = [
-        {
-            "class_path": "ModelCheckpoint",
-            "init_args": {"every_n_train_steps": 1, "save_last": True, "dirpath": "kept"},
-        },
+        {"class_path": "ModelCheckpoint", "init_args": kept},
         {"class_path": "AdapterExport", "init_args": {"out": "adapter"}},
         {"class_path": "benchmarks.on_ray_faults.ServerKilled", "init_args": watched},
-        *([{"class_path": "benchmarks.on_ray_faults.Killed", "init_args": killed}] if worker else []),
+        *([{"class_path": "benchmarks.on_ray_faults.Killed", "init_args": killed}] if more else []),
     ]
     policy = {"model": str(model), "quantization": "none", "dtype": "bfloat16", "rank": 8}
     engine = {"urls": ["ray://servers"], "max_new_tokens": 24, "patience": 300, "check_every": 2}

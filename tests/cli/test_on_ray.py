@@ -56,6 +56,15 @@ def test_a_worker_tells_a_mistake_from_a_lost_neighbour(tmp_path, monkeypatch, c
         on_ray.fit_here(work)
 
 
+@pytest.mark.parametrize(
+    ("address", "variable", "local"),
+    [(None, "", True), ("local", "1.2.3.4:6379", True), (None, "1.2.3.4:6379", False), ("auto", "", False)],
+)
+def test_a_job_of_a_cluster_is_not_alone(monkeypatch, address, variable, local):
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert on_ray._is_local(address) == local
+
+
 @pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed; benchmarks/results/ray_cpu.json holds what it did")
 def test_a_killed_worker_costs_nothing(tmp_path):
     found = runs_on_ray.measure(tmp_path, ["two processes", runs_on_ray.KILLED])

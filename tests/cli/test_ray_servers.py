@@ -55,6 +55,7 @@ def launched(monkeypatch, tmp_path):
         monkeypatch.setattr(on_ray, name, lambda what: object())
     monkeypatch.setattr(on_ray, "_check_room", lambda wanted: found.update(wanted=wanted))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "run.yaml").write_text('urls: ["ray://servers"]')
     return found
 

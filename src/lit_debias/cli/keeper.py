@@ -57,7 +57,9 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    os.write(int(ended), keep(int(hold), folder, command).encode())
+    how = keep(int(hold), folder, command)
+    with suppress(BrokenPipeError):  # nobody wants to know
+        os.write(int(ended), how.encode())
 
 
 if __name__ == "__main__":

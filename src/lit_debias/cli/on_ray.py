@@ -66,9 +66,10 @@ def fit_on_ray(
     _check_use(arguments, servers)
     _connect(address)
     taken = resources or {"CPU": 1}
-    if address is None:
+    local = _is_local(address)
+    if local:
         _check_room([taken] * workers + ([servers.taken] * servers.number if servers else []))
-    with serving(servers, os.getcwd(), local=address is None) as names:
+    with serving(servers, os.getcwd(), local) as names:
         work = {"folder": os.getcwd(), "arguments": arguments, "launch": f"Ray {uuid4().hex}", "servers": names}
         return _train(work, workers, taken, restarts, storage, timeout)
 
@@ -93,12 +94,17 @@ def _check_room(wanted: list[dict[str, float]]) -> None:
             )
 
 
+def _is_local(address: str | None) -> bool:
+    """Return whether Ray is started here, for this run alone; jobs of a cluster find its address in a variable."""
+    return address == "local" or (address is None and not os.environ.get("RAY_ADDRESS"))
+
+
 def _connect(address: str | None) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or Ray tells its makers of the cluster that is started here
     try:
-        ray.init(address=address, include_dashboard=False if address is None else None)
+        ray.init(address=address, include_dashboard=False if _is_local(address) else None)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"ray: address '{address}': {' '.join(str(error).split())[:200]}") from error
 

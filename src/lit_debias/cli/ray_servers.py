@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,7 +157,10 @@ class ServerActor(ServerProcess):
         import ray
 
         host = HERE if local else ray.util.get_node_ip_address()
-        super().__init__(command, environment, folder, host, ray.get_runtime_context().was_current_actor_reconstructed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, of what it calls itself there
+            restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        super().__init__(command, environment, folder, host, restarted)
 
 
 def _free_port(host: str) -> int:
