@@ -33,7 +33,6 @@ ARMS: dict[str, dict[str, Any]] = {
 SWITCHES = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": 1,
     "VLLM_SERVER_DEV_MODE": 1,
-    "VLLM_CPU_KVCACHE_SPACE": 1,
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # servers and workers share the cores
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": 1,
@@ -42,7 +41,7 @@ SWITCHES = {
 COMMAND = (
     "-m vllm.entrypoints.openai.api_server --served-model-name base --dtype bfloat16 --max-model-len 512 "
     "--max-num-seqs 64 --logprobs-mode processed_logprobs --no-enable-chunked-prefill --max-num-batched-tokens 8192 "
-    "--uvicorn-log-level warning --enforce-eager --distributed-executor-backend uni"
+    "--uvicorn-log-level warning --enforce-eager --kv-cache-memory-bytes 134217728"
 )
 
 
@@ -52,10 +51,11 @@ def main() -> int:
     )
     parser.add_argument("--vllm", required=True, help="python that has vLLM")
     parser.add_argument("--model", type=Path, required=True, help="folder of the base")
+    parser.add_argument("--arms", type=int, default=len(ARMS), help="how many of the arms")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/ray_servers_cpu.json"), help="JSON file to write")
     options = parser.parse_args()
     found = {}
-    for arm, given in ARMS.items():
+    for arm, given in list(ARMS.items())[: options.arms]:
         with tempfile.TemporaryDirectory() as folder:
             found[arm] = run(Path(folder), options.vllm, options.model.resolve(), **given)
     told = {"ray": version("ray"), "vllm": version_of_vllm(options.vllm), "model": options.model.name, "steps": STEPS}
@@ -140,6 +140,7 @@ def training(place: Path, model: Path, more: bool) -> dict[str, Any]:
                 "engine": {"class_path": "VLLMEngine", "init_args": engine},
                 "correction": {"class_path": "ImportanceCorrection"},
                 "group_size": 4,
+                "micro_batch_tokens": 256,
                 "rewards": {"vowels": {"class_path": "benchmarks.fault_runs.Vowels"}},
                 "aggregator": {"class_path": "WeightedSum", "init_args": {"weights": {"vowels": 1.0}}},
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4}},
