@@ -105,7 +105,7 @@ def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or Ray tells its makers of the cluster that is started here
     try:
         ray.init(address=address, include_dashboard=False if _is_local(address) else None)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray's own are of all kinds, where a machine is too busy to start it too
         raise UserError(f"ray: address '{address}': {' '.join(str(error).split())[:200]}") from error
 
 
