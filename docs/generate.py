@@ -16,6 +16,7 @@ from lightning import Callback, LightningDataModule
 
 from lit_debias import Aggregator, Reward, RewardBatch, data
 from lit_debias.cli import main as cli
+from lit_debias.cli.ray_servers import Servers
 from lit_debias.evaluation.callback import EvaluationCallback
 from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.plugins.manager import HookSpecs, components, get_plugin_manager
@@ -137,6 +138,8 @@ def commands() -> Iterator[str]:
     yield f"```text\n{cli.overview()}\n```\n"
     for name, command in cli.COMMANDS.items():
         yield section(f"`lit-debias {name}`", command.load())
+        if name == "ray":
+            yield section("`servers` of `lit-debias ray`", Servers)
 
 
 def training() -> Iterator[str]:

@@ -1,6 +1,7 @@
 """``lit-debias ray``: what it asks of the user, and, where Ray is installed, that a killed worker costs nothing."""
 
 import importlib.util
+import os
 
 import pytest
 from benchmarks import on_ray as runs_on_ray
@@ -36,10 +37,12 @@ def test_a_missing_configuration_is_found_before_ray_starts(installed, tmp_path,
 
 
 def test_a_worker_tells_a_mistake_from_a_lost_neighbour(tmp_path, monkeypatch, capsys):
-    work = {"folder": str(tmp_path), "arguments": ["fit", "-c", "none.yaml"], "launch": "Ray x"}
+    work = {"folder": str(tmp_path), "arguments": ["fit", "-c", "none.yaml"], "launch": "Ray x", "servers": ["a", "b"]}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(on_ray.LAUNCH, "")
+    monkeypatch.setenv(on_ray.SERVERS, "")
     assert on_ray.fit_here(work) == 2
+    assert os.environ["LIT_DEBIAS_SERVERS"] == "a b"
     assert "none.yaml" in said(capsys)
     assert on_ray.fit_here(work | {"folder": str(tmp_path / "away")}) == 2
     assert said(capsys).startswith(f"this machine has no folder {tmp_path / 'away'}")
@@ -51,6 +54,15 @@ def test_a_worker_tells_a_mistake_from_a_lost_neighbour(tmp_path, monkeypatch, c
     assert main(["fit"]) == 75
     with pytest.raises(RuntimeError, match="lost"):
         on_ray.fit_here(work)
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "local"),
+    [(None, "", True), ("local", "1.2.3.4:6379", True), (None, "1.2.3.4:6379", False), ("auto", "", False)],
+)
+def test_a_job_of_a_cluster_is_not_alone(monkeypatch, address, variable, local):
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert on_ray._is_local(address) == local
 
 
 @pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed; benchmarks/results/ray_cpu.json holds what it did")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ class VLLMServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, model: Path, **options: Any) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", options.pop("port", 0)), Handler)
         self.folder = model
         self.original = AutoModelForCausalLM.from_pretrained(
             model, dtype=torch.float32
@@ -256,3 +257,7 @@ def serving(model: Path, **options: Any) -> Iterator[VLLMServer]:
         yield server
         server.patience.set()
         server.shutdown()
+
+
+if __name__ == "__main__":  # vllm_server.py MODEL --host 127.0.0.1 --port PORT
+    VLLMServer(Path(sys.argv[1]), port=int(sys.argv[5])).serve_forever()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from lit_debias.cli.parser import config_files
+from lit_debias.cli.ray_servers import SERVERS, Servers, serving
 from lit_debias.errors import LostProcessError, UserError
 from lit_debias.support.text import counted
 from lit_debias.training.machines import LAUNCH
@@ -20,6 +22,8 @@ OPTIONS = (
     "--trainer.num_nodes=1",
 )
 """What a run on Ray's workers says of them; how many there are, and where, it learns from Ray."""
+NAMED = "ray://servers"
+"""What an engine calls the servers that this command has started."""
 
 
 def fit_on_ray(
@@ -31,6 +35,7 @@ def fit_on_ray(
     storage: str | None = None,
     timeout: int = 1800,
     options: list[str] | None = None,
+    servers: Servers | None = None,
 ) -> int:
     """Fit a configuration on workers of Ray Train, and start them again from the newest checkpoint where one fails.
 
@@ -43,6 +48,7 @@ def fit_on_ray(
         storage: Folder for Ray's own records, which all machines share; by default Ray's ``~/ray_results``.
         timeout: Seconds that a worker waits for the others: more than their longest step differs by.
         options: Further options of ``fit``, such as ``[--ckpt_path, last]``.
+        servers: Servers that the run samples with, started before it and ended after it.
 
     Returns:
         The exit code of ``fit``.
@@ -57,13 +63,41 @@ def fit_on_ray(
         raise UserError(f"ray: workers={workers}, restarts={restarts}, timeout={timeout}; write at least 1, -1 and 1")
     if not Path(run).is_file():
         raise UserError(f"there is no configuration {run}; write a file for `lit-debias fit`")
+    arguments = ["fit", "-c", run, *OPTIONS, *(options or [])]
+    _check_use(arguments, servers)
     _connect(address)
-    work = {
-        "folder": os.getcwd(),
-        "arguments": ["fit", "-c", run, *OPTIONS, *(options or [])],
-        "launch": f"Ray {uuid4().hex}",
-    }
-    return _train(work, workers, resources or {"CPU": 1}, restarts, storage, timeout)
+    taken = resources or {"CPU": 1}
+    local = _is_local(address)
+    if local:
+        _check_room([taken] * workers + ([servers.taken] * servers.number if servers else []))
+    with serving(servers, os.getcwd(), local) as names:
+        work = {"folder": os.getcwd(), "arguments": arguments, "launch": f"Ray {uuid4().hex}", "servers": names}
+        return _train(work, workers, taken, restarts, storage, timeout)
+
+
+def _check_use(arguments: list[str], servers: Servers | None) -> None:
+    """Check that servers are used where there are some: nobody would see that they idle."""
+    texts = [*arguments, *(file.read_text(errors="replace") for file in config_files(arguments))]
+    if servers is not None and not any(NAMED in text for text in texts):
+        raise UserError(f'ray: no engine samples with the servers; write urls: ["{NAMED}"] under VLLMEngine')
+
+
+def _check_room(wanted: list[dict[str, float]]) -> None:
+    import ray
+
+    there = ray.cluster_resources()
+    for what in sorted({name for one in wanted for name in one}):
+        much = sum(one.get(what, 0) for one in wanted)
+        if much > there.get(what, 0):
+            raise UserError(
+                f"ray: workers and servers take {much:g} {what}, and this machine has {there.get(what, 0):g}; write "
+                "fewer, or less under resources"
+            )
+
+
+def _is_local(address: str | None) -> bool:
+    """Return whether Ray is started here, for this run alone; jobs of a cluster find its address in a variable."""
+    return address == "local" or (address is None and not os.environ.get("RAY_ADDRESS"))
 
 
 def _connect(address: str | None) -> None:
@@ -71,8 +105,8 @@ def _connect(address: str | None) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or Ray tells its makers of the cluster that is started here
     try:
-        ray.init(address=address, include_dashboard=False if address is None else None)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        ray.init(address=address, include_dashboard=False if _is_local(address) else None)
+    except Exception as error:  # Ray's own are of all kinds, where a machine is too busy to start it too
         raise UserError(f"ray: address '{address}': {' '.join(str(error).split())[:200]}") from error
 
 
@@ -102,7 +136,7 @@ def fit_here(work: dict[str, Any]) -> int:
     """Run ``fit`` on one worker, and return its exit code; after an exception Ray starts all workers again."""
     from lit_debias.cli.main import main
 
-    os.environ[LAUNCH] = work["launch"]
+    os.environ[LAUNCH], os.environ[SERVERS] = work["launch"], " ".join(work["servers"])
     code = _in_folder(Path(work["folder"])) or main(work["arguments"])
     if code == LostProcessError.code:
         raise RuntimeError("a worker has lost the others")

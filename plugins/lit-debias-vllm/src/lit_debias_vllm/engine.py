@@ -27,6 +27,7 @@ from lit_debias.plugins import (
 )
 from lit_debias_vllm import check, sync
 from lit_debias_vllm.examination import HIGHEST, examine
+from lit_debias_vllm.on_ray import SCHEME, expanded
 from lit_debias_vllm.pool import Pool
 from lit_debias_vllm.sampling import Completion, Sampling, seed_of
 from lit_debias_vllm.server import Server
@@ -43,8 +44,8 @@ class VLLMEngine(RolloutEngine):
     no top-p or top-k: they would sample from another distribution than the update computes.
 
     Args:
-        urls: Addresses of the servers, such as ``http://localhost:8000``. Processes of one run share them out, where
-            there are as many.
+        urls: Addresses of the servers, such as ``http://localhost:8000``; ``ray://servers`` are all that ``lit-debias
+            ray`` has started. Processes of one run share them out, where there are as many.
         max_new_tokens: Longest completion, in tokens, end-of-sequence token included.
         temperature: Divides the logits before sampling; the update uses the same value. Other than 1, the servers need
             ``--logprobs-mode processed_logprobs``.
@@ -83,7 +84,7 @@ class VLLMEngine(RolloutEngine):
         super().__init__(max_new_tokens, temperature)
         if temperature > HIGHEST:
             raise UserError(f"VLLMEngine: temperature={temperature:g}; vLLM takes at most {HIGHEST:g}")
-        self.urls = [_root(url, api_key_env) for url in urls]
+        self.urls = [_root(url, api_key_env) for url in expanded(urls)]
         if not self.urls or len(set(self.urls)) < len(self.urls):
             raise UserError(f"VLLMEngine: urls={urls}; write the address of each server once, such as {EXAMPLE}")
         if check_every < 1 or not all(0 < value < math.inf for value in (max_gap, timeout, patience)):
@@ -249,6 +250,8 @@ EXAMPLE = "http://localhost:8000"
 
 def _root(url: str, api_key_env: str) -> str:
     """Return an address without a path; OpenAI's clients write one with ``/v1``."""
+    if url.startswith(SCHEME):
+        return url
     check_endpoint("VLLMEngine", url, api_key_env)
     return url.rstrip("/").removesuffix("/v1")
 

@@ -12,6 +12,7 @@ import aiohttp
 import stamina
 
 from lit_debias.plugins import ResumableError
+from lit_debias_vllm.on_ray import address_of
 
 BUSY = (408, 429)
 """Statuses after which the same request may succeed on the same server."""
@@ -60,9 +61,11 @@ class Server:
     """
 
     url: str
-    """Without a path: ``http://localhost:8000``."""
+    """Without a path: ``http://localhost:8000``, or the name of one that Ray runs."""
     asked_model: str | None = None
     """What the user calls the base there; None takes the only one."""
+    address: str = ""
+    """Where it is; asked anew whenever it has failed."""
     session: aiohttp.ClientSession | None = None
     model: str = ""
     """The base's name there; empty until it was asked."""
@@ -109,7 +112,7 @@ class Server:
         assert self.session is not None, "requests are sent within Pool.call"
         options: dict[str, Any] = {} if seconds is None else {"timeout": aiohttp.ClientTimeout(total=seconds)}
         try:
-            async with self.session.request(method, self.url + path, json=body, **options) as reply:
+            async with self.session.request(method, self.address + path, json=body, **options) as reply:
                 if reply.status != 200:
                     raise ServerError(f"status {reply.status}{_said(await reply.text())}", reply.status)
                 return await (reply.json() if "json" in reply.content_type else reply.text())
@@ -143,6 +146,10 @@ class Server:
         Raises:
             ServerError: it is not well, or has not the model.
         """
+        try:
+            self.address = await address_of(self.url)
+        except LookupError as error:
+            raise ServerError(str(error)) from None
         await self.get("/health", HEALTH_SECONDS)
         listed = await self.get("/v1/models")
         try:
