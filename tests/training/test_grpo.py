@@ -17,13 +17,14 @@ from grpo_runs import (  # noqa: F401  (fixtures among them)
     prompts,
     trainer,
 )
+from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from support import perturb
 from torch.optim import SGD
 
 from lit_debias.aggregators import GroupMaxMin, Lagrangian, WeightedSum
-from lit_debias.data import PromptDataModule
+from lit_debias.data import PromptDataModule, ResponseDataModule
 from lit_debias.errors import UserError
 from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.grpo.loss import DAPOLoss, UpdateSize
@@ -33,6 +34,14 @@ from lit_debias.rewards.asking import RewardError
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.training.grpo import GRPO
 from lit_debias.types import Experience, PromptBatch, Scores
+
+
+class Remembering(LocalEngine):
+    """Keeps the last rollout."""
+
+    def generate(self, *args, **kwargs):
+        self.last = super().generate(*args, **kwargs)
+        return self.last
 
 
 def test_a_run_learns_and_logs_under_trls_names(tiny_model, prompts, tmp_path):
@@ -320,3 +329,22 @@ def test_the_gradient_is_that_of_the_written_formula(tiny_model):
     (total / rollout.completion_mask.sum()).backward()
     for name, parameter in policy.trainable_parameters().items():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_seed_that_is_not_given_is_that_of_seed_everything(tiny_model, prompts, tmp_path):
+    def first_rollout(everything: int, **options: int) -> torch.Tensor:
+        seed_everything(everything, verbose=False)
+        module = grpo(tiny_model, engine=Remembering(8), **options)
+        trainer(tmp_path, max_steps=1).fit(module, PromptDataModule(str(prompts), batch_size=2, seed=0))
+        return module.engine.last.completion_ids
+
+    first, other = first_rollout(1), first_rollout(2)
+    assert first.shape != other.shape or not torch.equal(first, other)
+    assert torch.equal(first_rollout(1, seed=5), first_rollout(2, seed=5))
+
+
+@pytest.mark.parametrize("kind", [PromptDataModule, ResponseDataModule])
+def test_data_take_the_seed_of_seed_everything_too(kind, prompts, monkeypatch):
+    assert kind(str(prompts)).seed == 0
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert (kind(str(prompts)).seed, kind(str(prompts), seed=3).seed) == (7, 3)

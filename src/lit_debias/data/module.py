@@ -18,6 +18,7 @@ from lit_debias.data.sources import ORIGIN, default_splits, load_split, split_na
 from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
+from lit_debias.support.seeds import seed_of_run
 from lit_debias.support.text import counted
 
 Role = Literal["train", "validation", "test"]
@@ -55,7 +56,7 @@ class TableDataModule(LightningDataModule, ABC):
         batch_sizes: Mapping[Role, int],
         limits: Mapping[Role, int | None],
         columns: Mapping[str, str],
-        seed: int,
+        seed: int | None,
     ) -> None:
         super().__init__()
         for role in batch_sizes:
@@ -67,7 +68,7 @@ class TableDataModule(LightningDataModule, ABC):
         self.batch_sizes = batch_sizes
         self.limits = limits
         self.columns = columns
-        self.seed = seed
+        self.seed = seed_of_run(seed)
         self.rows: dict[Role, Dataset | None] = {}
 
     @property

@@ -42,7 +42,7 @@ class PromptDataModule(TableDataModule):
         prompt_kinds: Keep these kinds (open, leading, forced_choice, control); all by default.
         twins: Keep the two prompts of each ``twin_id``, which differ in the group alone, in one batch and on one rank,
             for rewards that compare their completions; each rank's share of a batch is then even.
-        seed: Seeds the order and the choices.
+        seed: Seeds the order and the choices; null takes that of ``seed_everything``.
 
     Raises:
         UserError: a size is not positive, or odd with ``twins``; and in ``setup``, whatever is wrong with the data.
@@ -69,7 +69,7 @@ class PromptDataModule(TableDataModule):
         val_limit: int | None = None,
         prompt_kinds: list[str] | None = None,
         twins: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             path,

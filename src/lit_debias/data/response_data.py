@@ -40,7 +40,7 @@ class ResponseDataModule(TableDataModule):
         val_limit: Validate and test on a seeded choice of whole prompts with at most so many responses.
         fold: Train and validate on a part of the template families: ``0/2`` and ``1/2`` share no template and, in
             the synthetic data, no response frame, so that a judge can learn from other wording than the reward.
-        seed: Seeds the order and the choices.
+        seed: Seeds the order and the choices; null takes that of ``seed_everything``.
 
     Raises:
         UserError: a size is not positive or ``fold`` is malformed; and in ``setup``, whatever is wrong with the data.
@@ -65,7 +65,7 @@ class ResponseDataModule(TableDataModule):
         train_limit: int | None = None,
         val_limit: int | None = None,
         fold: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             path,

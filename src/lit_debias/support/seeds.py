@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from hashlib import blake2b
 
 from lit_debias.support import distributed
+
+
+def seed_of_run(seed: int | None) -> int:
+    """Return the seed, or that of Lightning's ``seed_everything`` for None, and 0 where that was not called.
+
+    Lightning leaves its seed in an environment variable, which the processes of a run inherit.
+    """
+    return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
 
 
 def seed_at(seed: int, step: int) -> int:

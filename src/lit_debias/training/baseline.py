@@ -22,7 +22,7 @@ from lit_debias.packing.tokens import tokens_of
 from lit_debias.policy.lengths import check_responses
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support import distributed
-from lit_debias.support.seeds import seed_at, seed_of_rank
+from lit_debias.support.seeds import seed_at, seed_of_rank, seed_of_run
 from lit_debias.training.adapter_module import AdapterModule, Metrics, Part
 from lit_debias.types import PromptBatch, Rollout
 
@@ -56,12 +56,12 @@ class Baseline(AdapterModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
         if micro_batch_tokens < 1:
             raise UserError("micro_batch_tokens must be positive")
-        self.micro_batch_tokens, self.seed = micro_batch_tokens, seed
+        self.micro_batch_tokens, self.seed = micro_batch_tokens, seed_of_run(seed)
 
     @abstractmethod
     def loss(

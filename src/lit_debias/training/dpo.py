@@ -30,7 +30,7 @@ class DPO(Baseline):
         optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
-        seed: Seeds LoRA dropout.
+        seed: Seeds LoRA dropout; null takes the seed of ``seed_everything``.
 
     Raises:
         UserError: an option makes no sense; and in ``setup``, a prompt without ``reference`` or ``biased``.
@@ -48,7 +48,7 @@ class DPO(Baseline):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(policy, micro_batch_tokens, optimizer, lr_scheduler, max_grad_norm, seed)
         if not beta > 0:

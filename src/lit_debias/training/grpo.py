@@ -31,7 +31,7 @@ from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.support import distributed
 from lit_debias.support.devices import known_device
-from lit_debias.support.seeds import seed_at, seed_of_rank
+from lit_debias.support.seeds import seed_at, seed_of_rank, seed_of_run
 from lit_debias.support.text import counted
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
@@ -73,7 +73,7 @@ class GRPO(AdapterModule):
         one_step_off_policy: Train on the rollout of the step before, which the policy of one update ago sampled; the
             importance ratio is taken against the log-probs that sampling recorded. What it is for is an engine that
             samples the next rollout while this one is trained on; the first step makes no optimiser step.
-        seed: Seeds sampling; equal seeds give equal runs.
+        seed: Seeds sampling; equal seeds give equal runs. null takes that of ``seed_everything``.
         guard: What to do where a reward or judge fails; by default the run stops.
         guards: Guards of single rewards and judges, by name, instead of ``guard``; null leaves one without.
         correction: Weighs tokens by policy / sampler, for an engine that samples from another distribution than the
@@ -107,7 +107,7 @@ class GRPO(AdapterModule):
         reward_device: str | None = None,
         overlap_scoring: bool = False,
         one_step_off_policy: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         guard: Guard | None = None,
         guards: dict[str, Guard | None] | None = None,
         correction: ImportanceCorrection | None = None,
@@ -123,7 +123,11 @@ class GRPO(AdapterModule):
         self.loss = loss or DAPOLoss()
         self.judges = RewardSuite(judges or {}, guard, guards)
         self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
-        self.mask_truncated, self.one_step_off_policy, self.seed = mask_truncated, one_step_off_policy, seed
+        self.mask_truncated, self.one_step_off_policy, self.seed = (
+            mask_truncated,
+            one_step_off_policy,
+            seed_of_run(seed),
+        )
         self.reward_device = None if reward_device is None else known_device("reward_device", reward_device)
         self.overlap_scoring, self.correction = overlap_scoring, correction
         self.drawing, self.dynamic_sampling = Drawing(self), dynamic_sampling

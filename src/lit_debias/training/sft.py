@@ -18,7 +18,7 @@ class SFT(Baseline):
         optimizer: Builds the optimiser from the adapter's parameters; by default AdamW as PyTorch sets it.
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
-        seed: Seeds LoRA dropout.
+        seed: Seeds LoRA dropout; null takes the seed of ``seed_everything``.
 
     Raises:
         UserError: an option makes no sense; and in ``setup``, a prompt without ``reference``.
