@@ -70,10 +70,12 @@ class GRPO(AdapterModule):
             policy's device.
         overlap_scoring: Score each group once it is finished, while others are still sampled and the reference is
             asked. It pays where the rewards compute elsewhere than the policy: on a ``reward_device``, or behind a
-            network. Rewards are then asked group by group, which rounds a little otherwise than all at once.
+            network. Rewards are then asked group by group, which rounds a little otherwise than all at once. With
+            ``one_step_off_policy`` they may compute beside the update.
         one_step_off_policy: Train on the rollout of the step before, which the policy of one update ago sampled; the
-            importance ratio is taken against the log-probs that sampling recorded. What it is for is an engine that
-            samples the next rollout while this one is trained on; the first step makes no optimiser step.
+            importance ratio is taken against the log-probs that sampling recorded. An engine that samples elsewhere,
+            such as ``VLLMEngine``, samples the next rollout in the meantime; others gain nothing. The first step makes
+            no optimiser step.
         seed: Seeds sampling; equal seeds give equal runs.
         guard: What to do where a reward or judge fails; by default the run stops.
         guards: Guards of single rewards and judges, by name, instead of ``guard``; null leaves one without.
