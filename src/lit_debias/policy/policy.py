@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +54,25 @@ class Policy(PolicyTokens):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the trained adapter by name."""
         return trained_parameters(self)
+
+    def adapter_weights(self) -> dict[str, Tensor]:
+        """Return a copy of the trained adapter's weights by name."""
+        return {name: parameter.detach().clone() for name, parameter in self.trainable_parameters().items()}
+
+    @contextlib.contextmanager
+    def with_adapter(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within the context the trained adapter has the weights that :meth:`adapter_weights` returned once."""
+        now = self.adapter_weights()
+        self._put(weights)
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trainable_parameters().items():
+            parameter.copy_(weights[name])
 
     def train(self, mode: bool = True) -> Policy:
         """Stay in the mode it was loaded in; Lightning calls ``eval()`` around validation."""

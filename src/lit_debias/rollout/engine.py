@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 from lit_debias.errors import UserError
 from lit_debias.policy.policy import Policy
@@ -21,6 +24,20 @@ def enough(on_group: OnGroup | None) -> bool:
     look at them.
     """
     return bool(getattr(on_group, "enough", False))
+
+
+class RolloutUnderWay(ABC):
+    """A rollout that is being sampled, see :meth:`RolloutEngine.under_way`."""
+
+    seconds: float
+    """Wall-clock time of sampling, known once :meth:`result` has returned; it may have ended long before."""
+
+    @abstractmethod
+    def result(self) -> Rollout:
+        """Wait for it, and return it.
+
+        The policy has the weights again with which it was begun, whatever it had in the meantime.
+        """
 
 
 class RolloutEngine(ABC):
@@ -79,3 +96,38 @@ class RolloutEngine(ABC):
             on_group: Called with the number of a prompt and the rollout of it alone, at most once for each, as soon as
                 all of its completions are finished; an engine that cannot tell need not call it. See :func:`enough`.
         """
+
+    def under_way(
+        self, policy: Policy, prompts: PromptBatch, group_size: int, seed: int, on_group: OnGroup | None = None
+    ) -> AbstractContextManager[RolloutUnderWay]:
+        """Begin a rollout that is the one of :meth:`generate`, and return a context that ends it where it is not done.
+
+        For ``one_step_off_policy``. By default it is sampled at once, as the context is entered. An engine that samples
+        elsewhere has it sampled in the background: within the context the policy is then trained, so nothing is asked
+        of it, of its weights or of other ranks except on entering and in :meth:`RolloutUnderWay.result`, which both are
+        called in the thread of the caller. What failed in the background is raised by ``result``.
+        """
+        options = {} if on_group is None else {"on_group": on_group}
+        return at_once(self, policy, prompts, group_size, seed, **options)
+
+
+@dataclass
+class Sampled(RolloutUnderWay):
+    """A rollout that is there."""
+
+    rollout: Rollout
+    seconds: float
+
+    def result(self) -> Rollout:
+        """Return it."""
+        return self.rollout
+
+
+@contextmanager
+def at_once(
+    engine: RolloutEngine, policy: Policy, prompts: PromptBatch, group_size: int, seed: int, **options: OnGroup
+) -> Iterator[RolloutUnderWay]:
+    """Sample as the context is entered; the arguments are those of :meth:`RolloutEngine.under_way`."""
+    start = time.perf_counter()
+    rollout = engine.generate(policy, prompts, group_size, seed, **options)  # type: ignore[arg-type]
+    yield Sampled(rollout, time.perf_counter() - start)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lit_debias.rewards.overlap import IsEnough, scoring
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.rollout.engine import at_once
 from lit_debias.support import distributed
 from lit_debias.types import PromptBatch, Rollout, Scores, own_copy
 
@@ -27,6 +31,8 @@ class Drawn:
     """[P, G, T] float32, log-probs under the reference at the sampling temperature, where the loss needs them."""
     seconds: float
     """Wall-clock time of sampling."""
+    waited: float = 0.0
+    """Of it, what was waited for at the end, once there was nothing else to do."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +56,23 @@ class Drawing:
     def __init__(self, module: GRPO) -> None:
         self.module = module
 
-    def every_group(self, prompts: PromptBatch, seed: int) -> Collected:
-        """Return a group for each prompt (collective)."""
-        with distributed.fail_together():
-            drawn = self.draw(prompts, seed, self.module.rewards, for_loss=self.module.loss.beta > 0)
-        return Collected(drawn, drawn.scores, {})
+    @contextmanager
+    def collecting(self, prompts: PromptBatch, seed: int) -> Iterator[Callable[[], Collected]]:
+        """Begin to sample a group for each prompt, and yield what waits for them and scores them (both collective)."""
+        ahead, for_loss = self.module.one_step_off_policy, self.module.loss.beta > 0
+        with ExitStack() as ends:
+            with distributed.fail_together():
+                begun = self._begun(prompts, seed, self.module.rewards, for_loss=for_loss, ahead=ahead)
+                drawn = ends.enter_context(begun)
 
-    def draw(
-        self,
-        prompts: PromptBatch,
-        seed: int,
-        suite: RewardSuite,
-        is_enough: IsEnough | None = None,
-        for_loss: bool = False,
-    ) -> Drawn:
+            def collected() -> Collected:
+                with distributed.fail_together():
+                    found = drawn()
+                return Collected(found, found.scores, {})
+
+            yield collected
+
+    def draw(self, prompts: PromptBatch, seed: int, suite: RewardSuite, is_enough: IsEnough | None = None) -> Drawn:
         """Sample a group for each prompt, and score them.
 
         Args:
@@ -71,15 +80,34 @@ class Drawing:
             seed: Of sampling.
             suite: The rewards that are asked.
             is_enough: Ends sampling early, where scoring overlaps it.
-            for_loss: Ask the reference for the loss too.
         """
+        with self._begun(prompts, seed, suite, is_enough) as drawn:
+            return drawn()
+
+    @contextmanager
+    def _begun(
+        self,
+        prompts: PromptBatch,
+        seed: int,
+        suite: RewardSuite,
+        is_enough: IsEnough | None = None,
+        for_loss: bool = False,
+        ahead: bool = False,
+    ) -> Iterator[Callable[[], Drawn]]:
+        """Begin what :meth:`draw` returns, in the background where it is ``ahead``, and yield what waits for it."""
         module = self.module
         with scoring(suite, module.overlap_scoring, is_enough) as (score, options):
-            start = time.perf_counter()
-            rollout = module.engine.generate(module.policy, prompts, module.group_size, seed, **options)
-            seconds = time.perf_counter() - start
-            rollout, reference = self.with_reference(rollout, module.rewards, for_loss)
-            return Drawn(rollout, score(rollout), reference, seconds)
+            begin = module.engine.under_way if ahead else partial(at_once, module.engine)
+            with begin(module.policy, prompts, module.group_size, seed, **options) as under_way:
+
+                def drawn() -> Drawn:
+                    start = time.perf_counter()
+                    rollout = under_way.result()
+                    waited = time.perf_counter() - start
+                    rollout, reference = self.with_reference(rollout, module.rewards, for_loss)
+                    return Drawn(rollout, score(rollout), reference, under_way.seconds, waited)
+
+                yield drawn
 
     def with_reference(self, rollout: Rollout, suite: RewardSuite, for_loss: bool) -> tuple[Rollout, Tensor | None]:
         """Ask the reference once, at both temperatures, and only if the loss or a reward needs it."""

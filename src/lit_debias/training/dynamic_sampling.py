@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, takewhile
 
@@ -102,6 +103,12 @@ class Choosing:
         self._together = [name for name, reward in rewards if reward.depends_on_batch]
         self._alone = self.suite.only([name for name, _ in rewards if name not in self._together])
         self._said = False
+
+    @contextmanager
+    def collecting(self, prompts: PromptBatch, seed: int) -> Iterator[Callable[[], Collected]]:
+        """Do everything at once, as what is sampled again depends on scores; see :meth:`Drawing.collecting`."""
+        collected = self(prompts, seed)
+        yield lambda: collected
 
     def __call__(self, prompts: PromptBatch, seed: int) -> Collected:
         """Sample groups for the prompts of a batch, and choose those to train on (collective).

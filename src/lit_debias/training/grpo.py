@@ -7,7 +7,8 @@ A step samples (``engine``), asks the reference (``policy``), scores (``rewards`
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -32,15 +33,15 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.support import distributed
 from lit_debias.support.devices import known_device
 from lit_debias.support.seeds import seed_at, seed_of_rank, seed_of_run
-from lit_debias.support.text import counted
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
+from lit_debias.training.ahead import Ahead
 from lit_debias.training.checkpoints import kept_where_it_stops
 from lit_debias.training.described import of_grpo
-from lit_debias.training.drawing import Drawing
+from lit_debias.training.drawing import Collected, Drawing
 from lit_debias.training.dynamic_sampling import Choosing, DynamicSampling
 from lit_debias.training.rehearsal import class_path
-from lit_debias.training.resumption import START_ANEW, check_same
+from lit_debias.training.resumption import START_ANEW, check_same, gathered, own_experience
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
 
 
@@ -69,10 +70,12 @@ class GRPO(AdapterModule):
             policy's device.
         overlap_scoring: Score each group once it is finished, while others are still sampled and the reference is
             asked. It pays where the rewards compute elsewhere than the policy: on a ``reward_device``, or behind a
-            network. Rewards are then asked group by group, which rounds a little otherwise than all at once.
+            network. Rewards are then asked group by group, which rounds a little otherwise than all at once. With
+            ``one_step_off_policy`` they may compute beside the update.
         one_step_off_policy: Train on the rollout of the step before, which the policy of one update ago sampled; the
-            importance ratio is taken against the log-probs that sampling recorded. What it is for is an engine that
-            samples the next rollout while this one is trained on; the first step makes no optimiser step.
+            importance ratio is taken against the log-probs that sampling recorded. An engine that samples elsewhere,
+            such as ``VLLMEngine``, samples the next rollout in the meantime; others gain nothing. The first step makes
+            no optimiser step.
         seed: Seeds sampling; equal seeds give equal runs. null takes that of ``seed_everything``.
         guard: What to do where a reward or judge fails; by default the run stops.
         guards: Guards of single rewards and judges, by name, instead of ``guard``; null leaves one without.
@@ -134,7 +137,7 @@ class GRPO(AdapterModule):
         self._choosing = None if dynamic_sampling is None else Choosing(dynamic_sampling, self.drawing)
         self.rollout_step = 0
         self.experience: Experience | None = None
-        self.ahead: Experience | None = None  # off-policy, what the next step trains on
+        self.ahead = Ahead(self)
         self._check()
         for name in sorted(set(guards or {}) - set(scored := self.scored_by())):
             raise UserError(f"guards names '{name}', and there is no such reward or judge{did_you_mean(name, scored)}")
@@ -161,23 +164,44 @@ class GRPO(AdapterModule):
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Collect a rollout, and make ``inner_epochs`` optimiser steps on it."""
         start = time.perf_counter()
-        if not self.pending:  # otherwise an interrupted run goes on between two inner epochs
-            self._take(self.collect(prompts))
-        while self.pending:
-            self.update(cast(Experience, self.experience))
+        with kept_where_it_stops(self):
+            (self.ahead.step if self.one_step_off_policy else self._step)(prompts)
         self.rollout_step += 1
         self._log({"rollout_step": float(self.rollout_step), "step_time": time.perf_counter() - start})
 
+    def _step(self, prompts: PromptBatch) -> None:
+        if not self.pending:  # otherwise an interrupted run goes on between two inner epochs
+            self.experience = self.collect(prompts)
+        self.train_on_experience()
+
+    def train_on_experience(self) -> None:
+        """Make the inner epochs that are left."""
+        while self.pending:
+            self.update(cast(Experience, self.experience))
+
     def collect(self, prompts: PromptBatch) -> Experience:
-        """Sample a group of completions for each prompt, score them, and compare those of a group."""
-        with kept_where_it_stops(self):
-            collected = (self._choosing or self.drawing.every_group)(prompts, self._sampling_seed())
-        self._settle(self.rewards, collected.asked)
+        """Sample a group of completions for each prompt, score them, and compare those of a group (collective)."""
+        with self.collecting(prompts) as collected:
+            return collected()
+
+    @contextmanager
+    def collecting(self, prompts: PromptBatch) -> Iterator[Callable[[], Experience]]:
+        """Begin what :meth:`collect` returns, and yield what waits for it; leaving the context ends what is not done.
+
+        Off-policy, an engine may sample in the background until then.
+        """
+        with (self._choosing or self.drawing).collecting(prompts, self._sampling_seed()) as collected:
+            yield lambda: self._compared(collected())
+
+    def _compared(self, collected: Collected) -> Experience:
+        self.rewards.settle(collected.asked)
         rollout, scores = collected.drawn.rollout, collected.drawn.scores
         advantages = self.aggregator(own_copy(scores), self.rollout_step)
         self._scored(rollout=rollout, scores=scores)
         self._log_rollout(rollout, scores, advantages, collected.drawn.seconds)
         self._log(collected.metrics)
+        if self.one_step_off_policy:
+            self._log({"rollout_wait": collected.drawn.waited})
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
         if self._choosing is not None:  # where no group has a spread, there is one that is not to be learned
             counted &= self.drawing.has_spread(rollout, scores)[:, None, None]
@@ -205,23 +229,11 @@ class GRPO(AdapterModule):
         """Whether a rollout has inner epochs left."""
         return self.experience is not None and self.experience.epochs_done < self.inner_epochs
 
-    def _take(self, collected: Experience) -> None:
-        """Train on what was collected: now, or off-policy in the next step."""
-        if self.one_step_off_policy:
-            self.experience, self.ahead = self.ahead, collected
-        else:
-            self.experience = collected
-
     def _sampling_seed(self) -> int:
         return seed_at(self.seed, self.rollout_step)
 
     def _dropout_seed(self, experience: Experience) -> int:
         return seed_of_rank(self._sampling_seed() * self.inner_epochs + experience.epochs_done)
-
-    def _settle(self, suite: RewardSuite, scores: Scores) -> None:
-        """Let the guards of all ranks decide; where one gives its reward up, keep a checkpoint and stop."""
-        with kept_where_it_stops(self):
-            suite.settle(scores)
 
     def _log_rollout(self, rollout: Rollout, scores: Scores, advantages: Tensor, seconds: float) -> None:
         self._log(
@@ -276,11 +288,12 @@ class GRPO(AdapterModule):
 
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         everyone = RewardSuite(self.scored_by())
-        with kept_where_it_stops(self), distributed.fail_together():
-            rollout, _ = self.drawing.with_reference(self._greedy(prompts), everyone, for_loss=False)
-            scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
-        self._settle(self.rewards, scores)
-        self._settle(self.judges, judged)
+        with kept_where_it_stops(self):
+            with distributed.fail_together():
+                rollout, _ = self.drawing.with_reference(self._greedy(prompts), everyone, for_loss=False)
+                scores, judged = self.rewards.score(rollout), self.judges.score(rollout)
+            self.rewards.settle(scores)
+            self.judges.settle(judged)
         values = metrics.of_validation(rollout, scores, judged, self.drawing.total(scores))
         for name, value in values.items():
             how, shown = metrics.OVER_RANKS.get(name, "mean"), name == "reward"
@@ -336,12 +349,10 @@ class GRPO(AdapterModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, the step, and a rollout that still has inner epochs to go; leave the base out."""
         super().on_save_checkpoint(checkpoint)
-        experience = self.experience.state_dict() if self.experience is not None and self.pending else None
-        ahead = self.ahead.state_dict() if self.ahead is not None else None
         checkpoint["grpo"] = {
             "rollout_step": self.rollout_step,
-            "experience": distributed.gather_objects(experience),
-            "ahead": distributed.gather_objects(ahead),
+            "experience": gathered(self.experience if self.pending else None),
+            **self.ahead.state_dict(),
             "aggregator": self.aggregator.state_dict(),
             "aggregator_class": class_path(self.aggregator),
             "inner_epochs": self.inner_epochs,
@@ -386,17 +397,5 @@ class GRPO(AdapterModule):
         self.rollout_step = state["rollout_step"]
         if state.get("aggregator_class", mine := class_path(self.aggregator)) == mine:
             self.aggregator.load_state_dict(state["aggregator"])
-        self.experience, self.ahead = (self._own_experience(state.get(name, [])) for name in ("experience", "ahead"))
-
-    def _own_experience(self, experiences: list[dict[str, Any] | None]) -> Experience | None:
-        """Return what this rank had of what all ranks had saved."""
-        if not any(experiences):
-            return None
-        if len(experiences) != distributed.world_size():
-            raise UserError(
-                f"the checkpoint holds a rollout that {counted(len(experiences), 'process has', 'processes have')} yet "
-                f"to train on, and {distributed.world_size()} resume it; use as many, or a checkpoint from the end of "
-                "an on-policy step"
-            )
-        mine = experiences[distributed.rank()]
-        return Experience.from_state_dict(mine, self.policy.device) if mine else None
+        self.experience = own_experience(state["experience"], self.policy.device)
+        self.ahead.load_state_dict(state)

@@ -16,6 +16,7 @@ OVER_RANKS = {
     "num_tokens": "sum",
     "tokens_per_second": "sum",
     "rollout_time": "max",
+    "rollout_wait": "max",
     "step_time": "max",
     "completions/min_length": "min",
     "completions/max_length": "max",

@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from lightning import Trainer
 
 from lit_debias.errors import UserError
+from lit_debias.support import distributed
 from lit_debias.support.text import counted
 from lit_debias.training.averaging import AdapterAveraging
 from lit_debias.training.checkpoints import RECORD
 from lit_debias.training.machines import launch
 from lit_debias.training.rehearsal import Recipe
+from lit_debias.types import Experience
 
 START_ANEW = "start a new run from its adapter (model.init_args.policy.init_args.adapter)"
 
@@ -93,3 +96,26 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         return list(value) if isinstance(value, tuple) else value
 
     return [f"{k} {was[k]} (not {now[k]})" for k in now if k in was and plain(was[k]) != plain(now[k])]
+
+
+def gathered(experience: Experience | None) -> list[dict[str, Any] | None]:
+    """Return what a checkpoint keeps of the rollouts of all ranks (collective)."""
+    return distributed.gather_objects(None if experience is None else experience.state_dict())
+
+
+def own_experience(experiences: list[dict[str, Any] | None], device: torch.device) -> Experience | None:
+    """Return what this rank had of what :func:`gathered` returned.
+
+    Raises:
+        UserError: other ranks have saved it than there are now.
+    """
+    if not any(experiences):
+        return None
+    if len(experiences) != distributed.world_size():
+        raise UserError(
+            f"the checkpoint holds a rollout that {counted(len(experiences), 'process has', 'processes have')} yet "
+            f"to train on, and {distributed.world_size()} resume it; use as many, or a checkpoint from the end of "
+            "an on-policy step"
+        )
+    mine = experiences[distributed.rank()]
+    return Experience.from_state_dict(mine, device) if mine else None

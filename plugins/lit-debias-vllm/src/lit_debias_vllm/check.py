@@ -8,7 +8,6 @@ reference, the adapter has not arrived.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,9 +79,8 @@ def rollout_of(
 
 def gap_of(policy: Policy, rollout: Rollout, temperature: float) -> Gap:
     """Return how far a rollout's log-probs are from those of the policy as it is now."""
-    with on_device(policy):
-        own, plain = policy.logprobs_at(rollout, (temperature, 1.0))
-        reference = policy.logprobs(rollout, temperature, reference=True)
+    own, plain = policy.logprobs_at(rollout, (temperature, 1.0))
+    reference = policy.logprobs(rollout, temperature, reference=True)
     known = rollout.completion_mask & ~rollout.logprobs.isnan()
 
     def mean(other: Tensor) -> float:
@@ -90,8 +88,3 @@ def gap_of(policy: Policy, rollout: Rollout, temperature: float) -> Gap:
 
     # At temperature 1 both are the same, and say nothing about the mode.
     return Gap(mean(own), mean(reference), mean(plain) if temperature != 1 else float("inf"))
-
-
-def on_device(policy: Policy) -> AbstractContextManager[object]:
-    """Return the context in which a thread of its own computes on the policy's GPU."""
-    return torch.cuda.device(policy.device) if policy.device.type == "cuda" else nullcontext()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +23,7 @@ from lit_debias.plugins import (
     ResumableError,
     Rollout,
     RolloutEngine,
+    RolloutUnderWay,
     UserError,
     check_endpoint,
     rank,
@@ -28,7 +32,7 @@ from lit_debias.plugins import (
 from lit_debias_vllm import check, sync
 from lit_debias_vllm.examination import HIGHEST, examine
 from lit_debias_vllm.on_ray import SCHEME, expanded
-from lit_debias_vllm.pool import Pool
+from lit_debias_vllm.pool import Ask, Deliver, Pool
 from lit_debias_vllm.sampling import Completion, Sampling, seed_of
 from lit_debias_vllm.server import Server
 from lit_debias_vllm.versions import Version, Versions
@@ -37,8 +41,40 @@ SURE = math.log(0.9)
 """Log-probability from which on a token without one counts as certain."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A rollout as servers are asked for it; none of this asks the policy for anything but tokens."""
+
+    groups: int
+    ask: Ask
+    deliver: Deliver
+    rollout: Callable[[], Rollout]
+    """Returns it once all groups are delivered; asks the policy, which must be the one that is sampled."""
+
+
+class Background(RolloutUnderWay):
+    """A rollout that servers sample while this process does something else.
+
+    Args:
+        start: When it was begun, as ``time.perf_counter`` has it.
+        ended: When its last group came.
+        rollout: Returns it then.
+    """
+
+    def __init__(self, start: float, ended: Future[float], rollout: Callable[[], Rollout]) -> None:
+        self._start, self._ended, self._rollout = start, ended, rollout
+
+    def result(self) -> Rollout:
+        """Wait for it; see :meth:`RolloutUnderWay.result`."""
+        self.seconds = self._ended.result() - self._start
+        return self._rollout()
+
+
 class VLLMEngine(RolloutEngine):
     """Samples with vLLM servers, which get the adapter, or weights with the adapter in them, after each update.
+
+    With ``one_step_off_policy`` they sample while the policy is trained. A server that comes back in the meantime gets
+    the weights that the rollout was begun with.
 
     Log-probs are the servers' own. Their arithmetic differs from the trainer's, so give GRPO a ``correction``. There is
     no top-p or top-k: they would sample from another distribution than the update computes.
@@ -100,6 +136,8 @@ class VLLMEngine(RolloutEngine):
         self._pool: Pool | None = None
         self._policy: weakref.ref[Policy] | None = None
         self._version: Version
+        self._unjudged: list[tuple[Server, Rollout, str]] = []
+        """Servers, what they have sampled to be compared with the policy, and what the log says of new ones."""
 
     # ---------------------------------------------------------------- the engine's contract
 
@@ -108,10 +146,11 @@ class VLLMEngine(RolloutEngine):
         if self._policy is not None and self._policy() is policy:
             return
         self._version, self._pool = self.versions.now(policy), self._new_pool()
+        self._forget_unjudged()
         self._pool.meet()
+        self._judge()
         self._policy = weakref.ref(policy)
 
-    @torch.no_grad()
     def generate(
         self,
         policy: Policy,
@@ -122,8 +161,41 @@ class VLLMEngine(RolloutEngine):
         on_group: Callable[[int, Rollout], None] | None = None,
     ) -> Rollout:
         """Return ``group_size`` completions for each prompt; see :meth:`RolloutEngine.generate`."""
+        asked, pool = self._asked(policy, prompts, group_size, seed, greedy, on_group)
+        pool.run(asked.groups, asked.ask, asked.deliver)
+        return asked.rollout()
+
+    @contextmanager
+    def under_way(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        group_size: int,
+        seed: int,
+        on_group: Callable[[int, Rollout], None] | None = None,
+    ) -> Iterator[RolloutUnderWay]:
+        """Begin a rollout that servers sample in the background; see :meth:`RolloutEngine.under_way`."""
+        start = time.perf_counter()
+        asked, pool = self._asked(policy, prompts, group_size, seed, False, on_group)
+        with (
+            self._version.written(server.way for server in pool.servers),
+            pool.under_way(asked.groups, asked.ask, asked.deliver) as ended,
+        ):
+            yield Background(start, ended, asked.rollout)
+
+    def _asked(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        group_size: int,
+        seed: int,
+        greedy: bool,
+        on_group: Callable[[int, Rollout], None] | None,
+    ) -> tuple[Asked, Pool]:
+        """Return how the policy as it is now is asked, and whom."""
         self.prepare(policy)
         assert self._pool is not None
+        self._forget_unjudged()
         self._version = self.versions.now(policy)
         self.rollouts += 1
         encoded = policy.encode_prompts(prompts.asked)
@@ -141,13 +213,16 @@ class VLLMEngine(RolloutEngine):
         def deliver(number: int, completions: list[Completion]) -> None:
             one = slice(number, number + 1)
             group = completions * group_size if greedy else completions
-            rollout = check.rollout_of(policy, prompts[one], (encoded[0][one], encoded[1][one]), [group])
-            groups[number] = self._complete_logprobs(policy, rollout)
+            groups[number] = check.rollout_of(policy, prompts[one], (encoded[0][one], encoded[1][one]), [group])
             if on_group is not None:
                 on_group(number, groups[number])
 
-        self._pool.run(len(rows), ask, deliver)
-        return joined(prompts, encoded, [groups[number] for number in range(len(rows))], policy.encoder.pad_id)
+        def rollout() -> Rollout:
+            self._judge()
+            whole = [self._complete_logprobs(policy, groups[number]) for number in range(len(rows))]
+            return joined(prompts, encoded, whole, policy.encoder.pad_id)
+
+        return Asked(len(rows), ask, deliver, rollout), self._pool
 
     def examine(self) -> Iterable[Requirement]:
         """Look at the servers; see :meth:`RolloutEngine.examine`."""
@@ -184,11 +259,10 @@ class VLLMEngine(RolloutEngine):
             raise ResumableError(f"VLLMEngine: {server.url}: {error}") from None
 
     async def _check(self, server: Server) -> None:
-        """Compare a server's log-probs with the policy's.
+        """Let a server sample what :meth:`_judge` compares with the policy.
 
         Raises:
             ServerError: it fails.
-            ResumableError: it serves something else.
         """
         policy = self._version.policy
         sampling = self._sampling(policy, 1, False).shorter(check.COMPLETIONS, check.TOKENS)
@@ -197,17 +271,32 @@ class VLLMEngine(RolloutEngine):
         for number, (ids, mask) in enumerate(zip(*encoded, strict=True)):
             groups.append(await self._complete(server, sampling, ids[mask].tolist(), seed_of(self.rollouts, number)))
         rollout = check.rollout_of(policy, check.PROMPTS, encoded, groups)
-        gap = check.gap_of(policy, rollout, self.temperature)
-        wrong = gap.wrong(self.max_gap)
-        if wrong:
-            raise ResumableError(f"VLLMEngine: {server.url} does not serve the policy as it is: {wrong}")
-        if server.checked < 0:
-            rank_zero_info(
-                f"{server.url} samples from '{server.model}'; weights come to it "
-                f"{'merged' if server.way == 'merged' else 'as adapters'}, and its log-probs are {gap.policy:.2g} nats "
-                "a token from the policy's."
-            )
+        way = "merged" if server.way == "merged" else "as adapters"
+        told = f"{server.url} samples from '{server.model}'; weights come to it {way}" if server.checked < 0 else ""
+        self._unjudged.append((server, rollout, told))
         server.checked = self.rollouts
+
+    def _judge(self) -> None:
+        """Compare what servers have sampled with the policy, in the thread that trains it and while it is as it was.
+
+        Raises:
+            ResumableError: one serves something else.
+        """
+        while self._unjudged:
+            server, rollout, told = self._unjudged[0]
+            gap = check.gap_of(self._version.policy, rollout, self.temperature)
+            wrong = gap.wrong(self.max_gap)
+            if wrong:
+                raise ResumableError(f"VLLMEngine: {server.url} does not serve the policy as it is: {wrong}")
+            if told:
+                rank_zero_info(f"{told}, and its log-probs are {gap.policy:.2g} nats a token from the policy's.")
+            del self._unjudged[0]
+
+    def _forget_unjudged(self) -> None:
+        """Let those be checked anew whose rollout has failed before they were compared."""
+        for server, *_ in self._unjudged:
+            server.checked = -1
+        self._unjudged.clear()
 
     async def _complete(self, server: Server, sampling: Sampling, prompt: list[int], seed: int) -> list[Completion]:
         self._check_length(server, len(prompt) + sampling.max_tokens)
@@ -234,8 +323,7 @@ class VLLMEngine(RolloutEngine):
         missing = rollout.logprobs.isnan()
         if not bool(missing.any()):
             return rollout
-        with check.on_device(policy):
-            own = policy.logprobs(rollout, self.temperature)
+        own = policy.logprobs(rollout, self.temperature)
         lowest = float(own[missing].min())
         if lowest < SURE:
             raise ResumableError(

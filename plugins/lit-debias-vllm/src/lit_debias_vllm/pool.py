@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import aiohttp
@@ -25,6 +28,8 @@ Ready = Callable[[Server], Awaitable[None]]
 """Brings a server to where it can be asked; raises :class:`ServerError` where that fails."""
 Ask = Callable[[Server, int], Awaitable[Any]]
 """Asks a server for the group of a prompt, by its number."""
+Deliver = Callable[[int, Any], None]
+"""Gets the number of a prompt and the answer to it."""
 
 
 class Stop(Protocol):
@@ -97,7 +102,7 @@ class Pool:
             _log.warning("VLLMEngine: %s samples again", server.url)
         return True
 
-    def run(self, groups: int, ask: Ask, deliver: Callable[[int, Any], None]) -> None:
+    def run(self, groups: int, ask: Ask, deliver: Deliver) -> None:
         """Let servers sample every group once.
 
         Args:
@@ -108,7 +113,27 @@ class Pool:
         Raises:
             ResumableError: no server is left.
         """
-        self.call(Run(self, groups, ask, deliver).all_groups)
+        with self.under_way(groups, ask, deliver) as ended:
+            ended.result()
+
+    @contextmanager
+    def under_way(self, groups: int, ask: Ask, deliver: Deliver) -> Iterator[Future[float]]:
+        """Begin :meth:`run` in a thread of its own, which ends with the context whether it is done or not.
+
+        Yields when the last group came, as ``time.perf_counter`` has it.
+        """
+        run = Run(self, groups, ask, deliver)
+
+        async def ended() -> float:
+            await run.all_groups()
+            return time.perf_counter()
+
+        with start_blocking_portal() as portal:
+            future = portal.start_task_soon(self._connected, ended)
+            try:
+                yield future
+            finally:
+                future.cancel()
 
     def retrying(self) -> dict[str, Any]:
         """Return how servers that are not well are asked again, as stamina takes it."""
@@ -155,7 +180,7 @@ class Run:
         deliver: Gets the number of each and its answer.
     """
 
-    def __init__(self, pool: Pool, groups: int, ask: Ask, deliver: Callable[[int, Any], None]) -> None:
+    def __init__(self, pool: Pool, groups: int, ask: Ask, deliver: Deliver) -> None:
         self.pool, self.ask, self.deliver = pool, ask, deliver
         self.left = groups
         self.lanes = math.ceil(groups / len(pool.servers))

@@ -13,7 +13,8 @@ import shutil
 import socket
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from lit_debias.plugins import Policy, UserError, cause_of
+from lit_debias_vllm.server import ServerError, Way
 
 PREFIX = "lit-debias-"
 TRAINED = "default"
@@ -38,6 +40,18 @@ class Version:
 
     def __init__(self, policy: Policy, name: str, folder: Path) -> None:
         self.policy, self.name, self.folder = policy, name, folder
+        self._past = False
+
+    @contextmanager
+    def written(self, ways: Iterable[Way]) -> Iterator[None]:
+        """Write the files of some ways; within the context no more are, as the policy may become another one."""
+        for way in set(ways):
+            self.adapter() if way == "adapter" else self.merged()
+        self._past = True
+        try:
+            yield
+        finally:
+            self._past = False
 
     def adapter(self) -> Path:
         """Return the folder of the adapter as PEFT writes it."""
@@ -50,6 +64,8 @@ class Version:
     def _written(self, form: str, write: Any) -> Path:
         out = self.folder / f"{self.name}-{form}"
         if not out.exists():
+            if self._past:
+                raise ServerError(f"it takes {form} weights, which only the next rollout will bring")
             work = out.with_name(f".{out.name}")
             try:
                 write(work)
