@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_server import serving
 
 from lit_debias.plugins import PromptBatch, UserError
-from lit_debias_vllm import VLLMEngine, engine, sampling
+from lit_debias_vllm import VLLMEngine, answers, engine, sampling
 from lit_debias_vllm.__main__ import main as write_base
 from lit_debias_vllm.sampling import Sampling, seed_of
 from lit_debias_vllm.server import Abilities, ServerError
@@ -279,7 +279,7 @@ def test_a_token_that_is_certain_may_have_no_log_prob(policy, server, tmp_path, 
     server.edit = without_first
     with pytest.raises(UserError, match="gives no log-probability for a token that the policy gives 0"):
         rollouts.generate(policy, PROMPTS, 4, seed=0)
-    monkeypatch.setattr(engine, "SURE", -math.inf)
+    monkeypatch.setattr(answers, "SURE", -math.inf)
     rollout = rollouts.generate(policy, PROMPTS, 4, seed=0)
     assert rollout.logprobs[..., 0].eq(0).all()
     torch.testing.assert_close(rollout.logprobs[..., 1:], policy.logprobs(rollout)[..., 1:], atol=1e-4, rtol=1e-4)

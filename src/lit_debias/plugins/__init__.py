@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lit_debias.rewards.identity import UnknownIdentityError, described
     from lit_debias.rewards.reward import Reward, RewardBatch
     from lit_debias.rewards.score_file import ScoreFile
-    from lit_debias.rollout.engine import RolloutEngine
+    from lit_debias.rollout.engine import RolloutEngine, enough
     from lit_debias.support.atomic import new_folder, write_text
     from lit_debias.support.distributed import rank, world_size
     from lit_debias.support.endpoint import NO_KEY, api_key, check_endpoint, is_busy, refusal
@@ -54,6 +54,7 @@ MODULES = {
     "RewardBatch": "lit_debias.rewards.reward",
     "ScoreFile": "lit_debias.rewards.score_file",
     "RolloutEngine": "lit_debias.rollout.engine",
+    "enough": "lit_debias.rollout.engine",
     "new_folder": "lit_debias.support.atomic",
     "write_text": "lit_debias.support.atomic",
     "rank": "lit_debias.support.distributed",
@@ -113,6 +114,7 @@ __all__ = [
     "did_you_mean",
     "distinct_credit",
     "dtype_of",
+    "enough",
     "examine",
     "hookimpl",
     "is_busy",

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-from torch.nn.functional import pad
 
 from lit_debias.plugins import (
     Policy,
@@ -22,18 +19,16 @@ from lit_debias.plugins import (
     RolloutEngine,
     UserError,
     check_endpoint,
+    enough,
     rank,
     world_size,
 )
-from lit_debias_vllm import check, sync
+from lit_debias_vllm import answers, check, sync
 from lit_debias_vllm.examination import HIGHEST, examine
 from lit_debias_vllm.pool import Pool
 from lit_debias_vllm.sampling import Completion, Sampling, seed_of
 from lit_debias_vllm.server import Server
 from lit_debias_vllm.versions import Version, Versions
-
-SURE = math.log(0.9)
-"""Log-probability from which on a token without one counts as certain."""
 
 
 class VLLMEngine(RolloutEngine):
@@ -140,13 +135,16 @@ class VLLMEngine(RolloutEngine):
         def deliver(number: int, completions: list[Completion]) -> None:
             one = slice(number, number + 1)
             group = completions * group_size if greedy else completions
-            rollout = check.rollout_of(policy, prompts[one], (encoded[0][one], encoded[1][one]), [group])
-            groups[number] = self._complete_logprobs(policy, rollout)
+            of_prompt = encoded[0][one], encoded[1][one]
+            groups[number] = answers.group_of(policy, prompts[one], of_prompt, group, self.temperature)
             if on_group is not None:
                 on_group(number, groups[number])
 
-        self._pool.run(len(rows), ask, deliver)
-        return joined(prompts, encoded, [groups[number] for number in range(len(rows))], policy.encoder.pad_id)
+        self._pool.run(len(rows), ask, deliver, lambda: enough(on_group))
+        on_group = None  # nobody looks at groups that were cancelled
+        for number in set(range(len(rows))) - groups.keys():
+            deliver(number, answers.unseen(sampling.n, policy.encoder.pad_id))
+        return answers.joined(prompts, encoded, [groups[number] for number in range(len(rows))], policy.encoder.pad_id)
 
     def examine(self) -> Iterable[Requirement]:
         """Look at the servers; see :meth:`RolloutEngine.examine`."""
@@ -226,23 +224,6 @@ class VLLMEngine(RolloutEngine):
                 f"{server.longest}; start it with --max-model-len {tokens} or more"
             )
 
-    # ---------------------------------------------------------------- answers
-
-    def _complete_logprobs(self, policy: Policy, rollout: Rollout) -> Rollout:
-        """Return a rollout with log-probs of 0 where they are missing, if the policy is sure of these tokens."""
-        missing = rollout.logprobs.isnan()
-        if not bool(missing.any()):
-            return rollout
-        with check.on_device(policy):
-            own = policy.logprobs(rollout, self.temperature)
-        lowest = float(own[missing].min())
-        if lowest < SURE:
-            raise ResumableError(
-                "VLLMEngine: a server gives no log-probability for a token that the policy gives "
-                f"{math.exp(lowest):.2g}; its weights or its version of vLLM are broken"
-            )
-        return replace(rollout, logprobs=rollout.logprobs.nan_to_num(0.0))
-
 
 EXAMPLE = "http://localhost:8000"
 
@@ -251,22 +232,3 @@ def _root(url: str, api_key_env: str) -> str:
     """Return an address without a path; OpenAI's clients write one with ``/v1``."""
     check_endpoint("VLLMEngine", url, api_key_env)
     return url.rstrip("/").removesuffix("/v1")
-
-
-def joined(prompts: PromptBatch, encoded: tuple[Tensor, Tensor], groups: Sequence[Rollout], pad_id: int) -> Rollout:
-    """Return the rollouts of single prompts as one, padded to the longest completion."""
-    length = max(group.completion_ids.shape[-1] for group in groups)
-
-    def all_of(tensors: Iterable[Tensor], value: float = 0) -> Tensor:
-        return torch.cat([pad(tensor, (0, length - tensor.shape[-1]), value=value) for tensor in tensors])
-
-    return Rollout(
-        prompts=prompts,
-        prompt_ids=encoded[0],
-        prompt_mask=encoded[1],
-        completion_ids=all_of((group.completion_ids for group in groups), pad_id),
-        completion_mask=all_of(group.completion_mask for group in groups),
-        logprobs=all_of(group.logprobs for group in groups),
-        truncated=torch.cat([group.truncated for group in groups]),
-        texts=[group.texts[0] for group in groups],
-    )

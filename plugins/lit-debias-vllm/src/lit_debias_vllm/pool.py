@@ -19,6 +19,8 @@ from lit_debias_vllm.server import HEALTH_SECONDS, Server, ServerError, addresse
 
 FAILURES = 3
 """After so many in one rollout a server is left out of it."""
+LOOKING_SECONDS = 0.02
+"""How often a rollout asks whether it has enough groups."""
 _log = logging.getLogger(__name__)
 
 Ready = Callable[[Server], Awaitable[None]]
@@ -97,18 +99,25 @@ class Pool:
             _log.warning("VLLMEngine: %s samples again", server.url)
         return True
 
-    def run(self, groups: int, ask: Ask, deliver: Callable[[int, Any], None]) -> None:
+    def run(
+        self,
+        groups: int,
+        ask: Ask,
+        deliver: Callable[[int, Any], None],
+        is_enough: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Let servers sample every group once.
 
         Args:
             groups: How many.
             ask: Asks a server for one of them.
             deliver: Gets the number of each and its answer, as they come.
+            is_enough: Asked now and then; True ends all requests whose answers are not here.
 
         Raises:
             ResumableError: no server is left.
         """
-        self.call(Run(self, groups, ask, deliver).all_groups)
+        self.call(Run(self, groups, ask, deliver, is_enough).all_groups)
 
     def retrying(self) -> dict[str, Any]:
         """Return how servers that are not well are asked again, as stamina takes it."""
@@ -123,9 +132,14 @@ class NoServerError(ResumableError):
         super().__init__(f"VLLMEngine: no server answers ({what}); start one, or look at its log")
 
 
-async def together(servers: Sequence[Server], work: Callable[[Server, Stop], Awaitable[object]]) -> None:
+async def together(
+    servers: Sequence[Server],
+    work: Callable[[Server, Stop], Awaitable[object]],
+    beside: Callable[[Stop], Awaitable[object]] | None = None,
+) -> None:
     """Do something with all servers at a time, until each has ended or one calls for a stop; raises what one raises."""
     failures: list[Exception] = []
+    working = len(servers)
 
     async with anyio.create_task_group() as tasks:
 
@@ -138,7 +152,13 @@ async def together(servers: Sequence[Server], work: Callable[[Server, Stop], Awa
                 await work(server, stop)
             except Exception as error:  # the group would wrap it
                 stop(error)
+            nonlocal working
+            working -= 1
+            if not working:
+                stop()
 
+        if beside is not None:
+            tasks.start_soon(beside, stop)
         for server in servers:
             tasks.start_soon(guarded, server)
     if failures:
@@ -153,10 +173,18 @@ class Run:
         groups: How many.
         ask: Asks a server for one of them.
         deliver: Gets the number of each and its answer.
+        is_enough: Says that no further group is needed.
     """
 
-    def __init__(self, pool: Pool, groups: int, ask: Ask, deliver: Callable[[int, Any], None]) -> None:
-        self.pool, self.ask, self.deliver = pool, ask, deliver
+    def __init__(
+        self,
+        pool: Pool,
+        groups: int,
+        ask: Ask,
+        deliver: Callable[[int, Any], None],
+        is_enough: Callable[[], bool],
+    ) -> None:
+        self.pool, self.ask, self.deliver, self.is_enough = pool, ask, deliver, is_enough
         self.left = groups
         self.lanes = math.ceil(groups / len(pool.servers))
         self._send: MemoryObjectSendStream[int]
@@ -172,9 +200,15 @@ class Run:
         with self._send, self._waiting:
             for number in range(self.left):
                 self._send.send_nowait(number)
-            await together(self.pool.servers, self._serve)
-        if self.left:
+            await together(self.pool.servers, self._serve, self._watch)
+        if self.left and not self.is_enough():
             raise NoServerError(self.pool.servers)
+
+    async def _watch(self, stop: Stop) -> None:
+        """End all requests once nobody waits for them; servers stop computing when their connection closes."""
+        while not self.is_enough():
+            await anyio.sleep(LOOKING_SECONDS)
+        stop()
 
     async def _serve(self, server: Server, stop: Stop) -> None:
         """Let a server sample until nothing is left, or it has failed too often."""
