@@ -87,7 +87,7 @@ def test_doctor_finds_all_that_is_needed(servers, capsys):
     assert main(["doctor", "--engine", servers[0].url]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "serves 'base' on cpu, up to 512 tokens" in shown
-    assert "auto is 'merged' here" in shown
+    assert "auto is what samples faster here" in shown
     assert "of the temperature" in shown
     assert "ok prefill whole" in shown
 

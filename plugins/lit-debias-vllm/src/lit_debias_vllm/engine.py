@@ -25,9 +25,11 @@ from lit_debias.plugins import (
 )
 from lit_debias_vllm import answers, check, sync
 from lit_debias_vllm.examination import HIGHEST, examine
+from lit_debias_vllm.measuring import faster
 from lit_debias_vllm.pool import Pool
 from lit_debias_vllm.sampling import Completion, Sampling, seed_of
 from lit_debias_vllm.server import Server
+from lit_debias_vllm.transfer import Transfer, choose_carrier
 from lit_debias_vllm.versions import Version, Versions
 
 
@@ -45,10 +47,13 @@ class VLLMEngine(RolloutEngine):
             ``--logprobs-mode processed_logprobs``.
         model: The base's name at the servers; null is the only one that they have.
         sync: ``adapter`` writes a PEFT adapter for each update, and servers load it; ``merged`` writes base + adapter
-            in the policy's dtype, and servers load these weights. ``auto`` takes ``merged`` for servers on CPUs that
-            can do it, where adapters take four times as long to sample with, and ``adapter`` for others.
+            in the policy's dtype, and servers load these weights. ``auto`` samples a few tokens each way at the start,
+            and takes ``merged`` for a server where that is at least half as fast again.
         folder: Where weights are written that servers read, under the same path on their machines. null is shared
             memory, for servers on this machine.
+        transfer: ``folder`` lets servers read the weights' files there; ``http`` sends the files to servers that were
+            started with ``--worker-extension-cls lit_debias_vllm_server.Receiver``. ``auto`` asks such servers whether
+            they see the folder.
         check_every: Rollouts after which the servers' log-probs are compared with the policy's again. They are compared
             at the start, and whenever a server was away, too.
         max_gap: Largest mean difference of these log-probs, in nats a token. bf16 makes 0.03 to 0.06; another version
@@ -69,6 +74,7 @@ class VLLMEngine(RolloutEngine):
         model: str | None = None,
         sync: Literal["auto", "adapter", "merged"] = "auto",
         folder: str | None = None,
+        transfer: Transfer = "auto",
         check_every: int = 10,
         max_gap: float = 0.25,
         timeout: float = 300.0,
@@ -87,7 +93,7 @@ class VLLMEngine(RolloutEngine):
                 "write check_every >= 1, and finite numbers above 0 for the others"
             )
         self.model, self.sync, self.check_every, self.max_gap = model, sync, check_every, max_gap
-        self.timeout, self.patience, self.api_key_env = timeout, patience, api_key_env
+        self.timeout, self.patience, self.api_key_env, self.transfer = timeout, patience, api_key_env, transfer
         self.versions = Versions(folder)
         self.rollouts = 0
         """Calls of :meth:`generate`."""
@@ -168,17 +174,30 @@ class VLLMEngine(RolloutEngine):
         """Bring a server to the policy as it is now; see :data:`lit_debias_vllm.pool.Ready`."""
         if not server.model:
             await server.greet()
-            self._choose_way(server)
+            await self._choose_way(server)
         await sync.bring(server, self._version)
         if server.checked < 0 or self.rollouts - server.checked >= self.check_every:
             await self._check(server)
 
-    def _choose_way(self, server: Server) -> None:
+    async def _choose_way(self, server: Server) -> None:
         assert server.abilities is not None
         try:
-            server.way = sync.choose_way(self.sync, server.abilities, merged_allowed=not self._shared)
+            way = sync.choose_way(self.sync, server.abilities, merged_allowed=not self._shared)
+            server.carrier = await choose_carrier(self.transfer, server, self._version)
         except ValueError as error:
             raise ResumableError(f"VLLMEngine: {server.url}: {error}") from None
+        if way is not None:
+            server.way = way
+        elif not server.measured:  # it may have been started anew since
+            await self._measure(server)
+
+    async def _measure(self, server: Server) -> None:
+        """Choose the way by what is faster; merged, where merged weights are there and an adapter would end it."""
+        if await sync.has_merged(server):
+            server.way, server.measured = "merged", "merged weights are there already"
+            return
+        ids, mask = self._version.policy.encode_prompts(check.PROMPTS.asked)
+        server.way, server.measured = await faster(server, self._version, ids[0][mask[0]].tolist())
 
     async def _check(self, server: Server) -> None:
         """Compare a server's log-probs with the policy's.
@@ -199,10 +218,12 @@ class VLLMEngine(RolloutEngine):
         if wrong:
             raise ResumableError(f"VLLMEngine: {server.url} does not serve the policy as it is: {wrong}")
         if server.checked < 0:
+            how = "merged" if server.way == "merged" else "as adapters"
+            by = "by HTTP" if server.carrier == "http" else "in a folder"
+            why = f" ({server.measured})" if server.measured else ""
             rank_zero_info(
-                f"{server.url} samples from '{server.model}'; weights come to it "
-                f"{'merged' if server.way == 'merged' else 'as adapters'}, and its log-probs are {gap.policy:.2g} nats "
-                "a token from the policy's."
+                f"{server.url} samples from '{server.model}'; weights come to it {how}, {by}{why}, and its log-probs "
+                f"are {gap.policy:.2g} nats a token from the policy's."
             )
         server.checked = self.rollouts
 

@@ -74,7 +74,8 @@ class Inside:
             self._llm.wake_up()
             self._asleep = False
         try:
-            yield slept
+            with isolate_rng():  # its sampler draws from the process's own numbers, too
+                yield slept
         finally:
             if self.sleeps:
                 self._llm.sleep(level=1)
