@@ -108,6 +108,9 @@ class Engine:
         del self.adapters[number]
         return True
 
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.waiting)
+
     def abort_request(self, names: list[str], internal: bool = False) -> None:
         assert internal
         for name in names:

@@ -160,9 +160,7 @@ def test_without_vllm_it_is_one_line(policy, tmp_path, monkeypatch):
 
 def test_a_vllm_that_does_not_start_is_one_line(policy, vllm, tmp_path):
     vllm.fails = ValueError("Free memory on device (2/80 GiB)\nis less than desired")
-    with pytest.raises(
-        UserError, match=r"vLLM does not start: ValueError: Free memory .*a smaller gpu_memory_util"
-    ) as caught:
+    with pytest.raises(UserError, match=r"does not start: ValueError: Free memory .*a smaller gpu_m") as caught:
         engine_in(tmp_path).prepare(policy)
     assert "\n" not in str(caught.value)
 
