@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import lit_debias_vllm_server
 import pytest
 import torch
 import vllm_inside
@@ -22,6 +21,7 @@ from vllm_process import started
 from vllm_server import serving
 
 import lit_debias
+import lit_debias_vllm_server
 from lit_debias import PromptDataModule, UserError
 from lit_debias.cli.main import main
 from lit_debias.grpo.correction import ImportanceCorrection
