@@ -173,9 +173,18 @@ def test_a_vllm_that_fails_keeps_a_checkpoint(policy, vllm, tmp_path):
         raise RuntimeError("CUDA out of memory")
 
     vllm.made[0].llm_engine.step = step
-    with pytest.raises(UserError, match="vLLM fails: RuntimeError: CUDA out of memory; see its messages above"):
+    with pytest.raises(UserError, match="vLLM fails: RuntimeError: CUDA out of memory; a smaller gpu"):
         engine.generate(policy, PROMPTS, 2, seed=0)
     assert not vllm.made[0].llm_engine.waiting
+
+
+def test_another_gpu_than_the_policys_is_refused(monkeypatch):
+    inside._check_device(torch.device("cuda", 0))
+    with pytest.raises(UserError, match="is on cuda:1, and vLLM takes cuda:0; name the GPUs in CUDA_VISIBLE_DEVICES"):
+        inside._check_device(torch.device("cuda", 1))
+    monkeypatch.setattr(inside, "world_size", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    inside._check_device(torch.device("cuda", 1))
 
 
 @pytest.mark.parametrize(

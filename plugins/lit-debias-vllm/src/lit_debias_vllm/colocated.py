@@ -150,7 +150,8 @@ class ColocatedVLLMEngine(RolloutEngine):
         auto: Way = "merged" if policy.device.type == "cpu" else "adapter"
         way: Way = auto if self.sync == "auto" else self.sync
         rank_of_adapter = int(policy.lm.peft_config["default"].r)
-        return Inside(resolve(policy.source), dtype, way, rank_of_adapter, bool(self.sleep_level), given)
+        sleeps = bool(self.sleep_level)
+        return Inside(resolve(policy.source), dtype, policy.device, way, rank_of_adapter, sleeps, given)
 
     def _bring(self, inside: Inside, version: Version) -> None:
         inside.bring(version)

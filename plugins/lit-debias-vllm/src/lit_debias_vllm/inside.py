@@ -31,18 +31,27 @@ class Inside:
     Args:
         model: Folder or hub id of the base.
         dtype: Of its weights.
+        device: Of the policy.
         way: How weights come to it.
         adapter_rank: Of the policy's adapter.
         sleeps: Leave the device's memory to the update between rollouts.
         options: What ``vllm.LLM`` is given beside all that.
 
     Raises:
-        UserError: vLLM is not installed, or does not start.
+        UserError: vLLM is not installed, does not start, or would take another GPU.
     """
 
     def __init__(
-        self, model: str, dtype: str, way: Way, adapter_rank: int, sleeps: bool, options: Mapping[str, Any]
+        self,
+        model: str,
+        dtype: str,
+        device: torch.device,
+        way: Way,
+        adapter_rank: int,
+        sleeps: bool,
+        options: Mapping[str, Any],
     ) -> None:
+        _check_device(device)
         vllm = _vllm()
         self.on_cpu = bool(_part("vllm.platforms").current_platform.is_cpu())
         self.way: Way = way
@@ -146,7 +155,10 @@ class Inside:
             engine.abort_request([name for _, name in waiting.values()], internal=True)
 
 
-ADVICE = "see its messages above; a smaller gpu_memory_utilization or max_model_len leaves more memory to the policy"
+ADVICE = (
+    "a smaller gpu_memory_utilization or max_model_len leaves more memory to the policy; VLLM_LOGGING_LEVEL=INFO shows "
+    "what vLLM does"
+)
 
 
 def failed(error: Exception) -> ResumableError:
@@ -155,7 +167,7 @@ def failed(error: Exception) -> ResumableError:
 
 
 def _vllm() -> ModuleType:
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when it starts: no process of its own
     try:
         return importlib.import_module("vllm")
@@ -191,6 +203,16 @@ def _of_ranks() -> dict[str, Any]:
     os.environ.setdefault("RANK", str(rank()))
     os.environ.setdefault("LOCAL_RANK", str(rank()))
     return {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": 1}
+
+
+def _check_device(device: torch.device) -> None:
+    """Refuse to start where vLLM would take another GPU than the policy's, and make it this process's."""
+    taken = int(os.environ.get("LOCAL_RANK", rank())) if world_size() > 1 else 0
+    if device.type == "cuda" and device.index not in (None, taken):
+        raise UserError(
+            f"{NAME}: the policy is on {device}, and vLLM takes cuda:{taken}; name the GPUs in CUDA_VISIBLE_DEVICES, "
+            "and write their number as trainer.devices"
+        )
 
 
 def _rank_for(adapter_rank: int) -> int:
