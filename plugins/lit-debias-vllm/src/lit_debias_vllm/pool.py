@@ -157,8 +157,11 @@ async def together(
             if not working:
                 stop()
 
-        if beside is not None:
-            tasks.start_soon(beside, stop)
+        async def watched() -> None:
+            if beside is not None:
+                await beside(stop)
+
+        tasks.start_soon(watched)
         for server in servers:
             tasks.start_soon(guarded, server)
     if failures:
