@@ -204,13 +204,14 @@ class Run:
             for number in range(self.left):
                 self._send.send_nowait(number)
             await together(self.pool.servers, self._serve, self._watch)
-        if self.left and not self.is_enough():
+        if self.left:
             raise NoServerError(self.pool.servers)
 
     async def _watch(self, stop: Stop) -> None:
         """End all requests once nobody waits for them; servers stop computing when their connection closes."""
         while not self.is_enough():
             await anyio.sleep(LOOKING_SECONDS)
+        self.left = 0
         stop()
 
     async def _serve(self, server: Server, stop: Stop) -> None:
