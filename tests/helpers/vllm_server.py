@@ -61,6 +61,8 @@ class VLLMServer(ThreadingHTTPServer):
         self.developer_mode: bool = options.pop("developer_mode", True)
         self.logprobs_mode: str = options.pop("logprobs_mode", "processed_logprobs")
         self.device: str = options.pop("device", "cuda")
+        self.receiver: Any = options.pop("receiver", None)  # of lit_debias_vllm_server, where it was started with it
+        self.sees: bool = options.pop("sees", True)  # the trainer's files
         self.deaf: bool = options.pop("deaf", False)  # takes adapters and weights, and samples from its own
         assert not options, options
         self.before: dict[int, Callable[[], Any]] = {}
@@ -105,7 +107,7 @@ class VLLMServer(ThreadingHTTPServer):
         if self.developer_mode:
             routes |= {
                 "/server_info": lambda _: (200, self._info()),
-                "/collective_rpc": self._reload,
+                "/collective_rpc": self._call,
                 "/reset_prefix_cache": lambda _: (200, {"success": True}),
                 "/update_weight_version": self._set_version,
                 "/weight_info": lambda _: (200, {"weight_version": self.weight_version}),
@@ -127,6 +129,7 @@ class VLLMServer(ThreadingHTTPServer):
             "lora_config": {"max_lora_rank": 16, "max_loras": 2} if self.runtime_adapters else None,
             "model_config": {"logprobs_mode": self.logprobs_mode},
             "scheduler_config": {"enable_chunked_prefill": False},
+            "parallel_config": {"worker_extension_cls": "lit_debias_vllm_server.Receiver" if self.receiver else ""},
         }
         return {"vllm_config": config, "vllm_env": {}, "system_env": {}}
 
@@ -136,7 +139,7 @@ class VLLMServer(ThreadingHTTPServer):
             return error(400, "Both 'lora_name' and 'lora_path' must be provided.")
         if name in self.adapters:
             return error(400, f"The lora adapter '{name}' has already been loaded. If you want to load ...")
-        if not (Path(path) / "adapter_model.safetensors").is_file():
+        if self._hidden(path) or not (Path(path) / "adapter_model.safetensors").is_file():
             return error(404, f"Loading lora {name} failed: No adapter found for {path}")
         self.adapters[name] = (path, self.base if self.deaf else adapted(self.original, Path(path)))
         return 200, f"Success: LoRA adapter '{name}' added successfully."
@@ -148,9 +151,23 @@ class VLLMServer(ThreadingHTTPServer):
         del self.adapters[name]
         return 200, f"Success: LoRA adapter '{name}' removed successfully."
 
+    def _call(self, body: dict[str, Any]) -> Answer:
+        if body["method"] == "reload_weights":
+            return self._reload(body)
+        method = getattr(self.receiver, body["method"], None)
+        if method is None:
+            return error(500, f"Call to collective_rpc method failed: {body['method']}")
+        file = body["kwargs"].get("file", "")
+        if not self.sees and body["method"] == "lit_debias_sees":
+            body = {"kwargs": {"file": f"/elsewhere{file}"}}
+        return 200, {"results": [method(**body["kwargs"])]}
+
+    def _hidden(self, path: str) -> bool:
+        return not self.sees and not Path(path).parent.name.startswith("lit-debias-received-")
+
     def _reload(self, body: dict[str, Any]) -> Answer:
         path = body["kwargs"]["weights_path"]
-        if not (Path(path) / "model.safetensors").is_file():
+        if self._hidden(path) or not (Path(path) / "model.safetensors").is_file():
             return error(500, f"Call to collective_rpc method failed: Worker failed with error 'Repo id ... {path}'")
         if not self.deaf:
             self.base = copy.deepcopy(self.original)
@@ -176,36 +193,38 @@ class VLLMServer(ThreadingHTTPServer):
             return error(400, f"n must be 1 when using greedy sampling, got {body['n']}.")
         model = self.base if name == self.name else self.adapters[name][1]
         with torch.inference_mode():
-            choices = [self._choice(model, body, index) for index in range(body["n"])]
+            choices = [choice(model, body, index, self.logprobs_mode) for index in range(body["n"])]
         used = sum(len(choice["token_ids"]) for choice in choices)
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": used}
         return 200, self.edit({"object": "text_completion", "model": name, "choices": choices, "usage": usage})
 
-    def _choice(self, model: Any, body: dict[str, Any], index: int) -> dict[str, Any]:
-        seed = body.get("seed")
-        generator = torch.Generator().manual_seed((0 if seed is None else seed + index) % 2**63)
-        ids, logprobs, tops = list(body["prompt"]), [], []
-        ends = set(body["stop_token_ids"])
-        temperature = body["temperature"]
-        for _ in range(body["max_tokens"]):
-            plain = model(torch.tensor([ids])).logits[0, -1].float()
-            scaled = (plain / (temperature or 1)).log_softmax(-1)
-            token = int(torch.multinomial(scaled.exp(), 1, generator=generator) if temperature else plain.argmax())
-            told = scaled if self.logprobs_mode == "processed_logprobs" else plain.log_softmax(-1)
-            ids.append(token)
-            logprobs.append(float(told[token]))
-            tops.append({"x": float(told.max()), "y": logprobs[-1]})
-            if token in ends:
-                break
-        ended = ids[-1] in ends
-        return {
-            "index": index,
-            "text": "",
-            "logprobs": {"token_logprobs": logprobs, "top_logprobs": tops},
-            "finish_reason": "stop" if ended else "length",
-            "stop_reason": ids[-1] if ended else None,
-            "token_ids": ids[len(body["prompt"]) :],
-        }
+
+def choice(model: Any, body: dict[str, Any], index: int, logprobs_mode: str) -> dict[str, Any]:
+    """Return one completion of a request as vLLM sends it."""
+    seed = body.get("seed")
+    generator = torch.Generator().manual_seed((0 if seed is None else seed + index) % 2**63)
+    ids, logprobs, tops = list(body["prompt"]), [], []
+    ends = set(body["stop_token_ids"])
+    temperature = body["temperature"]
+    for _ in range(body["max_tokens"]):
+        plain = model(torch.tensor([ids])).logits[0, -1].float()
+        scaled = (plain / (temperature or 1)).log_softmax(-1)
+        token = int(torch.multinomial(scaled.exp(), 1, generator=generator) if temperature else plain.argmax())
+        told = scaled if logprobs_mode == "processed_logprobs" else plain.log_softmax(-1)
+        ids.append(token)
+        logprobs.append(float(told[token]))
+        tops.append({"x": float(told.max()), "y": logprobs[-1]})
+        if token in ends:
+            break
+    ended = ids[-1] in ends
+    return {
+        "index": index,
+        "text": "",
+        "logprobs": {"token_logprobs": logprobs, "top_logprobs": tops},
+        "finish_reason": "stop" if ended else "length",
+        "stop_reason": ids[-1] if ended else None,
+        "token_ids": ids[len(body["prompt"]) :],
+    }
 
 
 class Handler(BaseHTTPRequestHandler):

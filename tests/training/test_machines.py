@@ -20,6 +20,7 @@ from support import loaded, perturb
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
 from lit_debias.policy.recipe import QLoRAPolicy
+from lit_debias.rollout.local import LocalEngine
 from lit_debias.support import distributed
 from lit_debias.training import adapter_module, checkpoints
 from lit_debias.training.callbacks import PredictionFile
@@ -207,6 +208,9 @@ def test_a_run_compares_configuration_data_and_rewards(tiny_model, prompts, tmp_
     assert differences(plain, given(rewards={"vowels": NeedsReference()})) == {"the content of reward 'vowels'"}
     policy = QLoRAPolicy(str(tiny_model), quantization="none", dtype="bfloat16", rank=4)
     assert differences(plain, given(policy=policy)) == {"the policy's dtype"}
+    whole = given(engine=LocalEngine(max_new_tokens=6))
+    assert differences(whole, given(engine=LocalEngine(max_new_tokens=6, top_p=0.9))) == {"the engine's top_p"}
+    assert whole["the engine"] == "LocalEngine"
     prompts.write_text(prompts.read_text().replace("people from a", "people from x"))
     assert differences(plain, given()) == {"the content of the train data"}
 

@@ -22,7 +22,8 @@ def servers(tiny_model):
 
 
 def engine_at(*servers, folder, **options) -> VLLMEngine:
-    defaults = {"max_new_tokens": 6, "patience": 0.01, "timeout": 60.0, "folder": str(folder / "weights")}
+    files = str(folder / "weights")
+    defaults = {"max_new_tokens": 6, "patience": 0.01, "timeout": 60.0, "folder": files, "sync": "adapter"}
     return VLLMEngine([server.url for server in servers], **{**defaults, **options})
 
 
@@ -129,7 +130,7 @@ def test_a_run_goes_on_with_one_of_two_servers_and_takes_every_step_once(tiny_mo
 
 
 def test_without_a_server_a_run_keeps_a_checkpoint_and_goes_on_later(tiny_model, server, config, tmp_path, capsys):  # noqa: F811
-    options = {"urls": [server.url], "max_new_tokens": 6, "patience": 0.01, "folder": str(tmp_path)}
+    options = {"urls": [server.url], "max_new_tokens": 6, "patience": 0.01, "sync": "adapter", "folder": str(tmp_path)}
     config["model"]["init_args"]["engine"] = {"class_path": "VLLMEngine", "init_args": options}
     config["trainer"] |= {"default_root_dir": str(tmp_path), "max_steps": 3}
     file = write(tmp_path, config)
@@ -154,7 +155,8 @@ def test_doctor_says_what_a_server_lacks(server, config, tmp_path, capsys):  # n
     assert run("doctor", "--engine", server.url) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"ok {server.url} serves 'base' on cuda, up to 512 tokens" in shown
-    assert "auto is 'adapter' here" in shown
+    assert "auto is what samples faster here" in shown
+    assert "note files read from a folder that it must see" in shown
     assert "keep it in a trusted network" in shown
     server.runtime_adapters, server.logprobs_mode = False, "raw_logprobs"
     options = {"urls": [server.url], "sync": "adapter", "temperature": 0.7}

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
+import vllm_inside
+import vllm_inside_probe
 from grpo_runs import grpo, prompts, trainer  # noqa: F401
 from support import loaded, perturb, train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm_process import started
 from vllm_server import serving
 
+import lit_debias
+import lit_debias_vllm_server
 from lit_debias import PromptDataModule, UserError
 from lit_debias.cli.main import main
 from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.plugins import PromptBatch
-from lit_debias_vllm import VLLMEngine, check
+from lit_debias_vllm import VLLMEngine, check, transfer
 
 PYTHON = os.environ.get("LIT_DEBIAS_VLLM_PYTHON", "")
 pytestmark = [
@@ -27,6 +34,8 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 WAYS = ("adapter", "merged")
+SERVERS = Path(lit_debias_vllm_server.__file__).parents[1]
+RECEIVER = ("--worker-extension-cls", "lit_debias_vllm_server.Receiver")
 PROMPTS = PromptBatch([f"people from {place} are" for place in "abcdef"])
 
 
@@ -87,7 +96,7 @@ def test_doctor_finds_all_that_is_needed(servers, capsys):
     assert main(["doctor", "--engine", servers[0].url]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "serves 'base' on cpu, up to 512 tokens" in shown
-    assert "auto is 'merged' here" in shown
+    assert "auto is what samples faster here" in shown
     assert "of the temperature" in shown
     assert "ok prefill whole" in shown
 
@@ -96,6 +105,83 @@ def test_an_adapter_on_top_of_merged_weights_is_refused(policy, servers, tmp_pat
     engine_at(servers[1], folder=tmp_path / "merged", sync="merged").prepare(policy)
     with pytest.raises(UserError, match=r"merged weights were sent to .* before"):
         engine_at(servers[1], folder=tmp_path / "adapter", sync="adapter").prepare(policy)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_come_by_http_where_a_server_sees_no_folder(policy, model, tmp_path, way, monkeypatch):
+    monkeypatch.setattr(transfer, "PART", 20_000)
+    hidden, seen = tmp_path / "hidden", tmp_path / "seen"
+    hidden.mkdir()
+    with started(PYTHON, model, tmp_path, *RECEIVER, path=SERVERS, hidden=hidden) as server:
+        server.wait()
+        for folder, carrier in ((seen, "folder"), (hidden, "http")):
+            engine = engine_at(server, folder=folder, sync=way)
+            for _ in range(2):
+                rollout = engine.generate(policy, PROMPTS, 4, seed=3)
+                gap = check.gap_of(policy, rollout, 1.0)
+                assert gap.policy < 0.1 < gap.reference
+                perturb(policy)
+            assert engine._pool.servers[0].carrier == carrier
+        with pytest.raises(UserError, match=r"must see that folder .*--worker-extension-cls"):
+            engine_at(server, folder=hidden, sync=way, transfer="folder").prepare(policy)
+
+
+class OnceItComputes:
+    """Enough as soon as the server computes."""
+
+    def __init__(self, url):
+        self.url = url
+
+    @property
+    def enough(self):
+        return metric(self.url, "num_requests_running") > 0
+
+    def __call__(self, number, rollout):
+        pass
+
+
+def test_requests_that_nobody_waits_for_end_on_the_server(policy, servers, tmp_path):
+    url = servers[0].url
+    engine = engine_at(servers[0], folder=tmp_path, sync="adapter", max_new_tokens=400)
+    engine.prepare(policy)
+    policy.eos_token_ids = ()  # nothing ends a completion
+    before = metric(url, "generation_tokens_total")
+    rollout = engine.generate(policy, PROMPTS, 4, seed=3, on_group=OnceItComputes(url))
+    assert rollout.lengths.eq(1).all()
+    end = time.monotonic() + 60
+    while metric(url, "num_requests_running") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert metric(url, "generation_tokens_total") - before < len(PROMPTS) * 4 * 400 / 2
+
+
+def metric(url, name):
+    """Return a figure that a server tells of itself."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{"))
+
+
+def test_vllm_inside_the_process_trains_and_is_what_stands_in_for_it(model, tmp_path, monkeypatch):
+    program, source = Path(vllm_inside_probe.__file__), Path(lit_debias.__file__).parents[1]
+    paths = os.pathsep.join(map(str, (source, SERVERS, program.parent)))
+    done = subprocess.run(
+        [PYTHON, str(program), str(model), str(tmp_path / "real")],
+        env={**os.environ, "PYTHONPATH": paths, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "No module named 'lightning'" in done.stderr:
+        pytest.skip("the environment of LIT_DEBIAS_VLLM_PYTHON has vLLM alone")
+    assert done.returncode == 0, done.stderr[-3000:]
+    real = json.loads(done.stdout.splitlines()[-1])
+    vllm_inside.installed(monkeypatch, on_cpu=True)
+    ours = vllm_inside_probe.probe(model, tmp_path / "ours")
+    assert real["seen"] == ours["seen"]
+    for found in (real, ours):
+        for way in WAYS:
+            assert found["runs"][way]["steps"] == 2
+            assert max(found["runs"][way]["gaps"]) < 0.01
 
 
 def test_what_stands_in_for_a_server_answers_as_it_does(policy, servers, model, tmp_path):

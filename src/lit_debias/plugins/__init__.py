@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lit_debias.rewards.identity import UnknownIdentityError, described
     from lit_debias.rewards.reward import Reward, RewardBatch
     from lit_debias.rewards.score_file import ScoreFile
-    from lit_debias.rollout.engine import RolloutEngine, RolloutUnderWay
+    from lit_debias.rollout.engine import RolloutEngine, RolloutUnderWay, enough
     from lit_debias.support.atomic import new_folder, write_text
     from lit_debias.support.distributed import rank, world_size
     from lit_debias.support.endpoint import NO_KEY, api_key, check_endpoint, is_busy, refusal
@@ -55,6 +55,7 @@ MODULES = {
     "ScoreFile": "lit_debias.rewards.score_file",
     "RolloutEngine": "lit_debias.rollout.engine",
     "RolloutUnderWay": "lit_debias.rollout.engine",
+    "enough": "lit_debias.rollout.engine",
     "new_folder": "lit_debias.support.atomic",
     "write_text": "lit_debias.support.atomic",
     "rank": "lit_debias.support.distributed",
@@ -115,6 +116,7 @@ __all__ = [
     "did_you_mean",
     "distinct_credit",
     "dtype_of",
+    "enough",
     "examine",
     "hookimpl",
     "is_busy",

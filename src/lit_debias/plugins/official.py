@@ -17,7 +17,7 @@ CLASSES = {
     "lit-debias-informativeness": ("Informativeness",),
     "lit-debias-judge": ("LLMJudge",),
     "lit-debias-rules": ("Rules",),
-    "lit-debias-vllm": ("VLLMEngine",),
+    "lit-debias-vllm": ("ColocatedVLLMEngine", "VLLMEngine"),
 }
 """Distribution -> classes that configuration files name."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import socket
@@ -83,6 +84,7 @@ def check_machines(module: AdapterModule, rewards: Mapping[str, Reward]) -> None
 def _given(module: AdapterModule, rewards: Mapping[str, Reward]) -> Iterator[tuple[str, Any]]:
     trained, recipe = module.training_record(), module.policy_recipe
     yield from trained["settings"].items()
+    yield from _engine(getattr(module, "engine", None))
     yield from ((f"the policy's {name}", getattr(recipe, name)) for name in ("rank", "alpha", "dropout", "targets"))
     yield "the policy's quantization", recipe.quantization
     yield "the policy's dtype", str(dtype_of(recipe.precision, module.trainer.strategy.root_device))
@@ -96,6 +98,26 @@ def _given(module: AdapterModule, rewards: Mapping[str, Reward]) -> Iterator[tup
             yield f"the content of reward '{name}'", sha256([json.dumps(reward.identity(), sort_keys=True)])[:12]
         except UnknownIdentityError:
             yield f"reward '{name}'", type(reward).__name__
+
+
+def _engine(engine: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the class of a rollout engine and the options that it keeps under their own names."""
+    if engine is None:
+        return
+    yield "the engine", type(engine).__name__
+    for name in inspect.signature(type(engine)).parameters:
+        value = getattr(engine, name, None)
+        if _plain(value):
+            yield f"the engine's {name}", value
+
+
+def _plain(value: Any) -> bool:
+    """Return whether a value is the same text on each machine: numbers, texts, and lists and mappings of them."""
+    if isinstance(value, Mapping):
+        return all(map(_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def check_base(policy: Policy) -> None:

@@ -8,13 +8,10 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-from torch.nn.functional import pad
 
 from lit_debias.plugins import (
     Policy,
@@ -26,19 +23,19 @@ from lit_debias.plugins import (
     RolloutUnderWay,
     UserError,
     check_endpoint,
+    enough,
     rank,
     world_size,
 )
-from lit_debias_vllm import check, sync
+from lit_debias_vllm import answers, check, sync
 from lit_debias_vllm.examination import HIGHEST, examine
+from lit_debias_vllm.measuring import faster
 from lit_debias_vllm.on_ray import SCHEME, expanded
 from lit_debias_vllm.pool import Ask, Deliver, Pool
 from lit_debias_vllm.sampling import Completion, Sampling, seed_of
 from lit_debias_vllm.server import Server
+from lit_debias_vllm.transfer import Transfer, choose_carrier
 from lit_debias_vllm.versions import Version, Versions
-
-SURE = math.log(0.9)
-"""Log-probability from which on a token without one counts as certain."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +84,13 @@ class VLLMEngine(RolloutEngine):
             ``--logprobs-mode processed_logprobs``.
         model: The base's name at the servers; null is the only one that they have.
         sync: ``adapter`` writes a PEFT adapter for each update, and servers load it; ``merged`` writes base + adapter
-            in the policy's dtype, and servers load these weights. ``auto`` takes ``merged`` for servers on CPUs that
-            can do it, where adapters take four times as long to sample with, and ``adapter`` for others.
+            in the policy's dtype, and servers load these weights. ``auto`` samples a few tokens each way at the start,
+            and takes ``merged`` for a server where that is at least half as fast again.
         folder: Where weights are written that servers read, under the same path on their machines. null is shared
             memory, for servers on this machine.
+        transfer: ``folder`` lets servers read the weights' files there; ``http`` sends the files to servers that were
+            started with ``--worker-extension-cls lit_debias_vllm_server.Receiver``. ``auto`` asks such servers whether
+            they see the folder.
         check_every: Rollouts after which the servers' log-probs are compared with the policy's again. They are compared
             at the start, and whenever a server was away, too.
         max_gap: Largest mean difference of these log-probs, in nats a token. bf16 makes 0.03 to 0.06; another version
@@ -111,6 +111,7 @@ class VLLMEngine(RolloutEngine):
         model: str | None = None,
         sync: Literal["auto", "adapter", "merged"] = "auto",
         folder: str | None = None,
+        transfer: Transfer = "auto",
         check_every: int = 10,
         max_gap: float = 0.25,
         timeout: float = 300.0,
@@ -129,7 +130,7 @@ class VLLMEngine(RolloutEngine):
                 "write check_every >= 1, and finite numbers above 0 for the others"
             )
         self.model, self.sync, self.check_every, self.max_gap = model, sync, check_every, max_gap
-        self.timeout, self.patience, self.api_key_env = timeout, patience, api_key_env
+        self.timeout, self.patience, self.api_key_env, self.transfer = timeout, patience, api_key_env, transfer
         self.versions = Versions(folder)
         self.rollouts = 0
         """Calls of :meth:`generate`."""
@@ -162,7 +163,7 @@ class VLLMEngine(RolloutEngine):
     ) -> Rollout:
         """Return ``group_size`` completions for each prompt; see :meth:`RolloutEngine.generate`."""
         asked, pool = self._asked(policy, prompts, group_size, seed, greedy, on_group)
-        pool.run(asked.groups, asked.ask, asked.deliver)
+        pool.run(asked.groups, asked.ask, asked.deliver, lambda: enough(on_group))
         return asked.rollout()
 
     @contextmanager
@@ -210,17 +211,21 @@ class VLLMEngine(RolloutEngine):
             place = rank() * len(rows) + number
             return await self._complete(server, sampling, rows[number], seed_of(seed, place))
 
-        def deliver(number: int, completions: list[Completion]) -> None:
+        def take(number: int, group: Sequence[Completion]) -> None:
             one = slice(number, number + 1)
-            group = completions * group_size if greedy else completions
             groups[number] = check.rollout_of(policy, prompts[one], (encoded[0][one], encoded[1][one]), [group])
+
+        def deliver(number: int, completions: list[Completion]) -> None:
+            take(number, completions * group_size if greedy else completions)
             if on_group is not None:
                 on_group(number, groups[number])
 
         def rollout() -> Rollout:
             self._judge()
-            whole = [self._complete_logprobs(policy, groups[number]) for number in range(len(rows))]
-            return joined(prompts, encoded, whole, policy.encoder.pad_id)
+            for number in set(range(len(rows))) - groups.keys():  # cancelled, and nobody looks at it
+                take(number, answers.unseen(group_size, policy.encoder.pad_id))
+            whole = [answers.completed(policy, groups[number], self.temperature) for number in range(len(rows))]
+            return answers.joined(prompts, encoded, whole, policy.encoder.pad_id)
 
         return Asked(len(rows), ask, deliver, rollout), self._pool
 
@@ -246,17 +251,30 @@ class VLLMEngine(RolloutEngine):
         """Bring a server to the policy as it is now; see :data:`lit_debias_vllm.pool.Ready`."""
         if not server.model:
             await server.greet()
-            self._choose_way(server)
+            await self._choose_way(server)
         await sync.bring(server, self._version)
         if server.checked < 0 or self.rollouts - server.checked >= self.check_every:
             await self._check(server)
 
-    def _choose_way(self, server: Server) -> None:
+    async def _choose_way(self, server: Server) -> None:
         assert server.abilities is not None
         try:
-            server.way = sync.choose_way(self.sync, server.abilities, merged_allowed=not self._shared)
+            way = sync.choose_way(self.sync, server.abilities, merged_allowed=not self._shared)
+            server.carrier = await choose_carrier(self.transfer, server, self._version)
         except ValueError as error:
             raise ResumableError(f"VLLMEngine: {server.url}: {error}") from None
+        if way is not None:
+            server.way = way
+        elif not server.measured:  # it may have been started anew since
+            await self._measure(server)
+
+    async def _measure(self, server: Server) -> None:
+        """Choose the way by what is faster; merged, where merged weights are there and an adapter would end it."""
+        if await sync.has_merged(server):
+            server.way, server.measured = "merged", "merged weights are there already"
+            return
+        ids, mask = self._version.policy.encode_prompts(check.PROMPTS.asked)
+        server.way, server.measured = await faster(server, self._version, ids[0][mask[0]].tolist())
 
     async def _check(self, server: Server) -> None:
         """Let a server sample what :meth:`_judge` compares with the policy.
@@ -271,8 +289,7 @@ class VLLMEngine(RolloutEngine):
         for number, (ids, mask) in enumerate(zip(*encoded, strict=True)):
             groups.append(await self._complete(server, sampling, ids[mask].tolist(), seed_of(self.rollouts, number)))
         rollout = check.rollout_of(policy, check.PROMPTS, encoded, groups)
-        way = "merged" if server.way == "merged" else "as adapters"
-        told = f"{server.url} samples from '{server.model}'; weights come to it {way}" if server.checked < 0 else ""
+        told = f"{server.url} samples from '{server.model}'; {_way_to(server)}" if server.checked < 0 else ""
         self._unjudged.append((server, rollout, told))
         server.checked = self.rollouts
 
@@ -316,21 +333,13 @@ class VLLMEngine(RolloutEngine):
                 f"{server.longest}; start it with --max-model-len {tokens} or more"
             )
 
-    # ---------------------------------------------------------------- answers
 
-    def _complete_logprobs(self, policy: Policy, rollout: Rollout) -> Rollout:
-        """Return a rollout with log-probs of 0 where they are missing, if the policy is sure of these tokens."""
-        missing = rollout.logprobs.isnan()
-        if not bool(missing.any()):
-            return rollout
-        own = policy.logprobs(rollout, self.temperature)
-        lowest = float(own[missing].min())
-        if lowest < SURE:
-            raise ResumableError(
-                "VLLMEngine: a server gives no log-probability for a token that the policy gives "
-                f"{math.exp(lowest):.2g}; its weights or its version of vLLM are broken"
-            )
-        return replace(rollout, logprobs=rollout.logprobs.nan_to_num(0.0))
+def _way_to(server: Server) -> str:
+    """Return in words how weights come to a server, and why so."""
+    way = "merged" if server.way == "merged" else "as adapters"
+    by = "by HTTP" if server.carrier == "http" else "in a folder"
+    why = f" ({server.measured})" if server.measured else ""
+    return f"weights come to it {way}, {by}{why}"
 
 
 EXAMPLE = "http://localhost:8000"
@@ -342,22 +351,3 @@ def _root(url: str, api_key_env: str) -> str:
         return url
     check_endpoint("VLLMEngine", url, api_key_env)
     return url.rstrip("/").removesuffix("/v1")
-
-
-def joined(prompts: PromptBatch, encoded: tuple[Tensor, Tensor], groups: Sequence[Rollout], pad_id: int) -> Rollout:
-    """Return the rollouts of single prompts as one, padded to the longest completion."""
-    length = max(group.completion_ids.shape[-1] for group in groups)
-
-    def all_of(tensors: Iterable[Tensor], value: float = 0) -> Tensor:
-        return torch.cat([pad(tensor, (0, length - tensor.shape[-1]), value=value) for tensor in tensors])
-
-    return Rollout(
-        prompts=prompts,
-        prompt_ids=encoded[0],
-        prompt_mask=encoded[1],
-        completion_ids=all_of((group.completion_ids for group in groups), pad_id),
-        completion_mask=all_of(group.completion_mask for group in groups),
-        logprobs=all_of(group.logprobs for group in groups),
-        truncated=torch.cat([group.truncated for group in groups]),
-        texts=[group.texts[0] for group in groups],
-    )

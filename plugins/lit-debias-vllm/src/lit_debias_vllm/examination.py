@@ -9,6 +9,7 @@ from lit_debias.plugins import Requirement
 from lit_debias_vllm.sampling import Sampling
 from lit_debias_vllm.server import Abilities, Server, ServerError
 from lit_debias_vllm.sync import ADAPTERS, DEVELOPER, choose_way
+from lit_debias_vllm.transfer import RECEIVER
 
 HIGHEST = 2.0
 """The highest temperature that vLLM takes."""
@@ -53,11 +54,14 @@ def _ways(abilities: Abilities, sync: str) -> Iterator[Requirement]:
         "reloaded by HTTP" if abilities.developer_mode else "not reloaded by HTTP",
         DEVELOPER,
     )
+    found = "received by HTTP" if abilities.receives else "read from a folder that it must see"
+    yield Requirement("  files", abilities.receives, found, f"for servers that do not see it: {RECEIVER}")
     try:
-        way, advice, ok = f"'{choose_way(sync, abilities)}'", "", True
+        way = choose_way(sync, abilities)
+        told, advice = f"'{way}'" if way else "what samples faster", ""
     except ValueError as error:
-        way, advice, ok = "none", str(error), False
-    yield Requirement("  sync", ok, f"{sync} is {way} here", advice, required=True)
+        told, advice = "none", str(error)
+    yield Requirement("  sync", not advice, f"{sync} is {told} here", advice, required=True)
 
 
 def _logprobs(processed: bool, temperature: float) -> Requirement:

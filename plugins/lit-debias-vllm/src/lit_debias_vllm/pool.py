@@ -22,7 +22,10 @@ from lit_debias_vllm.server import HEALTH_SECONDS, Server, ServerError, addresse
 
 FAILURES = 3
 """After so many in one rollout a server is left out of it."""
+LOOKING_SECONDS = 0.02
+"""How often a rollout asks whether it has enough groups."""
 _log = logging.getLogger(__name__)
+logging.getLogger("stamina").setLevel(logging.ERROR)  # a line for each attempt says nothing beside the lines of ours
 
 Ready = Callable[[Server], Awaitable[None]]
 """Brings a server to where it can be asked; raises :class:`ServerError` where that fails."""
@@ -30,6 +33,13 @@ Ask = Callable[[Server, int], Awaitable[Any]]
 """Asks a server for the group of a prompt, by its number."""
 Deliver = Callable[[int, Any], None]
 """Gets the number of a prompt and the answer to it."""
+IsEnough = Callable[[], bool]
+"""Says that no further group is needed."""
+
+
+def never() -> bool:
+    """Return False: every group is needed."""
+    return False
 
 
 class Stop(Protocol):
@@ -102,27 +112,30 @@ class Pool:
             _log.warning("VLLMEngine: %s samples again", server.url)
         return True
 
-    def run(self, groups: int, ask: Ask, deliver: Deliver) -> None:
+    def run(self, groups: int, ask: Ask, deliver: Deliver, is_enough: IsEnough = never) -> None:
         """Let servers sample every group once.
 
         Args:
             groups: How many.
             ask: Asks a server for one of them.
             deliver: Gets the number of each and its answer, as they come.
+            is_enough: Asked now and then; True ends all requests whose answers are not here.
 
         Raises:
             ResumableError: no server is left.
         """
-        with self.under_way(groups, ask, deliver) as ended:
+        with self.under_way(groups, ask, deliver, is_enough) as ended:
             ended.result()
 
     @contextmanager
-    def under_way(self, groups: int, ask: Ask, deliver: Deliver) -> Iterator[Future[float]]:
+    def under_way(
+        self, groups: int, ask: Ask, deliver: Deliver, is_enough: IsEnough = never
+    ) -> Iterator[Future[float]]:
         """Begin :meth:`run` in a thread of its own, which ends with the context whether it is done or not.
 
         Yields when the last group came, as ``time.perf_counter`` has it.
         """
-        run = Run(self, groups, ask, deliver)
+        run = Run(self, groups, ask, deliver, is_enough)
 
         async def ended() -> float:
             await run.all_groups()
@@ -148,9 +161,14 @@ class NoServerError(ResumableError):
         super().__init__(f"VLLMEngine: no server answers ({what}); start one, or look at its log")
 
 
-async def together(servers: Sequence[Server], work: Callable[[Server, Stop], Awaitable[object]]) -> None:
+async def together(
+    servers: Sequence[Server],
+    work: Callable[[Server, Stop], Awaitable[object]],
+    beside: Callable[[Stop], Awaitable[object]] | None = None,
+) -> None:
     """Do something with all servers at a time, until each has ended or one calls for a stop; raises what one raises."""
     failures: list[Exception] = []
+    working = len(servers)
 
     async with anyio.create_task_group() as tasks:
 
@@ -163,7 +181,16 @@ async def together(servers: Sequence[Server], work: Callable[[Server, Stop], Awa
                 await work(server, stop)
             except Exception as error:  # the group would wrap it
                 stop(error)
+            nonlocal working
+            working -= 1
+            if not working:
+                stop()
 
+        async def watched() -> None:
+            if beside is not None:
+                await beside(stop)
+
+        tasks.start_soon(watched)
         for server in servers:
             tasks.start_soon(guarded, server)
     if failures:
@@ -178,10 +205,11 @@ class Run:
         groups: How many.
         ask: Asks a server for one of them.
         deliver: Gets the number of each and its answer.
+        is_enough: Says that no further group is needed.
     """
 
-    def __init__(self, pool: Pool, groups: int, ask: Ask, deliver: Deliver) -> None:
-        self.pool, self.ask, self.deliver = pool, ask, deliver
+    def __init__(self, pool: Pool, groups: int, ask: Ask, deliver: Deliver, is_enough: IsEnough) -> None:
+        self.pool, self.ask, self.deliver, self.is_enough = pool, ask, deliver, is_enough
         self.left = groups
         self.lanes = math.ceil(groups / len(pool.servers))
         self._send: MemoryObjectSendStream[int]
@@ -197,9 +225,16 @@ class Run:
         with self._send, self._waiting:
             for number in range(self.left):
                 self._send.send_nowait(number)
-            await together(self.pool.servers, self._serve)
+            await together(self.pool.servers, self._serve, self._watch)
         if self.left:
             raise NoServerError(self.pool.servers)
+
+    async def _watch(self, stop: Stop) -> None:
+        """End all requests once nobody waits for them; servers stop computing when their connection closes."""
+        while not self.is_enough():
+            await anyio.sleep(LOOKING_SECONDS)
+        self.left = 0
+        stop()
 
     async def _serve(self, server: Server, stop: Stop) -> None:
         """Let a server sample until nothing is left, or it has failed too often."""

@@ -73,14 +73,20 @@ class Sampling:
         return {
             "model": model,
             "prompt": list(prompt),
+            "return_token_ids": True,
+            "cache_salt": salt,
+            **self.parameters(seed),
+        }
+
+    def parameters(self, seed: int) -> dict[str, Any]:
+        """Return what ``vllm.SamplingParams`` and a request have in common; see :meth:`body`."""
+        return {
             "n": self.n,
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "stop_token_ids": list(self.ends),
             "seed": seed if self.temperature else None,
             "logprobs": 0,
-            "return_token_ids": True,
-            "cache_salt": salt,
             **WHOLE_DISTRIBUTION,
         }
 

@@ -21,7 +21,10 @@ HEALTH_SECONDS = 10.0
 """A server that does not say within this time that it is well is not."""
 
 
+EXTENSION = "lit_debias_vllm_server"
+"""The package whose class receives files there."""
 Way = Literal["adapter", "merged"]
+Carrier = Literal["folder", "http"]
 
 
 class ServerError(Exception):
@@ -46,6 +49,8 @@ class Abilities:
     largest_rank: int | None = None
     logprobs_mode: str | None = None
     chunked_prefill: bool | None = None
+    receives: bool = False
+    """Files can be sent to it; see :mod:`lit_debias_vllm_server`."""
 
     @property
     def logprobs_before_temperature(self) -> bool:
@@ -74,6 +79,10 @@ class Server:
     abilities: Abilities | None = None
     way: Way = "adapter"
     """How weights come to it."""
+    carrier: Carrier = "folder"
+    """How their files come to it."""
+    measured: str = ""
+    """What was measured to choose the way; empty where it was not."""
     version: str = ""
     """Which version of the policy it was last brought to; empty where that is not sure."""
     checked: int = -1
@@ -177,6 +186,7 @@ class Server:
                 largest_rank=lora and lora["max_lora_rank"],
                 logprobs_mode=model["logprobs_mode"],
                 chunked_prefill=scheduler["enable_chunked_prefill"],
+                receives=EXTENSION in str(config["parallel_config"]["worker_extension_cls"]),
             )
         except ServerError as error:
             if error.status != 404:

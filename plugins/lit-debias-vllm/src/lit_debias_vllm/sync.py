@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from lit_debias.plugins import ResumableError
 from lit_debias_vllm.server import Abilities, Server, ServerError, Way
+from lit_debias_vllm.transfer import RECEIVER, path_of
 from lit_debias_vllm.versions import Version
 
 ADAPTERS = "--enable-lora and the environment variable VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
 DEVELOPER = "the environment variable VLLM_SERVER_DEV_MODE=1"
 
 
-def choose_way(asked: str, abilities: Abilities, merged_allowed: bool = True) -> Way:
-    """Return how weights come to a server.
-
-    Where ``auto`` may choose, a CPU gets merged weights: vLLM computes adapters there at a quarter of the base's speed.
+def choose_way(asked: str, abilities: Abilities, merged_allowed: bool = True) -> Way | None:
+    """Return how weights come to a server, None where ``auto`` may choose.
 
     Args:
         asked: ``auto``, ``adapter`` or ``merged``.
@@ -25,8 +24,9 @@ def choose_way(asked: str, abilities: Abilities, merged_allowed: bool = True) ->
     """
     adapter = abilities.runtime_adapters and abilities.adapters is not False
     merged = abilities.developer_mode and merged_allowed
-    better = merged and (abilities.device == "cpu" or not adapter)
-    if asked == "merged" or (asked == "auto" and better):
+    if asked == "auto" and adapter and merged:
+        return None
+    if asked == "merged" or (asked == "auto" and merged):
         if merged:
             return "merged"
         if merged_allowed:
@@ -62,16 +62,28 @@ async def _bring_adapter(server: Server, version: Version) -> None:
         raise ResumableError(
             f"VLLMEngine: merged weights were sent to {server.url} before; start it anew, or write sync: merged"
         )
-    path = version.adapter()
+    path = await path_of(server, version, version.adapter())
     try:
-        await server.post("/v1/load_lora_adapter", {"lora_name": version.name, "lora_path": str(path)})
+        await server.post("/v1/load_lora_adapter", {"lora_name": version.name, "lora_path": path})
     except ServerError as error:
         if "already been loaded" not in str(error):  # the same weights, as the name says: by another process
-            raise _unreadable(server, "adapter", str(path), error) from None
+            raise _unreadable(server, "adapter", path, error) from None
     server.version = version.name
     server.loaded.append(version.name)
     for old in [name for name in server.loaded if name != version.name]:
         await _unload(server, old)
+
+
+async def forget(server: Server) -> None:
+    """Unload all adapters that this process has loaded."""
+    for name in [*server.loaded]:
+        await _unload(server, name)
+    server.version = ""
+
+
+async def has_merged(server: Server) -> bool:
+    """Return whether merged weights were sent to a server, also where it cannot tell."""
+    return await _weight_info(server) != "default"
 
 
 async def _unload(server: Server, name: str) -> None:
@@ -86,7 +98,7 @@ async def _unload(server: Server, name: str) -> None:
 async def _bring_merged(server: Server, version: Version) -> None:
     if server.version == version.name and await _weight_info(server) == version.name:
         return
-    path = str(version.merged())
+    path = await path_of(server, version, version.merged())
     try:
         await server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
     except ServerError as error:
@@ -116,7 +128,8 @@ def _unreadable(server: Server, what: str, path: str, error: ServerError) -> Exc
     """Return the error to raise: the server's, where it is out, or the user's, where it does not take the files."""
     if error.status == 0 or error.status == 503:
         return error
+    seen = f"its machine must see that folder under the same path (option folder), or be started with {RECEIVER}; "
     return ResumableError(
-        f"VLLMEngine: {server.url} does not take the {what} in {path}: {error}; its machine must see that folder under "
-        "the same path (option folder), and --max-lora-rank must be at least the policy's rank"
+        f"VLLMEngine: {server.url} does not take the {what} in {path}: {error}; "
+        f"{seen if server.carrier == 'folder' else ''}--max-lora-rank must be at least the policy's rank"
     )
