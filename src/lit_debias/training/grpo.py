@@ -73,9 +73,8 @@ class GRPO(AdapterModule):
             network. Rewards are then asked group by group, which rounds a little otherwise than all at once. With
             ``one_step_off_policy`` they may compute beside the update.
         one_step_off_policy: Train on the rollout of the step before, which the policy of one update ago sampled; the
-            importance ratio is taken against the log-probs that sampling recorded. An engine that samples elsewhere,
-            such as ``VLLMEngine``, samples the next rollout in the meantime; others gain nothing. The first step makes
-            no optimiser step.
+            importance ratio is taken against the log-probs that sampling recorded. ``VLLMEngine`` samples the next one
+            in the meantime; engines in this process gain nothing. The first step makes no optimiser step.
         seed: Seeds sampling; equal seeds give equal runs. null takes that of ``seed_everything``.
         guard: What to do where a reward or judge fails; by default the run stops.
         guards: Guards of single rewards and judges, by name, instead of ``guard``; null leaves one without.
