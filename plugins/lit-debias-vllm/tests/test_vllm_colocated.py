@@ -178,6 +178,13 @@ def test_a_vllm_that_fails_keeps_a_checkpoint(policy, vllm, tmp_path):
     assert not vllm.made[0].llm_engine.waiting
 
 
+def test_doctor_says_whether_vllm_is_there(monkeypatch):
+    for found in (None, object()):
+        monkeypatch.setattr(colocated, "find_spec", lambda name, found=found: found)
+        [line] = ColocatedVLLMEngine().examine()
+        assert (line.name, line.ok, line.required) == ("vllm", found is not None, True)
+
+
 def test_another_gpu_than_the_policys_is_refused(monkeypatch):
     inside._check_device(torch.device("cuda", 0))
     with pytest.raises(UserError, match="is on cuda:1, and vLLM takes cuda:0; name the GPUs in CUDA_VISIBLE_DEVICES"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_debias.plugins import (
     Policy,
     PromptBatch,
+    Requirement,
     ResumableError,
     Rollout,
     RolloutEngine,
@@ -139,6 +141,13 @@ class ColocatedVLLMEngine(RolloutEngine):
         for number in set(range(len(rows))) - groups.keys():
             take(number, answers.unseen(group_size, policy.encoder.pad_id))
         return answers.joined(prompts, encoded, [groups[number] for number in range(len(rows))], policy.encoder.pad_id)
+
+    def examine(self) -> Iterable[Requirement]:
+        """Say whether vLLM is installed; see :meth:`RolloutEngine.examine`."""
+        there = find_spec("vllm") is not None
+        return [
+            Requirement("vllm", there, "installed" if there else "not installed", "pip install vllm", required=True)
+        ]
 
     # ---------------------------------------------------------------- vLLM
 
