@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from lit_debias.errors import LostProcessError, UserError
+from lit_debias.support.files import read_yaml
 from lit_debias.training.machines import LAUNCH
 
 OPTIONS = (
@@ -48,7 +49,7 @@ def fit_on_ray(
 
     Raises:
         UserError: Ray is not installed or cannot be reached, a number makes no sense, or workers failed more often than
-            ``restarts``.
+            ``restarts``; or the run shares its base out.
     """
     if find_spec("ray") is None:
         raise UserError("Ray is not installed; pip install 'lit-debias[ray]'")
@@ -56,6 +57,7 @@ def fit_on_ray(
         raise UserError(f"ray: workers={workers}, restarts={restarts}, timeout={timeout}; write at least 1, -1 and 1")
     if not Path(run).is_file():
         raise UserError(f"there is no configuration {run}; write a file for `lit-debias fit`")
+    _check_strategy(run, options or [])
     _connect(address)
     work = {
         "folder": os.getcwd(),
@@ -63,6 +65,17 @@ def fit_on_ray(
         "launch": f"Ray {uuid4().hex}",
     }
     return _train(work, workers, resources or {"CPU": 1}, restarts, storage, timeout)
+
+
+def _check_strategy(run: str, options: list[str]) -> None:
+    """Refuse a run that shares its base out, as :data:`OPTIONS` would quietly give each worker all of it."""
+    config = read_yaml(Path(run), "configuration")
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    if "ModelParallelStrategy" in f"{trainer} {options}":
+        raise UserError(
+            f"{run}: ModelParallelStrategy shares the base out, and Ray's workers train under DDP, each with all of "
+            "it; start lit-debias fit with torchrun instead (docs/machines.md)"
+        )
 
 
 def _connect(address: str | None) -> None:

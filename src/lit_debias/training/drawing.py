@@ -76,7 +76,8 @@ class Drawing:
         module = self.module
         with scoring(suite, module.overlap_scoring, is_enough) as (score, options):
             start = time.perf_counter()
-            rollout = module.engine.generate(module.policy, prompts, module.group_size, seed, **options)
+            with module.policy.failing_together():  # before all ask the reference
+                rollout = module.engine.generate(module.policy, prompts, module.group_size, seed, **options)
             seconds = time.perf_counter() - start
             rollout, reference = self.with_reference(rollout, module.rewards, for_loss)
             return Drawn(rollout, score(rollout), reference, seconds)

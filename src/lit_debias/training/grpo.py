@@ -40,6 +40,7 @@ from lit_debias.training.drawing import Drawing
 from lit_debias.training.dynamic_sampling import Choosing, DynamicSampling
 from lit_debias.training.rehearsal import class_path
 from lit_debias.training.resumption import START_ANEW, check_same
+from lit_debias.training.sharding import check_engine
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
 
 
@@ -267,7 +268,8 @@ class GRPO(AdapterModule):
         return [{**row, "completion": texts[0]} for row, texts in zip(prompts.rows(), rollout.texts, strict=True)]
 
     def _greedy(self, prompts: PromptBatch) -> Rollout:
-        return self.engine.generate(self.policy, prompts, group_size=1, seed=0, greedy=True)
+        with self.policy.failing_together():
+            return self.engine.generate(self.policy, prompts, group_size=1, seed=0, greedy=True)
 
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         everyone = RewardSuite(self.scored_by())
@@ -288,8 +290,9 @@ class GRPO(AdapterModule):
         return {**self.rewards.rewards, **self.judges.rewards}
 
     def setup(self, stage: str) -> None:
-        """Check the data's columns and its batches before a model is loaded."""
+        """Check the engine, the data's columns and its batches before a model is loaded."""
         super().setup(stage)
+        check_engine(self.trainer, self.engine)
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self._choosing is not None and isinstance(data, PromptDataModule):
             self._choosing.options.share(data.batch_sizes["train"] // distributed.world_size())

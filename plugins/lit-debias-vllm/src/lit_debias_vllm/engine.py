@@ -98,16 +98,26 @@ class VLLMEngine(RolloutEngine):
         """Calls of :meth:`generate`."""
         self._pool: Pool | None = None
         self._policy: weakref.ref[Policy] | None = None
+        self._sampled: list[tuple[Server, Rollout]] = []
+        """To be compared, where processes share the base out."""
         self._version: Version
+        self._spare: tuple[Server, Rollout]
 
     # ---------------------------------------------------------------- the engine's contract
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether weights are sent merged; see :attr:`RolloutEngine.needs_base`."""
+        return self.sync == "merged"
 
     def prepare(self, policy: Policy) -> None:
         """Bring the policy to the servers, and compare its log-probs; see :meth:`RolloutEngine.prepare`."""
         if self._policy is not None and self._policy() is policy:
             return
         self._version, self._pool = self.versions.now(policy), self._new_pool()
-        self._pool.meet()
+        with policy.failing_together():
+            self._pool.meet()
+        self._compare_together(policy)
         self._policy = weakref.ref(policy)
 
     @torch.no_grad()
@@ -141,12 +151,15 @@ class VLLMEngine(RolloutEngine):
             one = slice(number, number + 1)
             group = completions * group_size if greedy else completions
             rollout = check.rollout_of(policy, prompts[one], (encoded[0][one], encoded[1][one]), [group])
-            groups[number] = self._complete_logprobs(policy, rollout)
+            groups[number] = rollout if policy.is_sharded else self._complete_logprobs(policy, rollout)
             if on_group is not None:
                 on_group(number, groups[number])
 
-        self._pool.run(len(rows), ask, deliver)
-        return joined(prompts, encoded, [groups[number] for number in range(len(rows))], policy.encoder.pad_id)
+        with policy.failing_together():
+            self._pool.run(len(rows), ask, deliver)
+        self._compare_together(policy)
+        whole = joined(prompts, encoded, [groups[number] for number in range(len(rows))], policy.encoder.pad_id)
+        return self._complete_logprobs(policy, whole)
 
     def examine(self) -> Iterable[Requirement]:
         """Look at the servers; see :meth:`RolloutEngine.examine`."""
@@ -177,8 +190,9 @@ class VLLMEngine(RolloutEngine):
 
     def _choose_way(self, server: Server) -> None:
         assert server.abilities is not None
+        alone = not self._shared and not self._version.policy.is_sharded
         try:
-            server.way = sync.choose_way(self.sync, server.abilities, merged_allowed=not self._shared)
+            server.way = sync.choose_way(self.sync, server.abilities, merged_allowed=alone)
         except ValueError as error:
             raise ResumableError(f"VLLMEngine: {server.url}: {error}") from None
 
@@ -196,7 +210,25 @@ class VLLMEngine(RolloutEngine):
         for number, (ids, mask) in enumerate(zip(*encoded, strict=True)):
             groups.append(await self._complete(server, sampling, ids[mask].tolist(), seed_of(self.rollouts, number)))
         rollout = check.rollout_of(policy, check.PROMPTS, encoded, groups)
-        gap = check.gap_of(policy, rollout, self.temperature)
+        if policy.is_sharded:
+            self._sampled.append((server, rollout))
+        else:
+            self._judge(server, check.gap_of(policy, rollout, self.temperature))
+
+    def _compare_together(self, policy: Policy) -> None:
+        """Compare what servers have sampled for it where all processes must compute for one that does (collective)."""
+        if not policy.is_sharded:
+            return
+        sampled, self._sampled = self._sampled, []
+        self._spare = sampled[0] if sampled else self._spare  # what a process computes with for others
+        asked = sampled + [self._spare] * (policy.most(len(sampled)) - len(sampled))
+        gaps = [(server, check.gap_of(policy, rollout, self.temperature)) for server, rollout in asked]
+        with policy.failing_together():
+            for server, gap in gaps[: len(sampled)]:
+                self._judge(server, gap)
+
+    def _judge(self, server: Server, gap: check.Gap) -> None:
+        """Refuse a server that serves something else; say once how far it is from the policy."""
         wrong = gap.wrong(self.max_gap)
         if wrong:
             raise ResumableError(f"VLLMEngine: {server.url} does not serve the policy as it is: {wrong}")
@@ -231,11 +263,11 @@ class VLLMEngine(RolloutEngine):
     def _complete_logprobs(self, policy: Policy, rollout: Rollout) -> Rollout:
         """Return a rollout with log-probs of 0 where they are missing, if the policy is sure of these tokens."""
         missing = rollout.logprobs.isnan()
-        if not bool(missing.any()):
+        if not policy.most(int(missing.any())):
             return rollout
         with check.on_device(policy):
             own = policy.logprobs(rollout, self.temperature)
-        lowest = float(own[missing].min())
+        lowest = float(own[missing].min()) if bool(missing.any()) else 0.0
         if lowest < SURE:
             raise ResumableError(
                 "VLLMEngine: a server gives no log-probability for a token that the policy gives "
