@@ -36,6 +36,12 @@ def test_a_missing_configuration_is_found_before_ray_starts(installed, tmp_path,
     assert said(capsys).startswith(f"there is no configuration {tmp_path / 'none.yaml'}")
 
 
+def test_a_base_that_is_shared_out_is_not_quietly_made_whole(installed, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("trainer: {strategy: {class_path: ModelParallelStrategy}}")
+    assert run("ray", "--run", tmp_path / "run.yaml") == 2
+    assert "start lit-debias fit with torchrun instead" in said(capsys)
+
+
 def test_a_worker_tells_a_mistake_from_a_lost_neighbour(tmp_path, monkeypatch, capsys):
     work = {"folder": str(tmp_path), "arguments": ["fit", "-c", "none.yaml"], "launch": "Ray x", "servers": ["a", "b"]}
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -89,7 +90,7 @@ def choosing(script: dict[str, list[str]], reward: Reward | None = None, guard=N
     options = {"mask_truncated": False} | options
     module = SimpleNamespace(
         engine=Scripted(script),
-        policy=None,
+        policy=SimpleNamespace(failing_together=nullcontext),
         group_size=2,
         rewards=RewardSuite({"r": reward or Digit()}, guard),
         overlap_scoring=False,

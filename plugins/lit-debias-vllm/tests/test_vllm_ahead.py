@@ -122,7 +122,7 @@ def test_a_run_that_is_interrupted_while_it_trains_samples_the_same_again(
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_run_whose_server_dies_while_it_trains_goes_on_as_if_nothing_had_been(tiny_model, server, prompts, tmp_path):  # noqa: F811
     def module():
-        engine = engine_at(server, tmp_path)
+        engine = engine_at(server, tmp_path, sync="adapter")
         return grpo(tiny_model, cls=Telling, engine=engine, group_size=2, one_step_off_policy=True)
 
     whole = module()

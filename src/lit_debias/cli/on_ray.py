@@ -12,6 +12,7 @@ from uuid import uuid4
 from lit_debias.cli.parser import config_files
 from lit_debias.cli.ray_servers import SERVERS, Servers, serving
 from lit_debias.errors import LostProcessError, UserError
+from lit_debias.support.files import read_yaml
 from lit_debias.support.text import counted
 from lit_debias.training.machines import LAUNCH
 
@@ -55,7 +56,7 @@ def fit_on_ray(
 
     Raises:
         UserError: Ray is not installed or cannot be reached, a number makes no sense, or workers failed more often than
-            ``restarts``.
+            ``restarts``; or the run shares its base out.
     """
     if find_spec("ray") is None:
         raise UserError("Ray is not installed; pip install 'lit-debias[ray]'")
@@ -65,6 +66,7 @@ def fit_on_ray(
         raise UserError(f"there is no configuration {run}; write a file for `lit-debias fit`")
     arguments = ["fit", "-c", run, *OPTIONS, *(options or [])]
     _check_use(arguments, servers)
+    _check_strategy(run, options or [])
     _connect(address)
     taken = resources or {"CPU": 1}
     local = _is_local(address)
@@ -98,6 +100,17 @@ def _check_room(wanted: list[dict[str, float]]) -> None:
 def _is_local(address: str | None) -> bool:
     """Return whether Ray is started here, for this run alone; jobs of a cluster find its address in a variable."""
     return address == "local" or (address is None and not os.environ.get("RAY_ADDRESS"))
+
+
+def _check_strategy(run: str, options: list[str]) -> None:
+    """Refuse a run that shares its base out, as :data:`OPTIONS` would quietly give each worker all of it."""
+    config = read_yaml(Path(run), "configuration")
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    if "ModelParallelStrategy" in f"{trainer} {options}":
+        raise UserError(
+            f"{run}: ModelParallelStrategy shares the base out, and Ray's workers train under DDP, each with all of "
+            "it; start lit-debias fit with torchrun instead (docs/machines.md)"
+        )
 
 
 def _connect(address: str | None) -> None:

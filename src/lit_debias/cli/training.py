@@ -37,6 +37,7 @@ from lit_debias.training.callbacks import GracefulStop, ProgressLine, SlowSteps
 from lit_debias.training.callbacks.progress import results_table
 from lit_debias.training.checkpoints import REQUEUED, SafeCheckpointIO, resolve_last, resolve_restart
 from lit_debias.training.machines import lost, meet
+from lit_debias.training.sharding import adopt_strategy
 from lit_debias.training.trainer_checks import check_strategy
 
 # Lightning's Timer has a default that is both a text and an enum, which YAML's writer does not know.
@@ -128,6 +129,7 @@ class TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         """Find and read the checkpoint to go on from, before a model is loaded or Lightning starts a process."""
         if isinstance(self.model, AdapterModule):
+            adopt_strategy(self.trainer)
             check_strategy(self.trainer)
         meet(self.trainer)
         given = self.config_init[self.subcommand]

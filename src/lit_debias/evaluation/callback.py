@@ -25,6 +25,7 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.support import distributed
 from lit_debias.training.adapter_module import AdapterModule
 from lit_debias.training.grpo import GRPO
+from lit_debias.training.sharding import is_sharding
 
 T = TypeVar("T")
 PREFIX = "evaluate/"
@@ -104,6 +105,11 @@ class EvaluationCallback(Callback):
         self.step, self.values = -1, {}
         if stage == "fit":
             with _named():
+                if is_sharding(trainer):
+                    raise UserError(
+                        "the first process measures alone, and ModelParallelStrategy leaves it a part of the base; "
+                        "leave it out, and measure the adapter with lit-debias evaluate"
+                    )
                 self.spot_check = self._read(pl_module)
 
     def _read(self, module: LightningModule) -> SpotCheck:

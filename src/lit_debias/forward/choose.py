@@ -16,9 +16,10 @@ from lit_debias.forward.forms import Forms, autocast
 from lit_debias.forward.lean import LeanModel, why_not_lean
 from lit_debias.forward.memory import free_memory
 from lit_debias.models.adapters import trained_parameters
-from lit_debias.models.probing.layouts import why_not_packed
+from lit_debias.models.probing.layouts import OneByOne, why_not_packed
 from lit_debias.models.probing.probe import Probe, moved_adapter, without_adapter_dropout
 from lit_debias.models.probing.ways import Expected, Way, first_right, own_ways, plain_head
+from lit_debias.models.sharding import OBSTACLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,6 +36,8 @@ class FormOptions:
     gradient_checkpointing: bool | None = None
     keep_base: bool | None = None
     flex: bool = False
+    sharded: bool = False
+    """Whether processes share out the layers of the base."""
 
     def check_device(self, device: torch.device) -> None:
         """Raise :class:`UserError` where the device has not what is asked for."""
@@ -57,7 +60,7 @@ def choose_forms(model: PreTrainedModel, probe: Probe, source: str, options: For
     with moved_adapter(trained_parameters(model)), without_adapter_dropout(model):
         expected = Expected.of(model, probe, source, options.dtype)
         head = plain_head(model, probe.prompt[-8:])
-        obstacle = why_not_lean(model) or _why_no_head(head)
+        obstacle = (OBSTACLE if options.sharded else why_not_lean(model)) or _why_no_head(head)
         lean = None if obstacle else LeanModel(model, options.dtype, _keeps_base(model, options), options.flex)
         ways = own_ways(model, partial(autocast, model.device, options.dtype), head)
         if lean is not None and not options.adapter_dropout:
@@ -66,8 +69,19 @@ def choose_forms(model: PreTrainedModel, probe: Probe, source: str, options: For
     obstacle = obstacle or wrong.get(LEAN)
     if options.flex and obstacle:
         raise UserError(f"policy: attention 'flex' needs the lean forward pass, and {obstacle}; write attention: sdpa")
+    if options.sharded:
+        check_passes(way, source)
     _say(way, wrong, model)
-    return Forms(model, source, options.dtype, probe, way, None if obstacle else lean, obstacle)
+    return Forms(model, source, options.dtype, probe, way, None if obstacle else lean, obstacle, options.sharded)
+
+
+def check_passes(way: Way, source: str) -> None:
+    """Raise :class:`UserError` for a way whose number of passes is not the same for all processes."""
+    if way.name == OneByOne.name:
+        raise UserError(
+            f"policy: model '{source}' reads one completion at a time, and processes that share its layers out must "
+            "make the same passes; write trainer.strategy: ddp, or another model"
+        )
 
 
 def _why_no_head(head: nn.Linear | None) -> str | None:

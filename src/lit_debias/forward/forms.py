@@ -38,6 +38,8 @@ class Forms:
     lean_model: LeanModel | None
     lean_obstacle: str | None
     """What keeps this model from the lean forward pass, or None."""
+    sharded: bool = False
+    """Whether processes share out the layers, so that all of them must compute, or none: see :meth:`idle`."""
     _merged: MergedCopy | None = None
     _native: NativeModel | None = None
     _seen: list[int] = field(default_factory=list)
@@ -67,6 +69,13 @@ class Forms:
         if self._native is None:
             self._native = NativeModel(self.lean_model)
         return self._native.refreshed()
+
+    def idle(self, passes: int) -> None:
+        """Compute for others: so many passes over a few tokens, with zero gradients where gradients are wanted."""
+        for _ in range(passes):
+            outputs = self.way.outputs(self.probe.packed())
+            if outputs.requires_grad:
+                (outputs.sum() * 0).backward()  # type: ignore[no-untyped-call]
 
     def autocast(self) -> torch.autocast:
         """Return the context in which fp32 adapters and bf16 weights compute together."""

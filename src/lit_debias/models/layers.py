@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_debias.support.hashing import sha256
+
+SAMPLED = 64
+"""Numbers of each weight that stand for all of it in a digest."""
+
 
 def fingerprint(parameters: Iterable[nn.Parameter]) -> list[int]:
     """Return one number for each fp32 parameter, which any change of its content changes.
@@ -56,5 +61,15 @@ def is_adapted(module: nn.Module) -> bool:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Return whether a layer's weight is 4-bit."""
-    return hasattr(getattr(module, "weight", None), "quant_state")
+    """Return whether a layer's weight is 4-bit; one that processes share out knows it beside its weight."""
+    return hasattr(getattr(module, "weight", None), "quant_state") or getattr(module, "quant_state", None) is not None
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest over a few numbers of each frozen weight."""
+    parts: list[str | bytes] = []
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            few = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLED)].contiguous()
+            parts += [f"{name}{[*weight.shape]}", few.view(torch.uint8).cpu().numpy().tobytes()]
+    return sha256(parts)[:12]

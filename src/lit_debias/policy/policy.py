@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from lit_debias.packing.groups import PackedGroups, pack, token_budget
 from lit_debias.packing.logprobs import TokenLogprobs, logits_logprobs, logprobs_at, selected_logprobs
 from lit_debias.packing.tokens import tokens_of
 from lit_debias.policy.encoding import PolicyTokens, Sizes
+from lit_debias.support import distributed
 from lit_debias.types import Rollout, Support
 
 if TYPE_CHECKING:
@@ -50,6 +52,11 @@ class Policy(PolicyTokens):
         """The Hugging Face model with the adapters inside its layers."""
         model: PreTrainedModel = self.lm.get_base_model()
         return model
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes share the base out: all must make the same forward and backward passes."""
+        return self.forms.sharded
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the trained adapter by name."""
@@ -120,7 +127,7 @@ class Policy(PolicyTokens):
         """Return :meth:`logprobs` at K temperatures, each within a support if given, from one pass: [K, P, G, T]."""
         tokens, parts = tokens_of(rollout), []
         with self.as_reference() if reference else contextlib.nullcontext():
-            for groups in self.parts(rollout.prompt_mask, rollout.completion_mask, FORWARD_TOKENS):
+            for groups in self.in_step(self.parts(rollout.prompt_mask, rollout.completion_mask, FORWARD_TOKENS)):
                 packed = pack(*(tensor[groups] for tensor in tokens))
                 within = [support and support[groups][packed.completion_mask] for support in supports or ()]
                 values = self._logprobs_at(packed, temperatures, within or [None] * len(temperatures))
@@ -143,6 +150,26 @@ class Policy(PolicyTokens):
         prompt once more.
         """
         return token_budget(prompt_mask, completion_mask, tokens, packs=self.forms.way.packs)
+
+    def in_step(self, parts: Sequence[slice]) -> Iterator[slice]:
+        """Yield parts that the caller makes a pass over, and then make those that other processes have more of.
+
+        Collective where the policy :attr:`is_sharded`, and of no effect elsewhere.
+        """
+        idle = self.most(len(parts)) - len(parts)  # agreed before the first pass, which is collective itself
+        yield from parts
+        self.forms.idle(idle)
+
+    def most(self, number: int) -> int:
+        """Return the largest of the numbers of all processes where they share the base out, else this one's."""
+        return max(distributed.gather_objects(number)) if self.is_sharded else number
+
+    def failing_together(self) -> AbstractContextManager[None]:
+        """Return the context in which no process goes on where another fails, if they share the base out.
+
+        See :func:`lit_debias.support.distributed.fail_together`: those that went on would wait for the layers' parts.
+        """
+        return distributed.fail_together() if self.is_sharded else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_debias.errors import UserError
 from lit_debias.forward.choose import FormOptions, choose_forms
 from lit_debias.models.adapter_config import read_adapter_config
-from lit_debias.models.adapters import continued_adapter, new_adapter
+from lit_debias.models.adapters import continued_adapter, new_adapter, trained_parameters
 from lit_debias.models.base_weights import load_base
 from lit_debias.models.chat import check_reserved
 from lit_debias.models.checks import disable_dropout, settle_mode
@@ -20,13 +20,16 @@ from lit_debias.models.loading import load_tokenizer, set_checkpointing
 from lit_debias.models.probing.probe import Probe, distances
 from lit_debias.models.probing.ways import read
 from lit_debias.models.prompt_encoder import PromptEncoder
+from lit_debias.models.sharding import OBSTACLE, load_sharded_base
 from lit_debias.models.sources import check_model
 from lit_debias.policy.encoding import Sizes
 from lit_debias.policy.policy import Policy
+from lit_debias.support import distributed
 from lit_debias.support.precision import Precision, dtype_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BASE_MOVED = 0.02  # distance of logits; the same weights and products give the same logits
@@ -56,7 +59,7 @@ class QLoRAPolicy:
             base without it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more compute. null does
             so where keeping them would take more than half of the free memory, by what the first layer keeps; models
-            without a lean form keep them.
+            without a lean form keep them, unless processes share the base out.
         keep_base: Keep a 4-bit base in ``dtype`` too, so that no pass dequantises it: faster, 2 bytes a parameter in
             bf16, the same numbers up to rounding. null keeps it where it takes at most a quarter of the free memory;
             decide it yourself where a run must resume bitwise on another machine.
@@ -113,37 +116,51 @@ class QLoRAPolicy:
         self.system_prompt, self.max_prompt_tokens = system_prompt, max_prompt_tokens
         self.chat_template_kwargs: dict[str, Any] = chat_template_kwargs or {}
 
-    def load(self, device: torch.device | str = "cpu") -> Policy:
+    def load(self, device: torch.device | str = "cpu", mesh: DeviceMesh | None = None) -> Policy:
         """Load tokenizer, base and adapters onto ``device``.
+
+        Args:
+            device: Where to.
+            mesh: Processes that share the layers of the base out, one dimension named ``fsdp``; all of them must call.
+                Each has all of the adapters, which begin as those of the first.
 
         Raises:
             UserError: they cannot be loaded, do not fit each other, or compute something that no form here can.
         """
-        options = self._form_options(device)
+        options = self._form_options(device, sharded=mesh is not None)
         options.check_device(torch.device(device))
         tokenizer = load_tokenizer(self.source)
         PromptEncoder(tokenizer, self.source, self.chat_template_kwargs).check(self.system_prompt)
         config = self._adapter_config()
-        base = self._load_base(options.dtype, device)
+        base = self._load_base(options.dtype, device, mesh)
         untouched = read(base, Probe.shortest(base, tokenizer), self.source)
-        if self.gradient_checkpointing:
+        if options.gradient_checkpointing:
             set_checkpointing(base, True)
             base.enable_input_require_grads()
         sizes = Sizes.of(base, tokenizer)
         lm = self._with_adapters(base, config)
+        if mesh is not None:
+            distributed.same_as_first(trained_parameters(lm).values())
         settle_mode(lm)
         probe = Probe.of(base, tokenizer)
+        if mesh is not None:  # its length is a matter of time, and all must find the same
+            probe = probe.shortened(min(distributed.gather_objects(len(probe.prompt))))
         if self.reference_is_base:
             self._check_reference(lm, tokenizer, untouched)
         return Policy(self, lm, tokenizer, sizes, choose_forms(base, probe, self.source, options))
 
-    def _form_options(self, device: torch.device | str) -> FormOptions:
-        return FormOptions(
-            dtype_of(self.precision, device), self.dropout > 0, self.gradient_checkpointing, self.keep_base, self.flex
-        )
+    def _form_options(self, device: torch.device | str, sharded: bool) -> FormOptions:
+        if sharded and self.keep_base:
+            raise UserError(f"policy: keep_base keeps a base whole, and {OBSTACLE}; leave keep_base out")
+        recompute = True if sharded and self.gradient_checkpointing is None else self.gradient_checkpointing
+        dtype = dtype_of(self.precision, device)
+        return FormOptions(dtype, self.dropout > 0, recompute, self.keep_base, self.flex, sharded)
 
-    def _load_base(self, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
-        base = load_base(self.source, self.quantization, dtype, device)
+    def _load_base(self, dtype: torch.dtype, device: torch.device | str, mesh: DeviceMesh | None) -> PreTrainedModel:
+        if mesh is None:
+            base = load_base(self.source, self.quantization, dtype, device)
+        else:
+            base = load_sharded_base(self.source, self.quantization, dtype, device, mesh)
         base.requires_grad_(False)
         disable_dropout(base)
         settle_mode(base)

@@ -60,6 +60,11 @@ class RolloutEngine(ABC):
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether it needs the whole base in this process, which has only a part under ModelParallelStrategy."""
+        return True
+
     def prepare(self, policy: Policy) -> None:  # noqa: B027  # engines may have nothing to check
         """Check, before the first step, that what will be sampled is the policy; does nothing by default.
 

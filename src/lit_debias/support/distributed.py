@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_debias.errors import ResumableError, UserError
 
@@ -37,6 +38,22 @@ def all_sum(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total
+
+
+@torch.no_grad()
+def same_as_first(parameters: Iterable[nn.Parameter]) -> None:
+    """Give parameters the first rank's values; every rank must call it."""
+    for parameter in parameters if is_distributed() else ():
+        dist.broadcast(parameter.detach(), 0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give parameters the mean of all ranks' gradients, as DDP does; every rank must call it."""
+    gradients = [cast(Tensor, parameter.grad) for parameter in parameters if is_distributed()]
+    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        work.wait()
+    for gradient in gradients:
+        gradient /= world_size()
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -39,10 +39,12 @@ from lit_debias.training.metrics import OVER_RANKS
 from lit_debias.training.outputs import default_outputs
 from lit_debias.training.rehearsal import Recipe, class_path, rehearse
 from lit_debias.training.resumption import check_checkpoint, record, say_differences
+from lit_debias.training.sharding import adopt_strategy, mesh_of
 from lit_debias.training.trainer_checks import autocast_dtype, check_options, check_precision
 from lit_debias.types import PromptBatch
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import Self
 
 Metrics: TypeAlias = dict[str, Tensor]
@@ -118,11 +120,13 @@ class AdapterModule(LightningModule):
         optimizer.zero_grad()
         sums: Counter[str] = Counter()
         with making_room(self.device):
-            for groups in micro_batches:
+            for groups in self.policy.in_step(micro_batches):
                 loss, measured = loss_of(groups)
                 with self._gradient_sync(last=groups == micro_batches[-1]):
                     self.manual_backward(loss * distributed.world_size())  # DDP averages, the loss is over all ranks
                 sums.update({key: float(value) for key, value in measured.items()})
+            if self.policy.is_sharded:
+                distributed.average_gradients(self.policy.trainable_parameters().values())
             return sums, self._optimizer_step(optimizer, name, prompts)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
@@ -186,6 +190,7 @@ class AdapterModule(LightningModule):
 
     def configure_callbacks(self) -> list[Any]:
         """Check the trainer's options, before it does; let averages of weights see the adapter alone; add outputs."""
+        adopt_strategy(self.trainer)
         check_options(self.trainer)
         if self.trainer.state.fn == "fit":
             average_adapters(self.trainer)
@@ -244,14 +249,14 @@ class AdapterModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the policy onto this rank's device, and check the prompts; called for every stage, loads once."""
-        self.load_policy(self.trainer.strategy.root_device)
+        self.load_policy(self.trainer.strategy.root_device, mesh_of(self.trainer))
         for prompts in self._tables():
             check_prompts(self.policy, prompts.asked, prompts.columns[ORIGIN], self.new_tokens)
 
-    def load_policy(self, device: torch.device | str = "cpu") -> Policy:
-        """Load the policy onto a device, unless it is there, and return it."""
+    def load_policy(self, device: torch.device | str = "cpu", mesh: DeviceMesh | None = None) -> Policy:
+        """Load the policy onto a device, unless it is there, and return it; see :meth:`QLoRAPolicy.load`."""
         if not self.is_loaded:
-            self.policy = self.policy_recipe.load(device)
+            self.policy = self.policy_recipe.load(device, mesh)
             check_base(self.policy)
         return self.policy
 

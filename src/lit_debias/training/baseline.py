@@ -132,7 +132,7 @@ class Baseline(AdapterModule):
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         sums: Counter[str] = Counter()
         lesson = self._encode(prompts)
-        for groups in self._micro_batches(lesson):
+        for groups in self.policy.in_step(self._micro_batches(lesson)):
             _, measured = self._part(lesson, groups)
             sums.update(measured)
         for name, value in sums.items():

@@ -43,7 +43,7 @@ class Collected:
     asked: Scores
     """Of all groups that counted, those that are not trained on included: for the guards."""
     metrics: dict[str, float]
-    """Equal on every rank."""
+    """For the log; the same names on every rank."""
 
 
 class Drawing:
@@ -68,7 +68,7 @@ class Drawing:
             def collected() -> Collected:
                 with distributed.fail_together():
                     found = drawn()
-                return Collected(found, found.scores, {})
+                return Collected(found, found.scores, {"rollout_wait": found.waited} if ahead else {})
 
             yield collected
 
@@ -98,11 +98,15 @@ class Drawing:
         module = self.module
         with scoring(suite, module.overlap_scoring, is_enough) as (score, options):
             begin = module.engine.under_way if ahead else partial(at_once, module.engine)
-            with begin(module.policy, prompts, module.group_size, seed, **options) as under_way:
+            with ExitStack() as ends:
+                with module.policy.failing_together():  # before all ask the reference
+                    begun = begin(module.policy, prompts, module.group_size, seed, **options)
+                    under_way = ends.enter_context(begun)
 
                 def drawn() -> Drawn:
                     start = time.perf_counter()
-                    rollout = under_way.result()
+                    with module.policy.failing_together():
+                        rollout = under_way.result()
                     waited = time.perf_counter() - start
                     rollout, reference = self.with_reference(rollout, module.rewards, for_loss)
                     return Drawn(rollout, score(rollout), reference, under_way.seconds, waited)

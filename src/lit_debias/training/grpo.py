@@ -42,6 +42,7 @@ from lit_debias.training.drawing import Collected, Drawing
 from lit_debias.training.dynamic_sampling import Choosing, DynamicSampling
 from lit_debias.training.rehearsal import class_path
 from lit_debias.training.resumption import START_ANEW, check_same, gathered, own_experience
+from lit_debias.training.sharding import check_engine
 from lit_debias.types import Experience, PromptBatch, Rollout, Scores, own_copy
 
 
@@ -199,8 +200,6 @@ class GRPO(AdapterModule):
         self._scored(rollout=rollout, scores=scores)
         self._log_rollout(rollout, scores, advantages, collected.drawn.seconds)
         self._log(collected.metrics)
-        if self.one_step_off_policy:
-            self._log({"rollout_wait": collected.drawn.waited})
         counted = rollout.completion_mask & ~(rollout.truncated[..., None] & self.mask_truncated)
         if self._choosing is not None:  # where no group has a spread, there is one that is not to be learned
             counted &= self.drawing.has_spread(rollout, scores)[:, None, None]
@@ -209,7 +208,7 @@ class GRPO(AdapterModule):
 
     def update(self, experience: Experience) -> None:
         """Make one optimiser step on the whole experience; how it is cut into micro-batches changes nothing."""
-        torch.manual_seed(self._dropout_seed(experience))
+        torch.manual_seed(seed_of_rank(self._sampling_seed() * self.inner_epochs + experience.epochs_done))
         rollout, size = experience.rollout, UpdateSize.of(experience.loss_mask, self.engine.max_new_tokens)
         micro_batches = self.policy.parts(rollout.prompt_mask, experience.loss_mask, self.micro_batch_tokens)
         logprobs: list[Tensor] = []
@@ -230,9 +229,6 @@ class GRPO(AdapterModule):
 
     def _sampling_seed(self) -> int:
         return seed_at(self.seed, self.rollout_step)
-
-    def _dropout_seed(self, experience: Experience) -> int:
-        return seed_of_rank(self._sampling_seed() * self.inner_epochs + experience.epochs_done)
 
     def _log_rollout(self, rollout: Rollout, scores: Scores, advantages: Tensor, seconds: float) -> None:
         self._log(
@@ -283,7 +279,8 @@ class GRPO(AdapterModule):
         return [{**row, "completion": texts[0]} for row, texts in zip(prompts.rows(), rollout.texts, strict=True)]
 
     def _greedy(self, prompts: PromptBatch) -> Rollout:
-        return self.engine.generate(self.policy, prompts, group_size=1, seed=0, greedy=True)
+        with self.policy.failing_together():
+            return self.engine.generate(self.policy, prompts, group_size=1, seed=0, greedy=True)
 
     def _measure(self, prompts: PromptBatch, prefix: str) -> None:
         everyone = RewardSuite(self.scored_by())
@@ -305,8 +302,9 @@ class GRPO(AdapterModule):
         return {**self.rewards.rewards, **self.judges.rewards}
 
     def setup(self, stage: str) -> None:
-        """Check the data's columns and its batches before a model is loaded."""
+        """Check the engine, the data's columns and its batches before a model is loaded."""
         super().setup(stage)
+        check_engine(self.trainer, self.engine)
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self._choosing is not None and isinstance(data, PromptDataModule):
             self._choosing.options.share(data.batch_sizes["train"] // distributed.world_size())

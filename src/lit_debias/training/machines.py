@@ -9,16 +9,16 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_debias.data.module import TableDataModule
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError
+from lit_debias.models.layers import weights_digest
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.identity import UnknownIdentityError
 from lit_debias.rewards.reward import Reward
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 LAUNCH = "LIT_DEBIAS_LAUNCH"
 """Environment variable of a launcher that restarts what fails: a name of its own for each run."""
-SAMPLED = 64
-"""Numbers of each weight that stand for all of it."""
 
 
 def meet(trainer: Trainer) -> None:
@@ -46,7 +44,9 @@ def meet(trainer: Trainer) -> None:
     """
     strategy = trainer.strategy
     environment = getattr(strategy, "cluster_environment", None)
-    if not isinstance(strategy, DDPStrategy) or environment is None or isinstance(environment, LightningEnvironment):
+    if not isinstance(strategy, DDPStrategy | ModelParallelStrategy):
+        return
+    if environment is None or isinstance(environment, LightningEnvironment):
         return
     try:
         environment.validate_settings(num_devices=strategy.num_processes, num_nodes=strategy.num_nodes)
@@ -123,21 +123,13 @@ def _plain(value: Any) -> bool:
 def check_base(policy: Policy) -> None:
     """Refuse to start where the frozen weights differ between ranks. Every rank must call it.
 
+    Weights that ranks share out were compared when they were loaded.
+
     Raises:
         UserError: says between which machines.
     """
-    if distributed.is_distributed():
-        distributed.check_alike({f"the weights of model '{policy.source}'": _digest(policy)})
-
-
-def _digest(policy: Policy) -> str:
-    """Return a digest over a few numbers of each weight that no rank trains."""
-    frozen = [(name, weight) for name, weight in policy.named_parameters() if not weight.requires_grad]
-    parts: list[str | bytes] = []
-    for name, weight in frozen:
-        few = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLED)].contiguous()
-        parts += [f"{name}{[*weight.shape]}", few.view(torch.uint8).cpu().numpy().tobytes()]
-    return sha256(parts)[:12]
+    if distributed.is_distributed() and not policy.is_sharded:
+        distributed.check_alike({f"the weights of model '{policy.source}'": weights_digest(policy)})
 
 
 def lost(error: BaseException) -> str | None:
@@ -149,5 +141,6 @@ def lost(error: BaseException) -> str | None:
     who = f"process {getattr(rank_zero_only, 'rank', 0)} (on {socket.gethostname()})"
     return (
         f"{who} has lost the others, or waited too long for them ({text:.160}); see what they say. Start all of them "
-        "again with --ckpt_path last; where a step takes longer than 30 minutes, write a longer timeout of DDPStrategy"
+        "again with --ckpt_path last; where a step takes longer than 30 minutes, write a longer timeout in "
+        "trainer.strategy"
     )

@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lit_debias.errors import UserError
+from lit_debias.training.sharding import ShardedBase
 
 CALLBACKS = {
     StochasticWeightAveraging: "it moves the learning rate by epochs, which manual optimisation does not step; write "
@@ -47,17 +48,17 @@ def check_options(trainer: Trainer) -> None:
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that shard the model, or start processes from this one; before any process starts.
+    """Refuse strategies that split the model in other ways, or start processes from this one; before any starts.
 
     Raises:
         UserError: says which to write.
     """
     strategy = trainer.strategy
     name = getattr(strategy, "strategy_name", None) or type(strategy).__name__
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ShardedBase):
         raise UserError(
             f"trainer.strategy: {name} splits the model over devices, and only the adapter trains here; write auto or "
-            "ddp"
+            "ddp, or ModelParallelStrategy for a model larger than one device"
         )
     if getattr(strategy, "_start_method", "popen") not in (None, "popen"):  # spawn, fork
         raise UserError(

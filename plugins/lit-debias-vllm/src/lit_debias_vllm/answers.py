@@ -40,10 +40,10 @@ def completed(policy: Policy, rollout: Rollout, temperature: float) -> Rollout:
         ResumableError: a log-prob is missing for a token that the policy is not sure of.
     """
     missing = rollout.logprobs.isnan()
-    if not bool(missing.any()):
+    if not policy.most(int(missing.any())):  # where processes share the base out, all compute or none
         return rollout
     own = policy.logprobs(rollout, temperature)
-    lowest = float(own[missing].min())
+    lowest = float(own[missing].min()) if bool(missing.any()) else 0.0
     if lowest < SURE:
         raise ResumableError(
             "VLLMEngine: a server gives no log-probability for a token that the policy gives "

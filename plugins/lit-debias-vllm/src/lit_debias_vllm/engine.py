@@ -53,17 +53,19 @@ class Background(RolloutUnderWay):
     """A rollout that servers sample while this process does something else.
 
     Args:
+        policy: Which is sampled.
         start: When it was begun, as ``time.perf_counter`` has it.
         ended: When its last group came.
         rollout: Returns it then.
     """
 
-    def __init__(self, start: float, ended: Future[float], rollout: Callable[[], Rollout]) -> None:
-        self._start, self._ended, self._rollout = start, ended, rollout
+    def __init__(self, policy: Policy, start: float, ended: Future[float], rollout: Callable[[], Rollout]) -> None:
+        self._policy, self._start, self._ended, self._rollout = policy, start, ended, rollout
 
     def result(self) -> Rollout:
         """Wait for it; see :meth:`RolloutUnderWay.result`."""
-        self.seconds = self._ended.result() - self._start
+        with self._policy.failing_together():
+            self.seconds = self._ended.result() - self._start
         return self._rollout()
 
 
@@ -139,8 +141,15 @@ class VLLMEngine(RolloutEngine):
         self._version: Version
         self._unjudged: list[tuple[Server, Rollout, str]] = []
         """Servers, what they have sampled to be compared with the policy, and what the log says of new ones."""
+        self._spare: Rollout
+        """What this process computes with where others have more to compare, and need it for that."""
 
     # ---------------------------------------------------------------- the engine's contract
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether weights are sent merged; see :attr:`RolloutEngine.needs_base`."""
+        return self.sync == "merged"
 
     def prepare(self, policy: Policy) -> None:
         """Bring the policy to the servers, and compare its log-probs; see :meth:`RolloutEngine.prepare`."""
@@ -148,7 +157,8 @@ class VLLMEngine(RolloutEngine):
             return
         self._version, self._pool = self.versions.now(policy), self._new_pool()
         self._forget_unjudged()
-        self._pool.meet()
+        with policy.failing_together():
+            self._pool.meet()
         self._judge()
         self._policy = weakref.ref(policy)
 
@@ -163,7 +173,8 @@ class VLLMEngine(RolloutEngine):
     ) -> Rollout:
         """Return ``group_size`` completions for each prompt; see :meth:`RolloutEngine.generate`."""
         asked, pool = self._asked(policy, prompts, group_size, seed, greedy, on_group)
-        pool.run(asked.groups, asked.ask, asked.deliver, lambda: enough(on_group))
+        with policy.failing_together():
+            pool.run(asked.groups, asked.ask, asked.deliver, lambda: enough(on_group))
         return asked.rollout()
 
     @contextmanager
@@ -182,7 +193,7 @@ class VLLMEngine(RolloutEngine):
             self._version.written(server.way for server in pool.servers),
             pool.under_way(asked.groups, asked.ask, asked.deliver) as ended,
         ):
-            yield Background(start, ended, asked.rollout)
+            yield Background(policy, start, ended, asked.rollout)
 
     def _asked(
         self,
@@ -224,8 +235,9 @@ class VLLMEngine(RolloutEngine):
             self._judge()
             for number in set(range(len(rows))) - groups.keys():  # cancelled, and nobody looks at it
                 take(number, answers.unseen(group_size, policy.encoder.pad_id))
-            whole = [answers.completed(policy, groups[number], self.temperature) for number in range(len(rows))]
-            return answers.joined(prompts, encoded, whole, policy.encoder.pad_id)
+            of_all = [groups[number] for number in range(len(rows))]
+            whole = answers.joined(prompts, encoded, of_all, policy.encoder.pad_id)
+            return answers.completed(policy, whole, self.temperature)
 
         return Asked(len(rows), ask, deliver, rollout), self._pool
 
@@ -258,8 +270,9 @@ class VLLMEngine(RolloutEngine):
 
     async def _choose_way(self, server: Server) -> None:
         assert server.abilities is not None
+        alone = not self._shared and not self._version.policy.is_sharded
         try:
-            way = sync.choose_way(self.sync, server.abilities, merged_allowed=not self._shared)
+            way = sync.choose_way(self.sync, server.abilities, merged_allowed=alone)
             server.carrier = await choose_carrier(self.transfer, server, self._version)
         except ValueError as error:
             raise ResumableError(f"VLLMEngine: {server.url}: {error}") from None
@@ -296,18 +309,24 @@ class VLLMEngine(RolloutEngine):
     def _judge(self) -> None:
         """Compare what servers have sampled with the policy, in the thread that trains it and while it is as it was.
 
+        Where processes share the base out, all compute as often as the one that has most to compare (collective).
+
         Raises:
             ResumableError: one serves something else.
         """
-        while self._unjudged:
-            server, rollout, told = self._unjudged[0]
-            gap = check.gap_of(self._version.policy, rollout, self.temperature)
-            wrong = gap.wrong(self.max_gap)
-            if wrong:
-                raise ResumableError(f"VLLMEngine: {server.url} does not serve the policy as it is: {wrong}")
-            if told:
-                rank_zero_info(f"{told}, and its log-probs are {gap.policy:.2g} nats a token from the policy's.")
-            del self._unjudged[0]
+        policy, rollouts = self._version.policy, [rollout for _, rollout, _ in self._unjudged]
+        if rollouts:
+            self._spare = rollouts[0]
+        for _ in range(policy.most(len(rollouts)) - len(rollouts)):
+            rollouts.append(self._spare)
+        gaps = [check.gap_of(policy, rollout, self.temperature) for rollout in rollouts]
+        with policy.failing_together():
+            for (server, _, told), gap in zip(self._unjudged, gaps, strict=False):
+                if wrong := gap.wrong(self.max_gap):
+                    raise ResumableError(f"VLLMEngine: {server.url} does not serve the policy as it is: {wrong}")
+                if told:
+                    rank_zero_info(f"{told}, and its log-probs are {gap.policy:.2g} nats a token from the policy's.")
+        self._unjudged.clear()
 
     def _forget_unjudged(self) -> None:
         """Let those be checked anew whose rollout has failed before they were compared."""

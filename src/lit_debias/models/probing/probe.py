@@ -68,6 +68,10 @@ class Probe:
             prompt = prompt[: affordable(model, prompt)]
         return cls(prompt, (first, second))
 
+    def shortened(self, tokens: int) -> Probe:
+        """Return the same with a prompt of at most so many tokens."""
+        return Probe(self.prompt[:tokens], self.completions)
+
     @staticmethod
     def shortest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """Return a few of the tokens [L]."""
