@@ -53,7 +53,7 @@ COMMANDS = {
     ),
     "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", ("run+",)),
     "plugins": Command(
-        "lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators and engines", ("names*",)
+        "lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators, engines and benchmarks", ("names*",)
     ),
     "rewards new": Command(
         "lit_debias.cli.scaffold", "new", "write a plugin with one reward, ready to install", ("name",)

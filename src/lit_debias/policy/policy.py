@@ -137,3 +137,16 @@ class Policy(PolicyTokens):
             yield
         finally:
             self.lm.set_adapter(TRAINED)
+
+    @contextlib.contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Within the context the model is the untouched base, without a system prompt: one yardstick for all arms.
+
+        :meth:`as_reference` is something else: for a policy that continues an adapter it is that adapter.
+        """
+        system_prompt, self.system_prompt = self.system_prompt, None
+        try:
+            with self.lm.disable_adapter():
+                yield
+        finally:
+            self.system_prompt = system_prompt

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_debias.errors import UserError
+from lit_debias.support import files
 from lit_debias.support.files import parse_json, read_text
 
 Rows = list[dict[str, Any]]
@@ -68,6 +69,15 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read, or is no JSON.
     """
     return parse_json(read_text(path, "benchmarks:"), f"benchmarks: '{path}'")
+
+
+def read_jsonl(path: Path, needed: Sequence[str]) -> Rows:
+    """Return the objects of a file with one JSON object a line.
+
+    Raises:
+        UserError: it cannot be read, a line is none, or lacks one of the ``needed`` keys.
+    """
+    return complete((record for _, record in files.read_jsonl(path, "benchmarks:")), needed, path)
 
 
 def complete(rows: Iterable[Any], needed: Sequence[str], path: Path) -> Rows:

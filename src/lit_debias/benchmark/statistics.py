@@ -171,6 +171,17 @@ def compare(estimate: Estimate, baseline: Estimate) -> dict[str, Any]:
     }
 
 
+def correlation(x: Array, y: Array, bootstrap: ClusterBootstrap) -> Estimate:
+    """Return Pearson's correlation of x and y, both [N]; NaN in samples where one of them does not vary."""
+    x, y = x - x.mean(), y - y.mean()  # keeps the sums below from losing digits
+    n, sx, sy = bootstrap.sums(np.ones(len(x))), bootstrap.sums(x), bootstrap.sums(y)
+    covariance = bootstrap.sums(x * y) - sx * sy / n
+    spread = (bootstrap.sums(x * x) - sx**2 / n) * (bootstrap.sums(y * y) - sy**2 / n)
+    samples = np.full(len(n), np.nan)
+    np.divide(covariance, np.sqrt(np.maximum(spread, 0)), out=samples, where=spread > 1e-12)
+    return Estimate(samples, len(x))
+
+
 def _divide(numerators: Array, denominators: Array) -> Array:
     empty = np.full(len(numerators), np.nan)
     return np.asarray(np.divide(numerators, denominators, out=empty, where=denominators != 0))
