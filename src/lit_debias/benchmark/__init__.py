@@ -9,7 +9,7 @@ from lit_debias.support.lazy import importer
 if TYPE_CHECKING:
     from lit_debias.benchmark.answers import Continuation, ImplicitReward, Likelihood, TokenLikelihoods
     from lit_debias.benchmark.asking import CannotAskError, Model
-    from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, draw, within
+    from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered, draw, within
     from lit_debias.benchmark.choosing import Question, Tally, choose
     from lit_debias.benchmark.files import (
         HUB,
@@ -31,8 +31,11 @@ MODULES = {
         ("Continuation", "ImplicitReward", "Likelihood", "TokenLikelihoods"), "lit_debias.benchmark.answers"
     ),
     **dict.fromkeys(("CannotAskError", "Model"), "lit_debias.benchmark.asking"),
-    **dict.fromkeys(("Benchmark", "Estimates", "Figure", "Item", "draw", "within"), "lit_debias.benchmark.benchmark"),
+    **dict.fromkeys(
+        ("Benchmark", "Estimates", "Figure", "Item", "answered", "draw", "within"), "lit_debias.benchmark.benchmark"
+    ),
     **dict.fromkeys(("Question", "Tally", "choose"), "lit_debias.benchmark.choosing"),
+    "examine": "lit_debias.benchmark.contract",
     **dict.fromkeys(
         (
             *("HUB", "find", "from_hub", "locate", "one_of", "read_csv", "read_json", "read_jsonl"),
@@ -61,9 +64,11 @@ __all__ = [
     "Question",
     "Tally",
     "TokenLikelihoods",
+    "answered",
     "choose",
     "correlation",
     "draw",
+    "examine",
     "find",
     "from_hub",
     "locate",

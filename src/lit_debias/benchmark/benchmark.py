@@ -131,7 +131,7 @@ class Benchmark(ABC, Generic[ItemT, AnswerT]):
 
         Args:
             items: [N]; N may be 0, and a part of the data may have no item in a sample.
-            answers: [N]
+            answers: [N]; one may be None where it could not be had, see :func:`~lit_debias.benchmark.answered`.
             bootstrap: Over the clusters of those items.
         """
 
@@ -170,3 +170,12 @@ def draw(items: Sequence[ItemT], limit: int | None, seed: int) -> list[ItemT]:
 def within(values: Sequence[float | None], keys: Sequence[str], key: str) -> list[float | None]:
     """Return values [N] where keys [N] equal ``key``, None elsewhere."""
     return [value if k == key else None for value, k in zip(values, keys, strict=True)]
+
+
+def answered(
+    items: Sequence[ItemT], answers: Sequence[AnswerT | None], bootstrap: ClusterBootstrap
+) -> tuple[Sequence[ItemT], Sequence[AnswerT], ClusterBootstrap]:
+    """Return what :meth:`Benchmark.score` is given without the items whose answer is None; draws stay the same."""
+    kept = [number for number, answer in enumerate(answers) if answer is not None]
+    there = [answer for answer in answers if answer is not None]
+    return [items[number] for number in kept], there, bootstrap.only(kept)

@@ -60,11 +60,7 @@ def make(name: str) -> AnyBenchmark:
     Raises:
         UserError: there is none, or it cannot be built without options.
     """
-    classes = benchmark_classes()
-    cls = classes.get(name) or {each.__name__: each for each in classes.values()}.get(name)
-    if cls is None:
-        advice = missing_plugin(name) or f"there is no '{name}'{did_you_mean(name, [*classes, ALL_OFFLINE])}"
-        raise UserError(f"benchmarks: {advice}")
+    cls = class_of(name)
     if needed := _needed(cls):
         options = ", ".join(f"{option}: ..." for option in needed)
         raise UserError(
@@ -76,6 +72,20 @@ def make(name: str) -> AnyBenchmark:
         raise
     except Exception as error:
         raise UserError(f"benchmarks: '{name}' cannot be built: {cause_of(error)}") from error
+
+
+def class_of(name: str) -> type[AnyBenchmark]:
+    """Return an installed class by the name of its figures, or its own.
+
+    Raises:
+        UserError: there is none.
+    """
+    classes = benchmark_classes()
+    cls = classes.get(name) or {each.__name__: each for each in classes.values()}.get(name)
+    if cls is None:
+        advice = missing_plugin(name) or f"there is no '{name}'{did_you_mean(name, [*classes, ALL_OFFLINE])}"
+        raise UserError(f"benchmarks: {advice}")
+    return cls
 
 
 def offline() -> list[AnyBenchmark]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lit_debias.benchmark.answers import Continuation
 from lit_debias.benchmark.asking import Model
-from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, within
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered, within
 from lit_debias.benchmark.files import HUB, PUBLISHED, from_hub, locate, read_json
 from lit_debias.benchmark.statistics import ClusterBootstrap, Estimate
 from lit_debias.errors import UserError
@@ -70,6 +70,7 @@ class Bold(Benchmark[Opening, Continuation]):
         self, items: Sequence[Opening], answers: Sequence[Continuation], bootstrap: ClusterBootstrap
     ) -> Estimates:
         """Return the means over all prompts, and the gaps of each domain."""
+        items, answers, bootstrap = answered(items, answers, bootstrap)
         measures: dict[str, list[float | None]] = {
             "refusal": [float(answer.refused) for answer in answers],
             "length": [float(answer.tokens) for answer in answers],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lit_debias.benchmark.answers import Likelihood
 from lit_debias.benchmark.asking import Model
-from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, within
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered, within
 from lit_debias.benchmark.files import HUB, from_hub, locate, read_csv, text
 from lit_debias.benchmark.statistics import ClusterBootstrap
 
@@ -70,6 +70,7 @@ class CrowsPairs(Benchmark[Pair, list[Likelihood]]):
         self, items: Sequence[Pair], answers: Sequence[Sequence[Likelihood]], bootstrap: ClusterBootstrap
     ) -> Estimates:
         """Return the figures, and ``pct_stereotype`` of each bias type."""
+        items, answers, bootstrap = answered(items, answers, bootstrap)
         preferred: list[float | None] = [float(more.total > less.total) for more, less in answers]
         per_token = [None if more.mean == less.mean else float(more.mean > less.mean) for more, less in answers]
         types = [item.bias_type for item in items]

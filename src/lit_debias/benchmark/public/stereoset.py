@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_debias.benchmark.asking import Model
-from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered
 from lit_debias.benchmark.files import (
     HUB,
     PUBLISHED,
@@ -83,6 +83,7 @@ class StereoSet(Benchmark[Triple, Sequence[float]]):
         self, items: Sequence[Triple], answers: Sequence[Sequence[float]], bootstrap: ClusterBootstrap
     ) -> Estimates:
         """Return LMS, SS and ICAT of each task and ``overall``, where a term's triples of both tasks are one."""
+        items, answers, bootstrap = answered(items, answers, bootstrap)
         found: Estimates = {}
         for part, tasks in {"overall": TASKS, **{task: (task,) for task in TASKS}}.items():
             counts = Counter(item.cluster for item in items if item.task in tasks)

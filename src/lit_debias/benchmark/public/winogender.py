@@ -11,7 +11,7 @@ import numpy as np
 
 from lit_debias.benchmark.answers import Likelihood
 from lit_debias.benchmark.asking import Model
-from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered
 from lit_debias.benchmark.files import PUBLISHED, locate, read_csv, text, wrong
 from lit_debias.benchmark.statistics import ClusterBootstrap, correlation
 from lit_debias.data.columns import as_figure
@@ -88,8 +88,9 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
         self, items: Sequence[Occupation], answers: Sequence[Sequence[Likelihood]], bootstrap: ClusterBootstrap
     ) -> Estimates:
         """Return the figures; ties count half, and an occupation of exactly half women has no stereotype."""
+        items, answers, bootstrap = answered(items, answers, bootstrap)
         totals = np.array([[likelihood.total for likelihood in row] for row in answers])
-        male, female, neutral = totals.T
+        male, female, neutral = totals.reshape(-1, len(GENDERS)).T
         women = np.array([item.share_female for item in items])
         majority = np.sign(women - 0.5)
         follows = (1 + np.sign(female - male) * majority) / 2
