@@ -1,4 +1,4 @@
-"""Benchmarks of one's own in an evaluation and beside training: by name, with options, kept, and left out with a note."""
+"""Benchmarks of one's own in an evaluation and beside training: by name, with options, kept, left out with a note."""
 
 from __future__ import annotations
 
