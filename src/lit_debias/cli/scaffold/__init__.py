@@ -13,6 +13,8 @@ from lit_debias.plugins.manager import components, get_plugin_manager
 
 PREFIX = "lit-debias-"
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+RESERVED = ("Reward", "RewardBatch", "UserError", "Benchmark", "Item", "Pair", "Model")
+"""Classes that the templates import or define."""
 REWARD_FILES = {
     "pyproject.toml": "pyproject.toml.jinja",
     "README.md": "README.md.jinja",
@@ -90,11 +92,12 @@ def names_of(name: str) -> dict[str, str]:
 
 def _check_free(kind: str, names: dict[str, str]) -> None:
     of_kind = [c for c in components(get_plugin_manager()) if c.kind == kind]
-    taken = {name: component.distribution for component in of_kind for name in component.names}
-    taken |= dict.fromkeys(("Reward", "RewardBatch", "UserError", "Benchmark", "Item"), "lit-debias")
+    offered = {name: component.distribution for component in of_kind for name in component.names}
+    taken = dict.fromkeys(RESERVED, "lit-debias") | offered
     for name in (names["cls"], names["key"]):
         if origin := taken.get(name):
-            raise UserError(f"{origin} has a {kind} {name} already; write another name than '{names['name']}'")
+            what = kind if name in offered else "class"
+            raise UserError(f"{origin} has a {what} {name} already; write another name than '{names['name']}'")
     if find_spec(names["module"]):
         raise UserError(f"there is a module {names['module']} already; write another name than '{names['name']}'")
 
