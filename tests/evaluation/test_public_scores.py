@@ -201,7 +201,7 @@ def match(prediction, choices):
 @pytest.fixture(scope="module")
 def unifiedqa():
     """Return the rows of the published predictions, and their questions."""
-    rows = [row for path in sorted((SHARED / "bbq/golden").glob("preds_*")) for _, row in bbq.read_jsonl(path, "")]
+    rows = [row for path in sorted((SHARED / "bbq/golden").glob("preds_*")) for row in bbq.read_jsonl(path, ())]
     table = bbq.read_csv(SHARED / "bbq/additional_metadata.csv.gz", ("category",))
     metadata = {(row["category"], row["example_id"]): row for row in table}
     return rows, [bbq.to_question(row, metadata[row["category"], str(row["example_id"])]) for row in rows]

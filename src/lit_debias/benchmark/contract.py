@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -220,13 +221,11 @@ class _Examination:
                 )
         return found
 
-    def _compare(self, found: Mapping[str, Any], how: str) -> None:
-        for name in self.figures.keys() | found.keys():
-            pair = [figures[name].value if name in figures else None for figures in (self.figures, found)]
-            if None in pair or not np.isclose(*pair, rtol=1e-4, atol=1e-6, equal_nan=True):
-                raise BrokenError(
-                    f"'{name}' is {pair[0]}, and {how} {pair[1]}; let it depend on items and answers alone"
-                )
+    def _compare(self, found: Estimates, how: str) -> None:
+        for name in sorted(self.figures.keys() | found.keys()):
+            first, second = (one[name].value if name in one else math.nan for one in (self.figures, found))
+            if not np.isclose(first, second, rtol=1e-4, atol=1e-6, equal_nan=True):
+                raise BrokenError(f"'{name}' is {first}, and {how} {second}; let it depend on items and answers alone")
 
 
 def _finding(name: str, run: Callable[[], str]) -> Finding:

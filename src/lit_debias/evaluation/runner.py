@@ -123,12 +123,15 @@ class Runner:
         return {"model_files": identify_model(self.plan.settings.model), "versions": provenance()["versions"]}
 
     def _load(self, arm: Arm) -> Policy:
+        if self._loaded is not None and self._loaded[0] == arm.adapter:
+            return self._loaded[1]
+        base = None
         if self._loaded is None:
             self.examiner.load(best_device())
-        elif self._loaded[0] == arm.adapter:
-            return self._loaded[1]
-        self._loaded = None  # frees the memory of the other one first
-        policy = self.plan.policy(arm).load(best_device())
+        else:
+            base = self._loaded[1].release()  # the base of all arms is one
+        self._loaded = None  # frees what the other one kept beside it
+        policy = self.plan.policy(arm).load(best_device(), base)
         self._loaded = arm.adapter, policy
         return policy
 

@@ -59,6 +59,11 @@ class Policy(PolicyTokens):
         """Stay in the mode it was loaded in; Lightning calls ``eval()`` around validation."""
         return self
 
+    def release(self) -> PreTrainedModel:
+        """Take the adapters off, and return the base, which another policy may be loaded around; this one is done."""
+        base: PreTrainedModel = self.lm.unload()
+        return base
+
     # ---------------------------------------------------------------- log-probs
 
     def forward(

@@ -113,8 +113,13 @@ class QLoRAPolicy:
         self.system_prompt, self.max_prompt_tokens = system_prompt, max_prompt_tokens
         self.chat_template_kwargs: dict[str, Any] = chat_template_kwargs or {}
 
-    def load(self, device: torch.device | str = "cpu") -> Policy:
+    def load(self, device: torch.device | str = "cpu", base: PreTrainedModel | None = None) -> Policy:
         """Load tokenizer, base and adapters onto ``device``.
+
+        Args:
+            device: Where to.
+            base: What a policy of the same model, quantisation and type on that device has released, instead of a new
+                one: see :meth:`Policy.release`.
 
         Raises:
             UserError: they cannot be loaded, do not fit each other, or compute something that no form here can.
@@ -124,7 +129,7 @@ class QLoRAPolicy:
         tokenizer = load_tokenizer(self.source)
         PromptEncoder(tokenizer, self.source, self.chat_template_kwargs).check(self.system_prompt)
         config = self._adapter_config()
-        base = self._load_base(options.dtype, device)
+        base = base or self._load_base(options.dtype, device)
         untouched = read(base, Probe.shortest(base, tokenizer), self.source)
         if self.gradient_checkpointing:
             set_checkpointing(base, True)
