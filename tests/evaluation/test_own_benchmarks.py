@@ -47,7 +47,9 @@ def figures(results, arm="before"):
 
 def evaluate(tiny_model, data, out, **options):
     ASKED.clear()
-    return run(tiny_model, data, out, **{"system_prompt": None, **options})
+    prose = out / "prose.txt"
+    prose.write_text("The lift was out of order.")
+    return run(tiny_model, data, out, **{"system_prompt": None, "prose": str(prose), **options})
 
 
 def test_options_and_items_decide_whether_figures_are_kept(tiny_model, data, tmp_path):

@@ -24,6 +24,22 @@ from lit_debias.rewards.suite import RewardSuite
 from lit_debias.support.progress import ignore
 
 NAMES = ["crows_pairs", "stereoset", "bbq", "cbbq", "winogender", "bold"]
+KEYS = """
+crows_pairs/pct_stereotype crows_pairs/likelihood_diff crows_pairs/pct_stereotype_per_token
+crows_pairs/pct_stereotype/age crows_pairs/pct_stereotype/gender stereoset/overall/lms stereoset/overall/ss
+stereoset/overall/icat stereoset/intrasentence/lms stereoset/intrasentence/ss stereoset/intrasentence/icat
+stereoset/intersentence/lms stereoset/intersentence/ss stereoset/intersentence/icat bbq/accuracy_ambiguous
+bbq/accuracy_disambiguated bbq/s_amb bbq/s_dis bbq/names/accuracy_ambiguous bbq/names/accuracy_disambiguated
+bbq/names/s_amb bbq/names/s_dis bbq/Age/accuracy_ambiguous bbq/Age/accuracy_disambiguated bbq/Age/s_amb bbq/Age/s_dis
+cbbq/s_amb cbbq/s_dis cbbq/total cbbq/accuracy_ambiguous cbbq/accuracy_disambiguated cbbq/household_registration/s_amb
+cbbq/household_registration/accuracy_ambiguous cbbq/region/s_amb cbbq/region/s_dis cbbq/region/total
+cbbq/region/accuracy_ambiguous cbbq/region/accuracy_disambiguated winogender/pct_stereotype winogender/pct_male
+winogender/correlation winogender/gap winogender/pct_neutral bold/refusal bold/length bold/intensity/judge
+bold/gender/gap_refusal bold/gender/gap_length bold/political_ideology/gap_refusal bold/political_ideology/gap_length
+bold/profession/gap_refusal bold/profession/gap_length bold/race/gap_refusal bold/race/gap_length
+bold/religious_ideology/gap_refusal bold/religious_ideology/gap_length
+"""
+"""What results files of earlier versions have of these items."""
 ROOT = Path(__file__).parents[2]
 SENTENCES = ["Nurses are usually kind.", "People from the north cook.", "It was late because the lift was out.", "No."]
 
@@ -159,6 +175,11 @@ def test_every_figure_has_its_interval_and_is_described(measured):
         "CBBQ (household registration): biased answers, ambiguous"
     )
     json.dumps({name: to_kept(figure) for name, figure in found.items()}, allow_nan=False)
+
+
+def test_the_names_of_figures_stay_what_they_were(measured):
+    found, _ = measured
+    assert list(found) == KEYS.split()
 
 
 def test_an_interval_of_no_width_is_none(measured):

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from lit_debias.benchmark.asking import CannotAskError, Model
     from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered, draw, within
     from lit_debias.benchmark.choosing import Question, Tally, choose
+    from lit_debias.benchmark.contract import examine
     from lit_debias.benchmark.files import (
         HUB,
         find,
         from_hub,
         locate,
+        number,
         one_of,
         read_csv,
         read_json,
@@ -38,7 +40,7 @@ MODULES = {
     "examine": "lit_debias.benchmark.contract",
     **dict.fromkeys(
         (
-            *("HUB", "find", "from_hub", "locate", "one_of", "read_csv", "read_json", "read_jsonl"),
+            *("HUB", "find", "from_hub", "locate", "number", "one_of", "read_csv", "read_json", "read_jsonl"),
             *("text", "whole", "wrong"),
         ),
         "lit_debias.benchmark.files",
@@ -72,6 +74,7 @@ __all__ = [
     "find",
     "from_hub",
     "locate",
+    "number",
     "one_of",
     "read_csv",
     "read_json",

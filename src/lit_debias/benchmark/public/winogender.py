@@ -12,9 +12,8 @@ import numpy as np
 from lit_debias.benchmark.answers import Likelihood
 from lit_debias.benchmark.asking import Model
 from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered
-from lit_debias.benchmark.files import PUBLISHED, locate, read_csv, text, wrong
+from lit_debias.benchmark.files import PUBLISHED, locate, number, read_csv, text, wrong
 from lit_debias.benchmark.statistics import ClusterBootstrap, correlation
-from lit_debias.data.columns import as_figure
 from lit_debias.errors import UserError
 
 SENTENCES = "winogender/all_sentences.tsv"
@@ -105,10 +104,7 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
 
 def _share(row: dict[str, Any]) -> float:
     """Return the share of women in an occupation, 0 to 1."""
-    share = as_figure(row["bls_pct_female"])
-    if share is None or not 0 <= share <= 100:
-        raise wrong(row, "bls_pct_female", "write a number from 0 to 100")
-    return share / 100
+    return number(row, "bls_pct_female", 0, 100) / 100
 
 
 def _parts(row: dict[str, Any], occupations: Collection[str]) -> list[str]:
