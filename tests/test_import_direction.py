@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lit_debias
-from lit_debias import plugins
+from lit_debias import benchmark, plugins
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "src" / "lit_debias"
@@ -31,6 +31,7 @@ LAYERS = [
     "forward",
     "policy",
     "rollout",
+    "benchmark",
     "plugins",
     "export",
     "synthetic",
@@ -42,7 +43,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, name in enumerate(LAYERS)}
 TORCH_ONLY = {"grpo", "packing", "rewards", "aggregators"}
-PUBLIC = {"lit_debias": lit_debias, "lit_debias.plugins": plugins}
+PUBLIC = {"lit_debias": lit_debias, "lit_debias.plugins": plugins, "lit_debias.benchmark": benchmark}
 
 
 def imports(path: Path, *, at_run_time: bool = True) -> Iterator[str]:

@@ -19,6 +19,8 @@ def test_names_by_hand():
     assert names_of("lit-debias-short-answers") == {
         "name": "lit-debias-short-answers",
         "short": "short-answers",
+        "key": "short_answers",
+        "title": "Short answers",
         "module": "lit_debias_short_answers",
         "cls": "ShortAnswers",
     }
@@ -51,7 +53,7 @@ def test_the_folder(tmp_path, capsys):
         ("two_words", "is no name for a plugin"),
         ("class", "is no name for a plugin"),
         ("lit-debias-2", "'lit-debias-2' gives no name for a class; write a letter first"),
-        ("variety", "lit-debias-fluency has a class Variety already"),
+        ("variety", "lit-debias-fluency has a reward Variety already"),
         ("lit-debias-reward", "lit-debias has a class Reward already"),
         ("json", "there is a module json already"),
     ],
@@ -70,3 +72,18 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert new("brevity", "--out", tmp_path / "file") == 2
     assert "Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lit-debias-crows-pairs", "lit-debias has a benchmark CrowsPairs already"),
+        ("bbq", "lit-debias has a benchmark bbq already"),
+        ("lit-debias-item", "lit-debias has a class Item already"),
+    ],
+)
+def test_names_of_benchmarks_that_are_taken(name, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["benchmarks", "new", name]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

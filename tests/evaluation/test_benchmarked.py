@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from lit_debias.benchmark import Figure
+from lit_debias.benchmark.statistics import Estimate
 from lit_debias.evaluation.benchmarked import change, from_kept, to_kept
-from lit_debias.evaluation.public import Figure
-from lit_debias.evaluation.statistics import Estimate
 
 TOWARD = Figure("share", "toward", 0.5)
 

@@ -10,9 +10,9 @@ from support import loaded
 from transformers import AutoModelForCausalLM
 
 from lit_debias.errors import UserError
-from lit_debias.evaluation.examiner import frozen_base, mean_logprobs
-from lit_debias.evaluation.scoring import joined
+from lit_debias.evaluation.examiner import mean_logprobs
 from lit_debias.rewards.reward import Reward
+from lit_debias.rewards.scoring import joined
 from lit_debias.rewards.suite import flatten
 from lit_debias.types import PromptBatch
 
@@ -78,7 +78,7 @@ def test_frozen_base_is_the_base_and_restores(tiny_model, adapter):
     base = loaded(tiny_model)
     row = [({"prompt": "Riders are"}, None)]
     trained = mean_logprobs(policy, row, [["late."]])
-    with frozen_base(policy):
+    with policy.as_base():
         assert mean_logprobs(policy, row, [["late."]])[0] == pytest.approx(mean_logprobs(base, row, [["late."]])[0])
     assert mean_logprobs(policy, row, [["late."]]) == trained
     assert policy.system_prompt == "Be fair."

@@ -3,11 +3,11 @@ from operator import attrgetter
 
 import pytest
 
+from lit_debias.benchmark.statistics import ClusterBootstrap
 from lit_debias.evaluation.meanings import MEANINGS
 from lit_debias.evaluation.measures import MEASURES, breakdown, measure, twin_pairs, word_budgets
 from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.results import summarize
-from lit_debias.evaluation.statistics import ClusterBootstrap
 from lit_debias.evaluation.verdict import verdict
 
 

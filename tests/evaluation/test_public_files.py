@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from public_data import bbq_row, cbbq_row, table, triple, write_all
 
+from lit_debias.benchmark import measuring
 from lit_debias.errors import UserError
-from lit_debias.evaluation.public import BENCHMARKS
-from lit_debias.evaluation.public import run as public_run
+from lit_debias.plugins.benchmarks import make
 
 QUESTIONS = [bbq_row(number, "neg", "disambig" if number % 2 else "ambig", label=2 - number % 2) for number in range(4)]
 METADATA = [
@@ -21,7 +21,7 @@ def bbq(folder, rows, metadata=METADATA):
     (folder / "bbq").mkdir(parents=True)
     (folder / "bbq" / "Age.jsonl").write_text("\n".join(map(json.dumps, rows)))
     table(folder / "bbq" / "additional_metadata.csv", metadata)
-    return BENCHMARKS["bbq"].read(str(folder))
+    return make("bbq").read(str(folder))
 
 
 def changed(**values):
@@ -176,7 +176,7 @@ def test_wrong_rows_of_other_benchmarks(name, change, message, tmp_path):
     write_all(tmp_path)
     change(tmp_path)
     with pytest.raises(UserError) as caught:
-        BENCHMARKS[name].read(str(tmp_path))
+        make(name).read(str(tmp_path))
     assert message in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -185,11 +185,12 @@ def test_wrong_rows_of_other_benchmarks(name, change, message, tmp_path):
 def test_a_figure_without_a_value_is_left_out(tmp_path, monkeypatch):
     write_all(tmp_path)
     monkeypatch.setattr(
-        type(BENCHMARKS["winogender"]),
+        type(make("winogender")),
         "ask",
         lambda self, model, items: [[type("L", (), {"total": -1.0})] * 3 for _ in items],
     )
-    found = public_run.measure(None, ["winogender"], str(tmp_path), None, 0, 5, None, lambda done: None)
+    (sample,) = measuring.samples([make("winogender")], str(tmp_path), None, 0)
+    found = measuring.measure(None, sample, 0, 5, None, lambda done: None)
     assert "winogender/correlation" not in found  # of equal numbers
     assert found["winogender/pct_male"].value == 0.5
     assert all(np.isfinite(estimate.value) for estimate in found.values())

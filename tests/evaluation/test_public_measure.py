@@ -13,16 +13,33 @@ import torch
 from public_data import SHARED, triple, write_all
 from support import loaded, perturb
 
+from lit_debias.benchmark import asking, measuring
+from lit_debias.benchmark.asking import Model
+from lit_debias.benchmark.files import HUB
 from lit_debias.errors import UserError
-from lit_debias.evaluation import public
 from lit_debias.evaluation.benchmarked import known, to_kept
-from lit_debias.evaluation.public import asking
-from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.files import HUB
+from lit_debias.plugins.benchmarks import benchmarks_of, make
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.progress import ignore
 
-NAMES = list(public.BENCHMARKS)
+NAMES = ["crows_pairs", "stereoset", "bbq", "cbbq", "winogender", "bold"]
+KEYS = """
+crows_pairs/pct_stereotype crows_pairs/likelihood_diff crows_pairs/pct_stereotype_per_token
+crows_pairs/pct_stereotype/age crows_pairs/pct_stereotype/gender stereoset/overall/lms stereoset/overall/ss
+stereoset/overall/icat stereoset/intrasentence/lms stereoset/intrasentence/ss stereoset/intrasentence/icat
+stereoset/intersentence/lms stereoset/intersentence/ss stereoset/intersentence/icat bbq/accuracy_ambiguous
+bbq/accuracy_disambiguated bbq/s_amb bbq/s_dis bbq/names/accuracy_ambiguous bbq/names/accuracy_disambiguated
+bbq/names/s_amb bbq/names/s_dis bbq/Age/accuracy_ambiguous bbq/Age/accuracy_disambiguated bbq/Age/s_amb bbq/Age/s_dis
+cbbq/s_amb cbbq/s_dis cbbq/total cbbq/accuracy_ambiguous cbbq/accuracy_disambiguated cbbq/household_registration/s_amb
+cbbq/household_registration/accuracy_ambiguous cbbq/region/s_amb cbbq/region/s_dis cbbq/region/total
+cbbq/region/accuracy_ambiguous cbbq/region/accuracy_disambiguated winogender/pct_stereotype winogender/pct_male
+winogender/correlation winogender/gap winogender/pct_neutral bold/refusal bold/length bold/intensity/judge
+bold/gender/gap_refusal bold/gender/gap_length bold/political_ideology/gap_refusal bold/political_ideology/gap_length
+bold/profession/gap_refusal bold/profession/gap_length bold/race/gap_refusal bold/race/gap_length
+bold/religious_ideology/gap_refusal bold/religious_ideology/gap_length
+"""
+"""What results files of earlier versions have of these items."""
 ROOT = Path(__file__).parents[2]
 SENTENCES = ["Nurses are usually kind.", "People from the north cook.", "It was late because the lift was out.", "No."]
 
@@ -42,6 +59,18 @@ def policy(tiny_model):
 
 def model(policy, judges=None):
     return Model(policy, RewardSuite(judges or {}), lambda done: None)
+
+
+def measured_by(policy, names, folder, limit=None, seed=0, judges=None, advance=ignore):
+    found = {}
+    for sample in measuring.samples(benchmarks_of(names), folder, limit, seed):
+        found |= measuring.measure(policy, sample, seed, 10, judges or RewardSuite({}), advance)
+    return found
+
+
+def about(name):
+    benchmark, _, figure = name.partition("/")
+    return measuring.about(make(benchmark), figure)
 
 
 def plain(policy, before, after):
@@ -123,7 +152,7 @@ def test_continuations_are_judged(policy):
 def measured(policy, folder):
     done = []
     judges = RewardSuite({"judge": Half()})
-    return public.measure(policy, NAMES, folder, None, 0, 10, judges, done.append), sum(done)
+    return measured_by(policy, NAMES, folder, judges=judges, advance=done.append), sum(done)
 
 
 def test_every_figure_has_its_interval_and_is_described(measured):
@@ -132,20 +161,25 @@ def test_every_figure_has_its_interval_and_is_described(measured):
     for name, figure in found.items():
         assert figure.samples.shape == (11,)
         assert figure.n > 0
-        about = public.about(name)
-        assert about.better in ("lower", "higher", "toward", "")
-        assert (about.ideal is None) == (about.better == "")
-        assert about.label.startswith(public.BENCHMARKS[name.split("/")[0]].title)
+        described = about(name)
+        assert described.better in ("lower", "higher", "toward", "")
+        assert (described.ideal is None) == (described.better == "")
+        assert described.label.startswith(make(name.split("/")[0]).title)
     assert found["bbq/accuracy_ambiguous"].n == 4
     assert found["bbq/names/accuracy_ambiguous"].n == 2
     assert found["cbbq/household_registration/s_amb"].n == 1
     assert found["winogender/pct_stereotype"].n == 4
     assert found["bold/race/gap_length"].n == 8
     assert "bold/intensity/judge" in found
-    assert public.about("cbbq/household_registration/s_amb").label == (
+    assert about("cbbq/household_registration/s_amb").label == (
         "CBBQ (household registration): biased answers, ambiguous"
     )
     json.dumps({name: to_kept(figure) for name, figure in found.items()}, allow_nan=False)
+
+
+def test_the_names_of_figures_stay_what_they_were(measured):
+    found, _ = measured
+    assert list(found) == KEYS.split()
 
 
 def test_an_interval_of_no_width_is_none(measured):
@@ -157,13 +191,13 @@ def test_an_interval_of_no_width_is_none(measured):
 
 
 def test_progress_counts_every_item(measured, folder):
-    assert measured[1] == sum(len(sample.items) for sample in public.samples(NAMES, folder, None, 0))
+    assert measured[1] == sum(len(sample.items) for sample in measuring.samples(benchmarks_of(NAMES), folder, None, 0))
 
 
 def test_a_limited_sample_says_so(policy, folder):
-    found = public.measure(policy, ["bbq", "crows_pairs"], folder, 4, 0, 10, RewardSuite({}), lambda done: None)
+    found = measured_by(policy, ["bbq", "crows_pairs"], folder, 4)
     assert found["bbq/accuracy_ambiguous"].n <= 4
-    samples = public.samples(["bbq", "crows_pairs"], folder, 4, 0)
+    samples = measuring.samples(benchmarks_of(["bbq", "crows_pairs"]), folder, 4, 0)
     assert [sample.size for sample in samples] == ["4 of 12", "4 of 4"]
     notes = [sample.note for sample in samples]
     assert notes[0].startswith("BBQ: 4 of 12 items")
@@ -172,7 +206,7 @@ def test_a_limited_sample_says_so(policy, folder):
 
 def test_arms_are_asked_the_same(policy, folder):
     def run():
-        return public.measure(policy, ["crows_pairs"], folder, 2, 3, 10, RewardSuite({}), lambda done: None)
+        return measured_by(policy, ["crows_pairs"], folder, 2, 3)
 
     adapted, again = run(), run()
     assert {name: to_kept(e) for name, e in adapted.items()} == {name: to_kept(e) for name, e in again.items()}
@@ -184,9 +218,9 @@ def test_arms_are_asked_the_same(policy, folder):
 
 
 def test_good_names_and_folders_pass(folder):
-    public.check(NAMES, folder)
-    public.check([], "nowhere")
-    public.check(["crows_pairs", "stereoset", "bold"], HUB)
+    measuring.check(benchmarks_of(NAMES), folder)
+    measuring.check([], "nowhere")
+    measuring.check(benchmarks_of("crows_pairs, stereoset,bold"), HUB)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +233,7 @@ def test_good_names_and_folders_pass(folder):
 )
 def test_mistakes(names, where, message, folder):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        public.check(names, where or folder)
+        measuring.check(benchmarks_of(names), where or folder)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +251,7 @@ def test_mistakes(names, where, message, folder):
 def test_a_missing_file_is_named_before_a_model_is_loaded(name, missing, tmp_path):
     (write_all(tmp_path) / missing).unlink()
     with pytest.raises(UserError, match=r"benchmarks: .*; write") as caught:
-        public.check([name], str(tmp_path))
+        measuring.check([make(name)], str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -235,12 +269,11 @@ def test_the_hubs_rows_read_like_the_files(monkeypatch):
         "AmazonScience/bold": [{"domain": "race", "category": "A", "name": "B", "prompts": ["x ", "y"]}],
     }
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: rows[name])
-    benchmarks = public.BENCHMARKS
-    assert [pair.more for pair in benchmarks["crows_pairs"].read(HUB)] == ["m"]
-    within, between = benchmarks["stereoset"].read(HUB)
+    assert [pair.more for pair in make("crows_pairs").read(HUB)] == ["m"]
+    within, between = make("stereoset").read(HUB)
     assert within.sentences == ("The cook is quiet.", "The cook is loud.", "The cook is blue.")
     assert (within.context, between.context) == ("", "A cook is near.")
-    assert [opening.text for opening in benchmarks["bold"].read(HUB)] == ["x", "y"]
+    assert [opening.text for opening in make("bold").read(HUB)] == ["x", "y"]
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):
@@ -249,7 +282,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(UserError, match=r"'AmazonScience/bold' cannot be had from the hub \(no route\)"):
-        public.BENCHMARKS["bold"].read(HUB)
+        make("bold").read(HUB)
 
 
 # ------------------------------------------------------------------ lm-eval

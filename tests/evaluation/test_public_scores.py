@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from public_data import SHARED, bbq_row, cbbq_row
 
-from lit_debias.evaluation.public import bbq, cbbq
-from lit_debias.evaluation.public.asking import Continuation, Likelihood
-from lit_debias.evaluation.public.bbq import BBQ
-from lit_debias.evaluation.public.benchmark import Item, draw
-from lit_debias.evaluation.public.bold import Bold, Opening, gap
-from lit_debias.evaluation.public.cbbq import CBBQ
-from lit_debias.evaluation.public.choosing import Question
-from lit_debias.evaluation.public.crows_pairs import CrowsPairs, Pair
-from lit_debias.evaluation.public.stereoset import StereoSet, Triple
-from lit_debias.evaluation.public.winogender import Occupation, Winogender, correlation
-from lit_debias.evaluation.statistics import ClusterBootstrap
+from lit_debias.benchmark.asking import Continuation, Likelihood
+from lit_debias.benchmark.benchmark import Item, draw
+from lit_debias.benchmark.choosing import Question
+from lit_debias.benchmark.public import bbq, cbbq
+from lit_debias.benchmark.public.bbq import BBQ
+from lit_debias.benchmark.public.bold import Bold, Opening, gap
+from lit_debias.benchmark.public.cbbq import CBBQ
+from lit_debias.benchmark.public.crows_pairs import CrowsPairs, Pair
+from lit_debias.benchmark.public.stereoset import StereoSet, Triple
+from lit_debias.benchmark.public.winogender import Occupation, Winogender, correlation
+from lit_debias.benchmark.statistics import ClusterBootstrap
 
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the benchmarks' files in {SHARED}")
 
@@ -201,7 +201,7 @@ def match(prediction, choices):
 @pytest.fixture(scope="module")
 def unifiedqa():
     """Return the rows of the published predictions, and their questions."""
-    rows = [row for path in sorted((SHARED / "bbq/golden").glob("preds_*")) for _, row in bbq.read_jsonl(path, "")]
+    rows = [row for path in sorted((SHARED / "bbq/golden").glob("preds_*")) for row in bbq.read_jsonl(path, ())]
     table = bbq.read_csv(SHARED / "bbq/additional_metadata.csv.gz", ("category",))
     metadata = {(row["category"], row["example_id"]): row for row in table}
     return rows, [bbq.to_question(row, metadata[row["category"], str(row["example_id"])]) for row in rows]
@@ -326,7 +326,7 @@ def test_bold_by_hand():
 
     asked = [opening("race", g) for g in "AABBAABBC"] + [opening("gender", "D")]
     intensities = [0.2, 0.4, 0.5, 0.7, 0.2, 0.4, 0.5, None, 1.0, 0.0]
-    answers = [Continuation(i, i < 2, {"judge": value}) for i, value in enumerate(intensities)]
+    answers = [Continuation(i, i < 2, {"judge": value}, "") for i, value in enumerate(intensities)]
     found = values(Bold(), asked, answers)
     assert found["intensity/judge"] == pytest.approx(3.9 / 9)
     assert found["refusal"] == 0.2

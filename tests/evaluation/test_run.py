@@ -225,6 +225,6 @@ def test_public_benchmarks_stand_in_the_same_results(tiny_model, data, adapter, 
     changed = results["comparisons"]["after"]["crows_pairs/likelihood_diff"]
     assert changed["difference"] == pytest.approx(margins[1] - margins[0])
     assert changed["low"] <= changed["difference"] <= changed["high"]
-    monkeypatch.setattr("lit_debias.evaluation.public.measure", None)  # a second run must not need it
+    monkeypatch.setattr("lit_debias.evaluation.benchmarked.measure", None)  # a second run must not need it
     again = run(tiny_model, data, tmp_path, **options)
     assert (again["arms"], again["comparisons"]) == (results["arms"], results["comparisons"])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate, compare, pool, pool_measures
+from lit_debias.benchmark.statistics import ClusterBootstrap, Estimate, compare, pool, pool_measures
 
 
 def test_mean_leaves_none_out_and_counts_what_is_there():

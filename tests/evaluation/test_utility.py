@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
+from lit_debias.benchmark.asking import Model
 from lit_debias.errors import UserError
 from lit_debias.evaluation.examiner import Examiner
 from lit_debias.evaluation.prose import LONGEST, prose_rows, read_prose
-from lit_debias.evaluation.public.asking import Model
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
 from lit_debias.rewards.suite import RewardSuite

@@ -10,11 +10,14 @@ from torch import nn
 
 from lit_debias.errors import UserError
 from lit_debias.forward.choose import FormOptions
+from lit_debias.models.adapters import TRAINED
 from lit_debias.models.layers import merged_weight
 from lit_debias.models.loading import end_of_sequence_ids
 from lit_debias.packing.groups import pack
 from lit_debias.packing.tokens import tokens_of
 from lit_debias.policy.recipe import QLoRAPolicy
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.types import PromptBatch
 
 
 def test_a_fresh_adapter_is_the_reference(tiny_model):
@@ -291,3 +294,35 @@ def test_wrong_targets_and_long_prompts_are_named(tiny_model):
         loaded(tiny_model, targets=["nonsense"])
     with pytest.raises(UserError, match="tokens; prompts need 1 to 5"):
         loaded(tiny_model, max_prompt_tokens=5).encode_prompts(["a long prompt with many words"])
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_adapters_share_a_base_to_the_bit(tiny_model, tmp_path, quantization):
+    """One after the other around one base, as an evaluation has them, and each around a base of its own."""
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        policy = loaded(tiny_model)
+        perturb(policy)
+        folders.append(str(tmp_path / str(seed)))
+        policy.lm.save_pretrained(folders[-1], selected_adapters=[TRAINED])
+
+    def answers(policy):
+        prompts = PromptBatch(["The riders were", "Nurses"])
+        rollout = LocalEngine(8).generate(policy, prompts, 2, seed=3)
+        return rollout.texts, policy.logprobs(rollout), policy.logprobs(rollout, reference=True)
+
+    shared, base = [], None
+    for adapter in (None, *folders, None):
+        policy = QLoRAPolicy(str(tiny_model), quantization, "float32", adapter=adapter).load("cpu", base)
+        shared.append(answers(policy))
+        base = policy.release()
+    alone = [
+        answers(QLoRAPolicy(str(tiny_model), quantization, "float32", adapter=adapter).load())
+        for adapter in (None, *folders, None)
+    ]
+    for (texts, own, reference), (expected, own_alone, reference_alone) in zip(shared, alone, strict=True):
+        assert texts == expected
+        assert torch.equal(own, own_alone)
+        assert torch.equal(reference, reference_alone)
+    assert not torch.equal(shared[1][1], shared[2][1])

@@ -61,9 +61,10 @@ def _classes_in(hint: Any) -> Iterator[type]:
 def _by_name(name: str) -> list[type]:
     from lightning import LightningDataModule, LightningModule
 
+    from lit_debias.benchmark.benchmark import Benchmark
     from lit_debias.rewards.reward import Reward
 
-    known: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
+    known: dict[str, type] = {"model": LightningModule, "data": LightningDataModule, "benchmarks": Benchmark}
     return [known.get(name, Reward)] if name in (*known, "rewards", "judges") else []
 
 

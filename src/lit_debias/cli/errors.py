@@ -19,6 +19,7 @@ NOISE = (
     *("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>"),
     "Expected a path but",  # of a text where options are wanted, which may be a file with them
 )
+OPTIONS_GIVEN = re.compile(r"Given value: \[?\{'class_path'")
 KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
 CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)")
 UNKNOWN_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
@@ -66,12 +67,14 @@ def one_line(message: str, known: Iterable[str] = ()) -> str:
 
 
 def _telling_lines(message: str) -> Iterator[str]:
+    # where a text would fit as well, a class with options is meant to be one
+    noise = (*NOISE, "Expected a <class 'str'>") if OPTIONS_GIVEN.search(message) else NOISE
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
         while match := KEY.match(text) or CLASS.match(text):
             yield match[0].removesuffix(match["rest"])
             text = match["rest"]
-        if text and not text.startswith(NOISE):
+        if text and not text.startswith(noise):
             yield text
 
 

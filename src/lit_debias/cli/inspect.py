@@ -31,7 +31,7 @@ from lit_debias.support.text import counted, printable, shorten
 
 
 def plugins(names: Sequence[str] = (), json: bool = False) -> None:
-    """List installed rewards, aggregators and engines, one a line; or say more of those that are named.
+    """List installed rewards, aggregators, engines and benchmarks, one a line; or say more of those that are named.
 
     Args:
         names: Classes to say more of: where they come from, what they do, and their options.

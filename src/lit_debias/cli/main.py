@@ -53,7 +53,7 @@ COMMANDS = {
     ),
     "report": Command("lit_debias.report", "report", "draw one self-contained HTML file of a run", ("run+",)),
     "plugins": Command(
-        "lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators and engines", ("names*",)
+        "lit_debias.cli.inspect", "plugins", "list installed rewards, aggregators, engines and benchmarks", ("names*",)
     ),
     "rewards new": Command(
         "lit_debias.cli.scaffold", "new", "write a plugin with one reward, ready to install", ("name",)
@@ -63,6 +63,12 @@ COMMANDS = {
     ),
     "rewards score": Command(
         "lit_debias.cli.rewards", "score", "score texts from arguments, a file or a pipe", ("reward", "texts*")
+    ),
+    "benchmarks new": Command(
+        "lit_debias.cli.scaffold", "new_benchmark", "write a plugin with one benchmark, ready to install", ("name",)
+    ),
+    "benchmarks check": Command(
+        "lit_debias.cli.benchmarks", "check", "test whether a benchmark keeps its contract", ("benchmark",)
     ),
     "ray": Command("lit_debias.cli.on_ray", "fit_on_ray", "fit on the workers of a Ray cluster"),
     "doctor": Command("lit_debias.cli.inspect", "doctor", "say what this machine can run, and what is missing"),
@@ -132,7 +138,7 @@ def _run(args: list[str]) -> int:
 def overview() -> str:
     """Return the help over all commands."""
     table = TRAINER_COMMANDS | {name: command.help for name, command in COMMANDS.items()}
-    lines = [f"  {name:<15}{text}" for name, text in table.items()]
+    lines = [f"  {name:<18}{text}" for name, text in table.items()]
     return "\n".join(
         [
             "usage: lit-debias COMMAND ...",

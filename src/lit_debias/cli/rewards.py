@@ -5,16 +5,11 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from lit_debias.cli.parser import Parser
-from lit_debias.errors import UserError, cause_of, did_you_mean
+from lit_debias.cli.contracts import build_object, show_findings
+from lit_debias.errors import UserError, did_you_mean
 from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias.plugins.official import missing_plugin
 from lit_debias.rewards.asking import RewardError, ask, check_scores, prepare
@@ -54,15 +49,7 @@ def check(
     built = build(reward, init_args)
     read = list(read_pairs(pairs, columns or {}, built)) if pairs else []
     findings = examine(built, read, columns, max_latency, tolerance, str(known_device("--device", device)))
-    if json:
-        print(json_module.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        table = Table("", "check", "what was found", title=type(built).__name__)
-        marks = {True: "[green]ok[/]", False: "[red]broken[/]", None: "-"}
-        for finding in findings:
-            table.add_row(marks[finding.passed], finding.check, escape(printable(finding.detail)))
-        Console().print(table)
-    return int(any(finding.passed is False for finding in findings))
+    return show_findings(findings, type(built).__name__, json)
 
 
 def score(
@@ -137,15 +124,7 @@ def build(reward: str, init_args: Mapping[str, Any] | None) -> Reward:
     rewards = {c.name for c in components(get_plugin_manager()) if c.kind == "reward"}
     if "." not in reward and reward not in rewards:
         raise UserError(missing_plugin(reward) or f"there is no reward '{reward}'{did_you_mean(reward, rewards)}")
-    parser = Parser(prog="lit-debias rewards")
-    parser.add_argument("--reward", type=Reward)
-    config = parser.parse_object({"reward": {"class_path": reward, "init_args": dict(init_args or {})}})
-    try:
-        built: Reward = parser.instantiate(config).reward
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"reward '{reward}' cannot be built: {cause_of(error)}") from error
+    built: Reward = build_object("reward", reward, Reward, reward, init_args)
     return built
 
 

@@ -214,14 +214,3 @@ def renamed(rows: Dataset, columns: Mapping[str, str], path: str, there: Sequenc
     table = rows.with_format("arrow")[:]
     sources = {**{name: name for name in rows.column_names}, **columns}
     return Dataset(pa.table({name: table[source] for name, source in sources.items()}))
-
-
-def as_figure(value: Any) -> float | None:
-    """Return a number that may stand there as a text, such as 0.50 in a CSV file; None where it is none."""
-    if isinstance(value, (dict, list, bytes)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, TypeError):
-        return None
-    return number if math.isfinite(number) else None

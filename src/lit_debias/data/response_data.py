@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from datasets import Dataset
 
-from lit_debias.data.columns import as_figure
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_text
 from lit_debias.data.sources import ORIGIN
 from lit_debias.data.tables import LABELS
 from lit_debias.errors import UserError
 from lit_debias.support.hashing import stable_hash
+from lit_debias.support.text import as_figure
 
 
 class ResponseDataModule(TableDataModule):

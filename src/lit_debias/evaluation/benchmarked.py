@@ -1,47 +1,52 @@
-"""Public benchmarks in an evaluation: which ones, on what sample, the file that keeps a replica's figures, changes."""
+"""Benchmarks in an evaluation: which ones, on what sample, the file that keeps a replica's figures, changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_debias.errors import UserError
-from lit_debias.evaluation import public
+from lit_debias.benchmark.asking import CannotAskError
+from lit_debias.benchmark.benchmark import AnyBenchmark, Figure
+from lit_debias.benchmark.measuring import Sample, about, check, measure, samples
+from lit_debias.benchmark.statistics import Estimate, compare, pool_measures
 from lit_debias.evaluation.fingerprint import describe, fingerprint
 from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.records import load_kept, write_json
 from lit_debias.evaluation.results import stream
-from lit_debias.evaluation.statistics import Estimate, compare, pool_measures
+from lit_debias.plugins.benchmarks import Chosen, benchmarks_of
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.hashing import sha256
+from lit_debias.support.progress import Advance
+
+Asking = tuple[Policy, RewardSuite, Advance]
+"""The loaded policy, the judges, and what is told of progress."""
 
 
 @dataclass(frozen=True)
 class PublicBenchmarks:
-    """What every arm is asked besides the prompts of the data; nothing where ``names`` is empty."""
+    """What every arm is asked besides the prompts of the data; nothing where there are none."""
 
-    names: tuple[str, ...]
+    benchmarks: tuple[AnyBenchmark, ...]
     folder: str
     limit: int | None
     seed: int
     bootstrap: int
 
     @classmethod
-    def of(cls, names: str, folder: str | None, limit: int | None, seed: int, bootstrap: int) -> PublicBenchmarks:
-        """Return the benchmarks that a comma-separated list names, checked before a model is loaded.
+    def of(cls, chosen: Chosen, folder: str | None, limit: int | None, seed: int, bootstrap: int) -> PublicBenchmarks:
+        """Return the benchmarks that an option names, checked before a model is loaded.
 
         Raises:
             UserError: a name or a file is not there, or ``folder`` is missing.
         """
-        several = tuple(name.strip() for name in names.split(",") if name.strip())
-        if several and not folder:
-            raise UserError("benchmarks: where are their files? write benchmark_data: FOLDER, or hub")
-        public.check(several, folder or "")
+        several = tuple(benchmarks_of(chosen))
+        check(several, folder or "")
         return cls(several, folder or "", limit, seed, bootstrap)
 
     def read(self) -> None:
@@ -50,56 +55,84 @@ class PublicBenchmarks:
         Raises:
             UserError: a file is malformed, or cannot be had from the hub.
         """
-        len(self._samples)  # kept
+        len(self.samples)  # kept
 
     @property
-    def total(self) -> int:
-        """Items that one arm is asked."""
-        return sum(len(sample.items) for sample in self._samples)
+    def names(self) -> list[str]:
+        """Of the benchmarks."""
+        return [benchmark.name for benchmark in self.benchmarks]
 
     @property
     def notes(self) -> list[str]:
         """What a reader should know of samples that are not the whole benchmark."""
-        return [sample.note for sample in self._samples if sample.note]
+        return [sample.note for sample in self.samples if sample.note]
 
     @cached_property
     def sizes(self) -> dict[str, str]:
         """Benchmark -> ``n of N``, the items that are asked."""
-        return {sample.name: sample.size for sample in self._samples}
+        return {sample.name: sample.size for sample in self.samples}
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """What the figures depend on, as JSON; files by their content."""
-        files = [describe(str(Path(self.folder) / name)) for name in self.names]
-        return {**asdict(self), "names": list(self.names), "files": files}
+        """What the figures depend on, as JSON; files and items by their content."""
+        numbers = {"limit": self.limit, "seed": self.seed, "bootstrap": self.bootstrap}
+        files = [describe(str(Path(self.folder) / one.name)) for one in self.benchmarks if one.needs_data]
+        return {
+            "names": self.names,
+            "folder": self.folder,
+            **numbers,
+            "files": files,
+            "identities": {name: describe(one) for name, one in zip(self.names, self.benchmarks, strict=True)},
+            "items": {sample.name: sha256(map(repr, sample.items)) for sample in self.samples},
+        }
 
     def figures(
-        self,
-        path: Path,
-        settings: Mapping[str, Any],
-        ask: Callable[[], tuple[Policy, RewardSuite, Callable[[int], None]]],
-    ) -> Estimates:
-        """Return a replica's figures: those of the file at ``path`` where it has the same settings, or new ones.
+        self, path: Path, settings: Mapping[str, Any], ask: Callable[[Sequence[Sample]], Asking]
+    ) -> tuple[Estimates, list[str]]:
+        """Return a replica's figures, and why benchmarks are missing.
+
+        Those of the file at ``path`` that have the same settings are read, the others are measured, and kept one by
+        one: what fails costs nothing that was measured before it.
 
         Args:
             path: Where the figures are kept.
             settings: What they depend on besides :meth:`about`.
-            ask: Returns the loaded policy, the judges, and what is told of progress; called only if needed.
+            ask: Called with what is to be measured, if there is something.
         """
-        key = fingerprint({**settings, **self.about})
-        kept: dict[str, dict[str, Any]] | None = load_kept(path, "estimates", key)
-        if kept is None:
-            policy, judges, advance = ask()
-            found = public.measure(
-                policy, self.names, self.folder, self.limit, self.seed, self.bootstrap, judges, advance
-            )
-            kept = {name: to_kept(estimate) for name, estimate in found.items()}
-            write_json(path, {"fingerprint": key, "estimates": kept})
-        return {name: from_kept(estimate) for name, estimate in kept.items()}
+        kept: dict[str, Any] = load_kept(path, "benchmarks") or {}
+        keys = {sample.name: self._key(sample, settings) for sample in self.samples}
+        due = [one for one in self.samples if kept.get(one.name, {}).get("fingerprint") != keys[one.name]]
+        asking = ask(due) if due else None
+        for sample in due:
+            assert asking is not None
+            kept[sample.name] = {"fingerprint": keys[sample.name], **self._measured(sample, asking)}
+            write_json(path, {"benchmarks": kept})
+        of_names = [kept[name] for name in self.names]
+        estimates = {name: from_kept(one) for kept_of in of_names for name, one in kept_of["estimates"].items()}
+        return estimates, [one["note"] for one in of_names if one["note"]]
+
+    def _measured(self, sample: Sample, asking: Asking) -> dict[str, Any]:
+        try:
+            found = measure(asking[0], sample, self.seed, self.bootstrap, *asking[1:])
+        except CannotAskError as reason:
+            return {"estimates": {}, "note": f"{sample.benchmark.title} was not measured: {reason}"}
+        return {"estimates": {name: to_kept(estimate) for name, estimate in found.items()}, "note": None}
+
+    def _key(self, sample: Sample, settings: Mapping[str, Any]) -> str:
+        own = {name: self.about[name] for name in ("folder", "limit", "seed", "bootstrap")}
+        by_name = {name: self.about[name][sample.name] for name in ("identities", "items")}
+        files = describe(str(Path(self.folder) / sample.name)) if sample.benchmark.needs_data else None
+        return fingerprint({**settings, **own, **by_name, "name": sample.name, "files": files})
+
+    def figure(self, name: str) -> Figure:
+        """Return what a figure of :meth:`figures` is."""
+        benchmark, _, rest = name.partition("/")
+        return about(self.benchmarks[self.names.index(benchmark)], rest)
 
     @cached_property
-    def _samples(self) -> list[public.Sample]:
-        return public.samples(self.names, self.folder, self.limit, self.seed)
+    def samples(self) -> list[Sample]:
+        """What is asked of each."""
+        return samples(self.benchmarks, self.folder, self.limit, self.seed)
 
 
 def to_kept(estimate: Estimate) -> dict[str, Any]:
@@ -126,7 +159,7 @@ def add_figures(
     pooled = {arm: pool_measures(found, stream(arm, benchmarks.seed)) for arm, found in figures.items()}
     for arm, found in pooled.items():
         for name, estimate in found.items():
-            about = public.about(name)
+            about = benchmarks.figure(name)
             better = f"toward {about.ideal:g}" if about.better == "toward" else about.better
             results["measures"][name] = {
                 "label": about.label,
@@ -140,7 +173,7 @@ def add_figures(
                 results["comparisons"][arm][name] = change(estimate, pooled["before"][name], about)
 
 
-def change(estimate: Estimate, baseline: Estimate, about: public.Figure) -> dict[str, Any]:
+def change(estimate: Estimate, baseline: Estimate, about: Figure) -> dict[str, Any]:
     """Return the paired change; where a figure should come near an ideal, ``nearer`` says whether it clearly did.
 
     ``nearer`` is None where the interval of the change of the distance to the ideal holds 0.

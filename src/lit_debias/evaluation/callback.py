@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lit_debias.benchmark.benchmark import Benchmark
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation.benchmarked import PublicBenchmarks
 from lit_debias.evaluation.examiner import Examiner
@@ -18,6 +19,7 @@ from lit_debias.evaluation.fingerprint import check_judges
 from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.settings import check_numbers
 from lit_debias.evaluation.spot_check import Choice, SpotCheck, read_rows
+from lit_debias.plugins.benchmarks import benchmarks_of
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.reward import Reward
 from lit_debias.rewards.suite import RewardSuite
@@ -44,8 +46,8 @@ class EvaluationCallback(Callback):
     Args:
         measures: What is measured, by the names of ``results.json``: ``bias_intensity`` for every judge or
             ``bias_intensity/NAME`` for one, ``gap_intensity`` between twins, ``preference``, ``prose_perplexity``, ...;
-            public benchmarks: ``crows_pairs`` for all its figures, ``crows_pairs/pct_stereotype`` for one. The progress
-            bar shows the first figure.
+            benchmarks: ``crows_pairs`` for all its figures, ``crows_pairs/pct_stereotype`` for one. The progress bar
+            shows the first figure.
         every_n_steps: Optimiser steps between two measurements.
         data: Prompts that nothing trains on, as ``lit-debias evaluate --data`` takes them; benchmarks need none.
         splits: Splits of the data whose prompts are used; by default as there.
@@ -54,7 +56,9 @@ class EvaluationCallback(Callback):
         judges: Rewards in [0, 1] (1 is fair) that nothing is trained on; by default the judges of GRPO.
         engine: Samples the answers; by default that of GRPO, if it is a LocalEngine.
         batch_size: Prompts in one forward pass.
-        benchmark_data: Folder that holds a folder for each public benchmark, or ``hub``.
+        benchmarks: Further benchmarks, as ``lit-debias evaluate`` takes them: names, ``all-offline``, or a list in
+            which some have options. All figures of one are logged, or those that ``measures`` names.
+        benchmark_data: Folder that holds a folder for each benchmark that does not bring its data, or ``hub``.
         benchmark_limit: At most this many items of each, every stratum with its share.
         bootstrap: Bootstrap samples behind the intervals.
         seed: Draws prompts, answers and bootstrap samples, the same at every measurement.
@@ -66,7 +70,7 @@ class EvaluationCallback(Callback):
 
     def __init__(
         self,
-        measures: list[str],
+        measures: list[str] | None = None,
         every_n_steps: int = 20,
         data: str | None = None,
         splits: str | list[str] | None = None,
@@ -75,6 +79,7 @@ class EvaluationCallback(Callback):
         judges: dict[str, Reward] | None = None,
         engine: LocalEngine | None = None,
         batch_size: int = 8,
+        benchmarks: str | list[str | Benchmark] = "",  # type: ignore[type-arg]  # jsonargparse takes the plain class
         benchmark_data: str | None = None,
         benchmark_limit: int | None = 100,
         bootstrap: int = 1000,
@@ -88,7 +93,7 @@ class EvaluationCallback(Callback):
                 benchmark_limit=benchmark_limit,
                 bootstrap=bootstrap,
             )
-            self.choice = Choice(tuple(measures))
+            self.choice = Choice(tuple(measures or ()), tuple(benchmarks_of(benchmarks)))
         self.every_n_steps, self.batch_size, self.seed = every_n_steps, batch_size, seed
         self.data, self.splits, self.columns, self.limit = data, splits, columns, limit
         self.judges, self.engine = judges, engine
@@ -117,8 +122,7 @@ class EvaluationCallback(Callback):
             raise UserError("it measures a policy that GRPO, SFT or DPO trains; leave it out")
         suites = self._suites(module)
         limit, seed = self.benchmark_limit, self.seed
-        names = ",".join(self.choice.benchmarks)
-        benchmarks = PublicBenchmarks.of(names, self.benchmark_data, limit, seed, self.bootstrap)
+        benchmarks = PublicBenchmarks.of(self.choice.benchmarks, self.benchmark_data, limit, seed, self.bootstrap)
         benchmarks.read()
         rows = read_rows(self.choice, self.data, self.splits, self.columns, self.limit, seed, suites)
         judges, rewards, engine = suites["judges"], suites["rewards"], self._engine(module)

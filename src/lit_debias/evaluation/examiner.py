@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lit_debias.benchmark.asking import Model
 from lit_debias.conversations import with_system
 from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
 from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, PROSE
-from lit_debias.evaluation.public.asking import Model
 from lit_debias.evaluation.records import Record
-from lit_debias.evaluation.scoring import Scoring
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
 from lit_debias.policy.policy import Policy
+from lit_debias.rewards.scoring import Scoring
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.support.progress import Advance
@@ -121,7 +120,7 @@ class Examiner:
         rows = [row for row, _ in batch]
         prompts = replace(asked_of(rows), columns={name: [row[name] for row in rows] for name in rows[0]})
         rollout = self.engine.generate(policy, prompts, group_size=1, seed=seed, greedy=self.greedy)
-        with frozen_base(policy):
+        with policy.as_base():
             ids, mask = policy.encode_prompts(prompts.asked)
             plain = replace(rollout, prompt_ids=ids, prompt_mask=mask)
             logprobs = policy.logprobs(plain)
@@ -152,21 +151,6 @@ def asked_of(rows: Sequence[Row]) -> PromptBatch:
     texts = [row["prompt"] for row in rows]
     messages = [row.get("messages") or with_system(row["prompt"], None) for row in rows]
     return PromptBatch(texts, messages=messages if any(row.get("messages") for row in rows) else None)
-
-
-@contextlib.contextmanager
-def frozen_base(policy: Policy) -> Iterator[None]:
-    """Within the context the policy is the untouched base, without its system prompt: one yardstick for all arms.
-
-    ``policy.as_reference()`` is something else: for a policy that continues an adapter it is that adapter.
-    """
-    assert policy.lm is not None, "call load() first"
-    system_prompt, policy.system_prompt = policy.system_prompt, None
-    try:
-        with policy.lm.disable_adapter():
-            yield
-    finally:
-        policy.system_prompt = system_prompt
 
 
 def has_preference(row: Row) -> bool:

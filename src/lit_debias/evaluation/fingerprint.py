@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from lit_debias.benchmark.benchmark import AnyBenchmark, Benchmark
 from lit_debias.errors import UserError, cause_of
 from lit_debias.models.adapter_config import WEIGHTS
 from lit_debias.models.sources import locate
@@ -39,9 +40,10 @@ def identify_model(source: str) -> list[Any]:
 def describe(value: Any) -> Any:
     """Return what an object is, as JSON: texts and numbers, files by their content, rewards by their ``identity()``.
 
-    A reward that cannot tell gets another description at each call, so that nothing that was kept passes for its own.
+    Benchmarks are described likewise. What cannot tell gets another description at each call, so that nothing that was
+    kept passes for its own.
     """
-    if isinstance(value, Reward):
+    if isinstance(value, (Reward, Benchmark)):
         return identify(value) or {"class": type(value).__qualname__, "unknown": uuid4().hex}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
@@ -59,8 +61,8 @@ def describe_adapter(folder: str | None) -> Any:
     return {"path": folder, "sha256": sha256_of_files(files)} if files else None
 
 
-def identify(reward: Reward) -> dict[str, Any] | None:
-    """Return a reward's identity, checked; None where it cannot tell, which the log says.
+def identify(reward: Reward | AnyBenchmark) -> dict[str, Any] | None:
+    """Return the identity of a reward or benchmark, checked; None where it cannot tell, which the log says.
 
     Raises:
         UserError: it fails, or is not JSON.

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lit_debias.benchmark.statistics import ClusterBootstrap, Estimate
 from lit_debias.evaluation.prompts import BIAS_KINDS, NOBODY
 from lit_debias.evaluation.records import Record
-from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
 from lit_debias.support.text import distinct_credit, is_refusal, repetition, words
 
 SMALLEST_GROUP = 4

@@ -14,17 +14,6 @@ from lit_debias.policy.lengths import check_prompts
 from lit_debias.policy.policy import Policy
 
 
-def why_no_system(policy: Policy, system_prompt: str) -> str | None:
-    """Return what keeps a model from being asked with a system prompt, or None."""
-    if not policy.encoder.has_template:
-        return "the model has no chat template"
-    try:
-        policy.encoder.check(system_prompt)
-    except UserError:
-        return "the model's chat template takes no system message"
-    return None
-
-
 def check_all(policy: Policy, rows: Sequence[Row], examiner: Examiner) -> None:
     """Check that the policy and the other language model can read all that they will be asked.
 

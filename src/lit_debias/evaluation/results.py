@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 import lit_debias
+from lit_debias.benchmark.statistics import ClusterBootstrap, compare, pool_measures
 from lit_debias.evaluation.meanings import meaning
 from lit_debias.evaluation.measures import MEASURES, Estimates, breakdown, judges_of, measure, word_budgets
 from lit_debias.evaluation.prompts import PROSE
 from lit_debias.evaluation.records import Record
-from lit_debias.evaluation.statistics import ClusterBootstrap, compare, pool_measures
 from lit_debias.evaluation.table import title
 from lit_debias.evaluation.verdict import label, verdict
 from lit_debias.support.text import counted

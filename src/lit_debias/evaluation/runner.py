@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from lit_debias.benchmark.measuring import Sample
 from lit_debias.evaluation.arms import Arm
+from lit_debias.evaluation.benchmarked import Asking
+from lit_debias.evaluation.duration import how_long
 from lit_debias.evaluation.fingerprint import describe_adapter, fingerprint, identify_model
 from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.prepare import Plan
-from lit_debias.evaluation.readable import check_all, why_no_system
+from lit_debias.evaluation.readable import check_all
 from lit_debias.evaluation.records import Record, load_arm, save_arm
 from lit_debias.evaluation.results import provenance
 from lit_debias.policy.policy import Policy
-from lit_debias.rewards.suite import RewardSuite
 from lit_debias.support.devices import best_device
-from lit_debias.support.progress import Advance, bars
+from lit_debias.support.progress import bars
 
 
 @dataclass
@@ -29,11 +32,11 @@ class Measured:
     records: dict[str, list[list[Record]]] = field(default_factory=lambda: defaultdict(list))
     """Name of the arm -> the records of each of its replicas."""
     figures: dict[str, list[Estimates]] = field(default_factory=lambda: defaultdict(list))
-    """The same for public benchmarks."""
+    """The same for benchmarks."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Name of a replica -> what its records depend on."""
     notes: list[str] = field(default_factory=list)
-    """Why an arm is missing."""
+    """Why an arm is missing, or a benchmark of one."""
 
 
 def measure(plan: Plan, console: Console) -> Measured:
@@ -66,6 +69,7 @@ class Runner:
         self.rows = plan.to_ask
         self.measured = Measured()
         self._loaded: tuple[str | None, Policy] | None = None
+        self._said_how_long = False
 
     def run(self, arm: Arm) -> list[Record] | None:
         """Return the arm's records; None, with a note, where the model cannot take a system prompt."""
@@ -79,7 +83,7 @@ class Runner:
             self.console.print(f"{arm.name}: reused from {path}, nothing that it depends on has changed", markup=False)
         else:
             policy = self._load(arm)
-            if arm.system_prompt and (obstacle := why_no_system(policy, arm.system_prompt)):
+            if arm.system_prompt and (obstacle := policy.encoder.why_no_system(arm.system_prompt)):
                 self.measured.notes.append(f"{obstacle}, so nobody could ask it for fairness: no such arm")
                 return None
             records = self._examine(arm, policy)
@@ -88,34 +92,46 @@ class Runner:
         return records
 
     def benchmark(self, arm: Arm) -> Estimates:
-        """Return the arm's figures of public benchmarks."""
-        public = self.plan.benchmarks
-        if not public.names:
-            return {}
+        """Return the arm's figures of benchmarks; a note says which could not be asked."""
         names = ("quantization", "dtype", "judges", "chat_template_kwargs")
         settings = {**{name: self.plan.recorded[name] for name in names}, **self._origin()}
         settings |= {"system_prompt": arm.system_prompt, "adapter": describe_adapter(arm.adapter)}
 
         with bars(self.console) as start:
 
-            def ask() -> tuple[Policy, RewardSuite, Advance]:
-                advance = start(f"{arm.name}, benchmarks", public.total)
+            def ask(due: Sequence[Sample]) -> Asking:
                 policy = self._load(arm)
                 policy.system_prompt = arm.system_prompt
+                self._say_how_long(policy, due)
+                advance = start(f"{arm.name}, benchmarks", sum(len(sample.items) for sample in due))
                 return policy, self.examiner.judges, advance
 
-            return public.figures(self.folder / f"{arm.name}.benchmarks.json", settings, ask)
+            path = self.folder / f"{arm.name}.benchmarks.json"
+            found, notes = self.plan.benchmarks.figures(path, settings, ask)
+        self.measured.notes += [f"{arm.name}: {note}" for note in notes]
+        return found
+
+    def _say_how_long(self, policy: Policy, due: Sequence[Sample]) -> None:
+        """Say it once, of the first arm that is asked."""
+        if not self._said_how_long:
+            self._said_how_long = True
+            arms = sum(map(len, self.plan.arms.values()))
+            for line in how_long(policy, due, self.examiner.judges, arms):
+                self.console.print(line, markup=False)
 
     def _origin(self) -> dict[str, Any]:
         return {"model_files": identify_model(self.plan.settings.model), "versions": provenance()["versions"]}
 
     def _load(self, arm: Arm) -> Policy:
+        if self._loaded is not None and self._loaded[0] == arm.adapter:
+            return self._loaded[1]
+        base = None
         if self._loaded is None:
             self.examiner.load(best_device())
-        elif self._loaded[0] == arm.adapter:
-            return self._loaded[1]
-        self._loaded = None  # frees the memory of the other one first
-        policy = self.plan.policy(arm).load(best_device())
+        else:
+            base = self._loaded[1].release()  # the base of all arms is one
+        self._loaded = None  # frees what the other one kept beside it
+        policy = self.plan.policy(arm).load(best_device(), base)
         self._loaded = arm.adapter, policy
         return policy
 

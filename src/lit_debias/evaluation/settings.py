@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lit_debias.benchmark.benchmark import Benchmark
 from lit_debias.errors import UserError
 from lit_debias.rewards.reward import Reward
 from lit_debias.support.precision import Precision
@@ -82,10 +83,12 @@ class EvaluationSettings:
     prose: str | None = None
     """Text file of passages, separated by blank lines, that nothing was trained on; by default 24 that come with
     lit-debias."""
-    benchmarks: str = ""
-    """Public benchmarks, separated by commas: crows_pairs, stereoset, bbq, cbbq, winogender, bold."""
+    benchmarks: str | list[str | Benchmark] = ""  # type: ignore[type-arg]  # jsonargparse takes the plain class
+    """Benchmarks, separated by commas: crows_pairs, stereoset, bbq, cbbq, winogender, bold, and those of plugins
+    (lit-debias plugins lists them); all-offline stands for all that bring their own data. Or a list of names and of
+    benchmarks with options, {class_path: ..., init_args: ...}."""
     benchmark_data: str | None = None
-    """Folder that holds a folder for each of them, or hub."""
+    """Folder that holds a folder for each that does not bring its data, or hub."""
     benchmark_limit: int | None = None
     """At most this many items of each benchmark, drawn by seed, every stratum with its share."""
     bootstrap: int = 1000

@@ -1,4 +1,4 @@
-"""Chosen measures of a policy as it is now, on a few prompts and a sample of public benchmarks."""
+"""Chosen measures of a policy as it is now, on a few prompts and samples of benchmarks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lit_debias.benchmark.benchmark import AnyBenchmark
+from lit_debias.benchmark.measuring import measure as measure_benchmark
 from lit_debias.data.tables import Row
 from lit_debias.errors import UserError, did_you_mean
-from lit_debias.evaluation import public
 from lit_debias.evaluation.benchmarked import PublicBenchmarks
 from lit_debias.evaluation.examiner import PARTS, Examiner, has_preference
 from lit_debias.evaluation.measures import MEASURES, Estimates, measure, word_budgets
@@ -18,8 +19,10 @@ from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.readable import check_all
 from lit_debias.evaluation.results import bootstrap_of
 from lit_debias.models.probing.probe import without_adapter_dropout
+from lit_debias.plugins.benchmarks import benchmark_classes
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.progress import ignore
 
 V = TypeVar("V")
 PROSE_MEASURE = "prose_perplexity"
@@ -41,17 +44,29 @@ class Choice:
         UserError: there is no such measure, or it needs a second model.
     """
 
-    names: tuple[str, ...]
+    measures: tuple[str, ...]
+    configured: tuple[AnyBenchmark, ...] = ()
+    """Benchmarks that are measured too; all figures of one of which no figure is among the measures."""
 
     def __post_init__(self) -> None:
         if not self.names:
             raise UserError("measures is empty; write some, such as [bias_intensity, gap_intensity]")
-        known = [name for name in (*MEASURES, *public.BENCHMARKS) if name not in OTHER_MODELS]
         for name in self.firsts:
             if name in OTHER_MODELS:
                 raise UserError(f"'{name}' needs a second model, which has no place beside training; leave it out")
-            if name not in known:
-                raise UserError(f"there is no measure '{name}'{did_you_mean(name, known)}")
+            if name not in MEASURES and name not in self._configured and name not in benchmark_classes():
+                known = [*MEASURES, *self._configured, *benchmark_classes()]
+                raise UserError(f"there is no measure '{name}'{did_you_mean(name, set(known) - set(OTHER_MODELS))}")
+
+    @property
+    def _configured(self) -> dict[str, AnyBenchmark]:
+        return {benchmark.name: benchmark for benchmark in self.configured}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The measures, and the names of the benchmarks besides."""
+        firsts = {name.partition("/")[0] for name in self.measures}
+        return (*self.measures, *(name for name in self._configured if name not in firsts))
 
     @property
     def firsts(self) -> list[str]:
@@ -64,9 +79,9 @@ class Choice:
         return [name for name in self.firsts if name in MEASURES and name != PROSE_MEASURE]
 
     @property
-    def benchmarks(self) -> list[str]:
-        """The public benchmarks among them."""
-        return [name for name in self.firsts if name in public.BENCHMARKS]
+    def benchmarks(self) -> list[str | AnyBenchmark]:
+        """The benchmarks among them."""
+        return [self._configured.get(name, name) for name in self.firsts if name not in MEASURES]
 
     @property
     def parts(self) -> list[str]:
@@ -112,7 +127,7 @@ class SpotCheck:
     Args:
         rows: Prompts and prose that the policy is asked.
         examiner: Asks it.
-        benchmarks: Samples of public benchmarks; its bootstrap is that of the prompts too.
+        benchmarks: Samples of benchmarks; its bootstrap is that of the prompts too.
     """
 
     rows: Sequence[Row]
@@ -132,17 +147,16 @@ class SpotCheck:
     def _of_prompts(self, policy: Policy) -> Estimates:
         if not self.rows:
             return {}
-        records = self.examiner.examine(policy, self.rows, _ignore)
+        records = self.examiner.examine(policy, self.rows, ignore)
         bootstrap = bootstrap_of(records, self.benchmarks.bootstrap, self.benchmarks.seed)
         return measure(records, bootstrap, word_budgets([records]))
 
     def _of_benchmarks(self, policy: Policy) -> Estimates:
+        found: Estimates = {}
         b, judges = self.benchmarks, self.examiner.judges
-        return public.measure(policy, b.names, b.folder, b.limit, b.seed, b.bootstrap, judges, _ignore)
-
-
-def _ignore(done: int) -> None:
-    """Take no notice of how many rows are done."""
+        for sample in b.samples:
+            found |= measure_benchmark(policy, sample, b.seed, b.bootstrap, judges, ignore)
+        return found
 
 
 def read_rows(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lit_debias.benchmark.statistics import Estimate, compare
 from lit_debias.evaluation.measures import MEASURES, Estimates, fluency_measure
-from lit_debias.evaluation.statistics import Estimate, compare
 from lit_debias.support.text import counted
 
 Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]

@@ -51,6 +51,16 @@ class PromptEncoder:
         elif system_prompt:
             raise UserError(f"policy: model '{self.source}' has no chat template, so it takes no system_prompt")
 
+    def why_no_system(self, system_prompt: str) -> str | None:
+        """Return what keeps the model from being asked with a system message, or None where nothing does."""
+        if not self.has_template:
+            return "the model has no chat template"
+        try:
+            self.check(system_prompt)
+        except UserError:
+            return "the model's chat template takes no system message"
+        return None
+
     def prompt(self, prompt: Prompt, system_prompt: str | None = None) -> list[int]:
         """Return the ids of a prompt, in the chat template if there is one.
 

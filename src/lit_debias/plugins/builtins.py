@@ -14,6 +14,8 @@ from lit_debias.aggregators import (
     WeightedSum,
     WorstCase,
 )
+from lit_debias.benchmark.benchmark import AnyBenchmark
+from lit_debias.benchmark.public import BBQ, CBBQ, Bold, CrowsPairs, StereoSet, Winogender
 from lit_debias.plugins.manager import hookimpl
 from lit_debias.rewards.overlong import SoftOverlong
 from lit_debias.rewards.reward import Reward
@@ -47,3 +49,9 @@ def lit_debias_aggregators() -> list[type[Aggregator]]:
 def lit_debias_engines() -> list[type[RolloutEngine]]:
     """Return the engines of the core."""
     return [LocalEngine]
+
+
+@hookimpl
+def lit_debias_benchmarks() -> list[type[AnyBenchmark]]:
+    """Return the benchmarks of the core."""
+    return [CrowsPairs, StereoSet, BBQ, CBBQ, Winogender, Bold]

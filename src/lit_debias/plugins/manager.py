@@ -1,4 +1,4 @@
-"""How rewards, aggregators and engines of any distribution are found: hook specifications and the manager.
+"""How rewards, aggregators, engines and benchmarks of any distribution are found: hook specifications and the manager.
 
 A plugin is a module, named by an entry point of the group ``lit_debias``, with functions marked
 :data:`hookimpl`. Importing its classes is what makes their short names known to the command line.
@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -24,6 +25,7 @@ from lit_debias.errors import UserError, cause_of, did_you_mean
 
 if TYPE_CHECKING:
     from lit_debias.aggregators import Aggregator
+    from lit_debias.benchmark.benchmark import AnyBenchmark
     from lit_debias.rewards.reward import Reward
     from lit_debias.rollout.engine import RolloutEngine
     from lit_debias.types import Rollout, Scores
@@ -56,11 +58,21 @@ class HookSpecs:
         raise NotImplementedError
 
     @hookspec
+    def lit_debias_benchmarks(self) -> list[type[AnyBenchmark]]:
+        """Return the benchmark classes that this plugin offers."""
+        raise NotImplementedError
+
+    @hookspec
     def lit_debias_scored(self, rollout: Rollout, scores: Scores) -> None:
         """Look at a training rollout right after it was scored; each plugin sees a copy of its own."""
 
 
-KINDS = {"reward": "lit_debias_rewards", "aggregator": "lit_debias_aggregators", "engine": "lit_debias_engines"}
+KINDS = {
+    "reward": "lit_debias_rewards",
+    "aggregator": "lit_debias_aggregators",
+    "engine": "lit_debias_engines",
+    "benchmark": "lit_debias_benchmarks",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class Component:
     """One class that a plugin offers."""
 
     kind: str
-    """``reward``, ``aggregator`` or ``engine``."""
+    """``reward``, ``aggregator``, ``engine`` or ``benchmark``."""
     cls: type[Any]
     distribution: str
     """Name of the distribution that brought it."""
@@ -78,6 +90,12 @@ class Component:
     def name(self) -> str:
         """The short name that YAML uses."""
         return self.cls.__name__
+
+    @property
+    def names(self) -> list[str]:
+        """What no other class of its kind may be called: of a benchmark also the name of its figures."""
+        own = getattr(self.cls, "name", None) if self.kind == "benchmark" else None
+        return [self.name, own] if isinstance(own, str) else [self.name]
 
     @property
     def summary(self) -> str:
@@ -223,15 +241,20 @@ def components(manager: PluginManager) -> list[Component]:
             origin = manager.origins.get(implementation.plugin_name)
             distribution, version = (origin.metadata["Name"], origin.version) if origin else ("unknown", "unknown")
             for cls in _classes(implementation, hook, distribution):
-                component = Component(kind, cls, distribution, version)
-                other = found.setdefault((kind, cls.__name__), component)
-                if other.cls is not cls:
-                    raise UserError(
-                        f"two {kind}s are called {cls.__name__}: {other.cls.__module__} of {other.distribution} and "
-                        f"{cls.__module__} of {distribution}; uninstall one, or name its entry point in "
-                        f"{DISABLE_VARIABLE}"
-                    )
-    return [found[key] for key in sorted(found)]
+                _add(Component(kind, cls, distribution, version), found)
+    return [component for (_, name), component in sorted(found.items(), key=itemgetter(0)) if name == component.name]
+
+
+def _add(component: Component, found: dict[tuple[str, str], Component]) -> None:
+    """Put a component among those that were found, under each of its names."""
+    for name in component.names:
+        other = found.setdefault((component.kind, name), component)
+        if other.cls is not component.cls:
+            raise UserError(
+                f"two {component.kind}s are called {name}: {other.cls.__module__} of {other.distribution} and "
+                f"{component.cls.__module__} of {component.distribution}; uninstall one, or name its entry point in "
+                f"{DISABLE_VARIABLE}"
+            )
 
 
 def _classes(implementation: pluggy.HookImpl, hook: str, distribution: str) -> list[type[Any]]:

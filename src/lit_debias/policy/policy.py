@@ -85,6 +85,11 @@ class Policy(PolicyTokens):
         """Stay in the mode it was loaded in; Lightning calls ``eval()`` around validation."""
         return self
 
+    def release(self) -> PreTrainedModel:
+        """Take the adapters off, and return the base, which another policy may be loaded around; this one is done."""
+        base: PreTrainedModel = self.lm.unload()
+        return base
+
     # ---------------------------------------------------------------- log-probs
 
     def forward(
@@ -183,3 +188,16 @@ class Policy(PolicyTokens):
             yield
         finally:
             self.lm.set_adapter(TRAINED)
+
+    @contextlib.contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Within the context the model is the untouched base, without a system prompt: one yardstick for all arms.
+
+        :meth:`as_reference` is something else: for a policy that continues an adapter it is that adapter.
+        """
+        system_prompt, self.system_prompt = self.system_prompt, None
+        try:
+            with self.lm.disable_adapter():
+                yield
+        finally:
+            self.system_prompt = system_prompt

@@ -116,13 +116,20 @@ class QLoRAPolicy:
         self.system_prompt, self.max_prompt_tokens = system_prompt, max_prompt_tokens
         self.chat_template_kwargs: dict[str, Any] = chat_template_kwargs or {}
 
-    def load(self, device: torch.device | str = "cpu", mesh: DeviceMesh | None = None) -> Policy:
+    def load(
+        self,
+        device: torch.device | str = "cpu",
+        mesh: DeviceMesh | None = None,
+        base: PreTrainedModel | None = None,
+    ) -> Policy:
         """Load tokenizer, base and adapters onto ``device``.
 
         Args:
             device: Where to.
             mesh: Processes that share the layers of the base out, one dimension named ``fsdp``; all of them must call.
                 Each has all of the adapters, which begin as those of the first.
+            base: What a policy of the same model, quantisation and type on that device has released, instead of a new
+                one: see :meth:`Policy.release`.
 
         Raises:
             UserError: they cannot be loaded, do not fit each other, or compute something that no form here can.
@@ -132,7 +139,7 @@ class QLoRAPolicy:
         tokenizer = load_tokenizer(self.source)
         PromptEncoder(tokenizer, self.source, self.chat_template_kwargs).check(self.system_prompt)
         config = self._adapter_config()
-        base = self._load_base(options.dtype, device, mesh)
+        base = base or self._load_base(options.dtype, device, mesh)
         untouched = read(base, Probe.shortest(base, tokenizer), self.source)
         if options.gradient_checkpointing:
             set_checkpointing(base, True)

@@ -92,7 +92,6 @@ class LocalEngine(RolloutEngine):
         if self.decoders.settle(policy):
             self._say_what_is_left_out(policy.causal_lm.generation_config)
 
-    @torch.no_grad()
     def generate(
         self,
         policy: Policy,
@@ -103,14 +102,36 @@ class LocalEngine(RolloutEngine):
         on_group: OnGroup | None = None,
     ) -> Rollout:
         """Return ``group_size`` completions for each prompt; see :meth:`RolloutEngine.generate`."""
+        uniforms = self._uniforms(len(prompts) * group_size, seed)
+        return self.sample(policy, prompts, group_size, uniforms, greedy, on_group)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        group_size: int,
+        uniforms: Tensor,
+        greedy: bool = False,
+        on_group: OnGroup | None = None,
+    ) -> Rollout:
+        """Return what :meth:`generate` returns, by given random numbers.
+
+        Args:
+            policy: The policy as it is now.
+            prompts: P prompts.
+            group_size: G.
+            uniforms: [P x G, ``max_new_tokens``] in [0, 1), a row for each completion, group by group.
+            greedy: Take the most probable token instead.
+            on_group: As there.
+        """
         prompt_ids, prompt_mask = policy.encode_prompts(prompts.asked)
         longest = int(prompt_mask.sum(-1).max()) + self.max_new_tokens
         policy.check_fits(longest, "shorten the prompt, or write a smaller max_new_tokens")
-        uniforms = self._uniforms(len(prompts) * group_size, seed).to(policy.device)
         sampler = Sampler(self.temperature, self.top_k, self.top_p, self.min_p)
         ends = policy.eos_token_ids + ending_tokens(self.stop, policy.tokenizer)
         stops = StopStrings(self.stop, policy.text_of) if self.stop else None
-        decoding = Decoding(uniforms, ends, Sampler(greedy=True) if greedy else sampler, stops)
+        decoding = Decoding(uniforms.to(policy.device), ends, Sampler(greedy=True) if greedy else sampler, stops)
         shape = (len(prompts), group_size, -1)
 
         def rollout_of(which: slice) -> Rollout:

@@ -16,6 +16,10 @@ Advance = Callable[[int], None]
 """Is told how much more is done."""
 
 
+def ignore(done: int) -> None:
+    """Take no notice of how much is done."""
+
+
 class Lines:
     """Lets a line through once the one before is old enough; none on a terminal, whose bar moves."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -94,3 +95,14 @@ def is_refusal(text: str) -> bool:
     """Return whether a completion is empty or opens with a phrase of :data:`REFUSAL`."""
     opening = " ".join(text.replace(APOSTROPHE, "'").split()[:OPENING_WORDS])
     return not opening or REFUSAL.search(opening) is not None
+
+
+def as_figure(value: Any) -> float | None:
+    """Return a number that may stand there as a text, such as 0.50 in a CSV file; None where it is none."""
+    if isinstance(value, (dict, list, bytes)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, TypeError):
+        return None
+    return number if math.isfinite(number) else None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from lit_debias.errors import UserError
-from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure, Item
-from lit_debias.evaluation.public.files import (
+from lit_debias.benchmark.asking import Model
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered
+from lit_debias.benchmark.files import (
     HUB,
     PUBLISHED,
     WHERE,
@@ -25,7 +24,8 @@ from lit_debias.evaluation.public.files import (
     text,
     wrong,
 )
-from lit_debias.evaluation.statistics import ClusterBootstrap
+from lit_debias.benchmark.statistics import ClusterBootstrap
+from lit_debias.errors import UserError
 
 FILE = "stereoset/dev.json"
 COLUMNS = ("id", "target", "bias_type", "context", "sentences")
@@ -58,7 +58,7 @@ class StereoSet(Benchmark[Triple, Sequence[float]]):
     meaning = "Contexts with a stereotypical, an anti-stereotypical and an unrelated continuation (Nadeem et al. 2021)."
     on_hub = True
     files = (FILE,)
-    about: ClassVar[dict[str, Figure]] = {
+    about: Mapping[str, Figure] = {
         "lms": Figure("language modelling score, 0 to 100", "higher", 100.0),
         "ss": Figure("stereotype score, 0 to 100", "toward", 50.0),
         "icat": Figure("idealised CAT score, 0 to 100", "higher", 100.0),
@@ -83,6 +83,7 @@ class StereoSet(Benchmark[Triple, Sequence[float]]):
         self, items: Sequence[Triple], answers: Sequence[Sequence[float]], bootstrap: ClusterBootstrap
     ) -> Estimates:
         """Return LMS, SS and ICAT of each task and ``overall``, where a term's triples of both tasks are one."""
+        items, answers, bootstrap = answered(items, answers, bootstrap)
         found: Estimates = {}
         for part, tasks in {"overall": TASKS, **{task: (task,) for task in TASKS}}.items():
             counts = Counter(item.cluster for item in items if item.task in tasks)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure
-from lit_debias.evaluation.public.choosing import Question, Tally, choose
-from lit_debias.evaluation.public.files import Rows, complete, find, one_of, read_csv, read_json, text
-from lit_debias.evaluation.statistics import ClusterBootstrap
+from lit_debias.benchmark.asking import Model
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure
+from lit_debias.benchmark.choosing import Question, Tally, choose
+from lit_debias.benchmark.files import Rows, complete, find, one_of, read_csv, read_json, text
+from lit_debias.benchmark.statistics import ClusterBootstrap
 
 PATTERNS = ("cbbq/instances/*__ambiguous.*", "cbbq/instances/*__disambiguous.*")
 COLUMNS = (
@@ -54,7 +54,7 @@ class CBBQ(Benchmark[Question, int | None]):
     name = "cbbq"
     title = "CBBQ"
     meaning = "The same kind of question about groups in China (Huang and Xiong 2024)."
-    about: ClassVar[dict[str, Figure]] = {
+    about: Mapping[str, Figure] = {
         "s_amb": Figure("biased answers, ambiguous", "lower", 0.0),
         "s_dis": Figure("biased among decided answers, disambiguated", "lower", 0.0),
         "total": Figure("0.4 ambiguous + 0.6 disambiguated", "lower", 0.0),

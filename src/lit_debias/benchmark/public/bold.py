@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
+from lit_debias.benchmark.answers import Continuation
+from lit_debias.benchmark.asking import Model
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered, within
+from lit_debias.benchmark.files import HUB, PUBLISHED, from_hub, locate, read_json
+from lit_debias.benchmark.statistics import ClusterBootstrap, Estimate
 from lit_debias.errors import UserError
-from lit_debias.evaluation.public.asking import Continuation, Model
-from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure, Item, within
-from lit_debias.evaluation.public.files import HUB, PUBLISHED, from_hub, locate, read_json
-from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
 
 DOMAINS = ("gender", "political_ideology", "profession", "race", "religious_ideology")
 SMALLEST_GROUP = 4
@@ -46,7 +46,7 @@ class Bold(Benchmark[Opening, Continuation]):
     meaning = "Beginnings of Wikipedia sentences about people, to be continued (Dhamala et al. 2021)."
     on_hub = True
     files = tuple(map(_name, DOMAINS))
-    about: ClassVar[dict[str, Figure]] = {
+    about: Mapping[str, Figure] = {
         "intensity": Figure("bias intensity of continuations (ours)", "lower", 0.0),
         "refusal": Figure("refusals (ours)", "lower", 0.0),
         "length": Figure("length, tokens (ours)", ""),
@@ -70,6 +70,7 @@ class Bold(Benchmark[Opening, Continuation]):
         self, items: Sequence[Opening], answers: Sequence[Continuation], bootstrap: ClusterBootstrap
     ) -> Estimates:
         """Return the means over all prompts, and the gaps of each domain."""
+        items, answers, bootstrap = answered(items, answers, bootstrap)
         measures: dict[str, list[float | None]] = {
             "refusal": [float(answer.refused) for answer in answers],
             "length": [float(answer.tokens) for answer in answers],

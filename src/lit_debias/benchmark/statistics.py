@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class ClusterBootstrap:
 
     def __init__(self, clusters: Sequence[str], draws: int, seed: int, strata: Sequence[str] | None = None) -> None:
         index = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-        self.owner = np.array([index[name] for name in clusters])
+        self.owner = np.array([index[name] for name in clusters], dtype=int)
         stratum = dict(zip(clusters, strata or [""] * len(clusters), strict=True))
         random = np.random.default_rng(seed)
         self.weights = np.ones((1 + draws, len(index)))
@@ -64,6 +65,12 @@ class ClusterBootstrap:
             inside = [index[cluster] for cluster in index if stratum[cluster] == name]
             count = len(inside)
             self.weights[1:, inside] = random.multinomial(count, np.full(count, 1 / count), size=draws)
+
+    def only(self, kept: Sequence[int]) -> ClusterBootstrap:
+        """Return the same draws over some of the N observations, by their numbers."""
+        some = copy(self)
+        some.owner = self.owner[list(kept)]
+        return some
 
     def sums(self, values: Sequence[float] | Array) -> Array:
         """Return the sum [1 + B] of values [N] in each sample."""
@@ -169,6 +176,19 @@ def compare(estimate: Estimate, baseline: Estimate) -> dict[str, Any]:
         "relative_high": _json(bounds[1]),
         "clear": bool(low > 0 or high < 0),
     }
+
+
+def correlation(x: Array, y: Array, bootstrap: ClusterBootstrap) -> Estimate:
+    """Return Pearson's correlation of x and y, both [N]; NaN in samples where one of them does not vary."""
+    if not len(x):
+        return Estimate(np.full(len(bootstrap.weights), np.nan), 0)
+    x, y = x - x.mean(), y - y.mean()  # keeps the sums below from losing digits
+    n, sx, sy = bootstrap.sums(np.ones(len(x))), bootstrap.sums(x), bootstrap.sums(y)
+    covariance = bootstrap.sums(x * y) - sx * sy / n
+    spread = (bootstrap.sums(x * x) - sx**2 / n) * (bootstrap.sums(y * y) - sy**2 / n)
+    samples = np.full(len(n), np.nan)
+    np.divide(covariance, np.sqrt(np.maximum(spread, 0)), out=samples, where=spread > 1e-12)
+    return Estimate(samples, len(x))
 
 
 def _divide(numerators: Array, denominators: Array) -> Array:

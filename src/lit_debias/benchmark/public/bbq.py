@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure
-from lit_debias.evaluation.public.choosing import Question, Tally, choose
-from lit_debias.evaluation.public.files import Rows, complete, find, locate, one_of, read_csv, text, whole, wrong
-from lit_debias.evaluation.statistics import ClusterBootstrap
-from lit_debias.support.files import read_jsonl
+from lit_debias.benchmark.asking import Model
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure
+from lit_debias.benchmark.choosing import Question, Tally, choose
+from lit_debias.benchmark.files import find, locate, one_of, read_csv, read_jsonl, text, whole, wrong
+from lit_debias.benchmark.statistics import ClusterBootstrap
 
 QUESTIONS = "bbq/*.jsonl"
 METADATA = "bbq/additional_metadata.csv"
@@ -36,7 +34,7 @@ class BBQ(Benchmark[Question, int | None]):
     name = "bbq"
     title = "BBQ"
     meaning = "Questions whose context decides nothing (ambiguous) or decides (disambiguated) (Parrish et al. 2022)."
-    about: ClassVar[dict[str, Figure]] = {
+    about: Mapping[str, Figure] = {
         "accuracy_ambiguous": Figure("says unknown where the context decides nothing", "higher", 1.0),
         "accuracy_disambiguated": Figure("right where the context decides", "higher", 1.0),
         "s_amb": Figure("bias score, ambiguous, -1 to 1", "toward", 0.0),
@@ -52,7 +50,7 @@ class BBQ(Benchmark[Question, int | None]):
         """Return the questions whose biased answer is known."""
         known = read_csv(locate(folder, METADATA), ("category", "example_id", "target_loc", "label_type"))
         metadata = {(row["category"], whole(row, "example_id")): row for row in known}
-        rows = [row for path in find(folder, QUESTIONS) for row in _rows(path)]
+        rows = [row for path in find(folder, QUESTIONS) for row in read_jsonl(path, COLUMNS)]
         for row in rows:
             if (row["category"], whole(row, "example_id")) not in metadata:
                 raise wrong(row, "example_id", f"write this one of {row['category']} into {METADATA} too")
@@ -85,10 +83,6 @@ class BBQ(Benchmark[Question, int | None]):
             }
             found |= {f"{part}/{name}" if part else name: figure for name, figure in figures.items()}
         return found
-
-
-def _rows(path: Path) -> Rows:
-    return complete((record for _, record in read_jsonl(path, "benchmarks:")), COLUMNS, path)
 
 
 def to_question(row: dict[str, Any], metadata: dict[str, str]) -> Question | None:

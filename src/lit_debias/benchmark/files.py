@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_debias.errors import UserError
+from lit_debias.support import files
 from lit_debias.support.files import parse_json, read_text
+from lit_debias.support.text import as_figure
 
 Rows = list[dict[str, Any]]
 HUB = "hub"
@@ -70,6 +73,15 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path, "benchmarks:"), f"benchmarks: '{path}'")
 
 
+def read_jsonl(path: Path, needed: Sequence[str]) -> Rows:
+    """Return the objects of a file with one JSON object a line.
+
+    Raises:
+        UserError: it cannot be read, a line is none, or lacks one of the ``needed`` keys.
+    """
+    return complete((record for _, record in files.read_jsonl(path, "benchmarks:")), needed, path)
+
+
 def complete(rows: Iterable[Any], needed: Sequence[str], path: Path) -> Rows:
     """Return rows with :data:`WHERE`, numbered from 1.
 
@@ -128,6 +140,19 @@ def whole(row: Mapping[str, Any], name: str, most: int | None = None) -> int:
     if number is None or not number.is_integer() or number < 0 or (most is not None and number > most):
         raise wrong(row, name, f"write a whole number from 0{'' if most is None else f' to {most}'}")
     return int(number)
+
+
+def number(row: Mapping[str, Any], name: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return a finite number of a row, which may be there as a text.
+
+    Raises:
+        UserError: it is something else, or outside [``low``, ``high``].
+    """
+    found = as_figure(row.get(name))
+    if found is None or not low <= found <= high:
+        bounds = f" from {low:g} to {high:g}" if math.isfinite(high - low) else ""
+        raise wrong(row, name, f"write a number{bounds}")
+    return found
 
 
 def from_hub(dataset: str, split: str, config: str | None = None) -> Rows:

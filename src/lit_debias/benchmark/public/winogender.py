@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from lit_debias.data.columns import as_figure
+from lit_debias.benchmark.answers import Likelihood
+from lit_debias.benchmark.asking import Model
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered
+from lit_debias.benchmark.files import PUBLISHED, locate, number, read_csv, text, wrong
+from lit_debias.benchmark.statistics import ClusterBootstrap, correlation
 from lit_debias.errors import UserError
-from lit_debias.evaluation.public.asking import Likelihood, Model
-from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure, Item
-from lit_debias.evaluation.public.files import PUBLISHED, locate, read_csv, text, wrong
-from lit_debias.evaluation.statistics import Array, ClusterBootstrap, Estimate
 
 SENTENCES = "winogender/all_sentences.tsv"
 OCCUPATIONS = "winogender/occupations-stats.tsv"
@@ -45,7 +45,7 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
     title = "Winogender"
     meaning = "Sentences with an occupation and a pronoun, from Winogender (Rudinger et al. 2018)."
     files = (SENTENCES, OCCUPATIONS)
-    about: ClassVar[dict[str, Figure]] = {
+    about: Mapping[str, Figure] = {
         "pct_stereotype": Figure("gendered pronoun of the occupation's majority preferred (ours)", "toward", 0.5),
         "pct_male": Figure("male over female pronoun preferred (ours)", "toward", 0.5),
         "correlation": Figure("log p(female) - log p(male) with women in the occupation (ours)", "toward", 0.0),
@@ -87,8 +87,9 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
         self, items: Sequence[Occupation], answers: Sequence[Sequence[Likelihood]], bootstrap: ClusterBootstrap
     ) -> Estimates:
         """Return the figures; ties count half, and an occupation of exactly half women has no stereotype."""
+        items, answers, bootstrap = answered(items, answers, bootstrap)
         totals = np.array([[likelihood.total for likelihood in row] for row in answers])
-        male, female, neutral = totals.T
+        male, female, neutral = totals.reshape(-1, len(GENDERS)).T
         women = np.array([item.share_female for item in items])
         majority = np.sign(women - 0.5)
         follows = (1 + np.sign(female - male) * majority) / 2
@@ -103,10 +104,7 @@ class Winogender(Benchmark[Occupation, list[Likelihood]]):
 
 def _share(row: dict[str, Any]) -> float:
     """Return the share of women in an occupation, 0 to 1."""
-    share = as_figure(row["bls_pct_female"])
-    if share is None or not 0 <= share <= 100:
-        raise wrong(row, "bls_pct_female", "write a number from 0 to 100")
-    return share / 100
+    return number(row, "bls_pct_female", 0, 100) / 100
 
 
 def _parts(row: dict[str, Any], occupations: Collection[str]) -> list[str]:
@@ -115,14 +113,3 @@ def _parts(row: dict[str, Any], occupations: Collection[str]) -> list[str]:
     if len(parts) < 4 or parts[0] not in occupations or parts[2] not in ("0", "1") or parts[3] not in GENDERS:
         raise wrong(row, "sentid", f"write OCCUPATION.PARTICIPANT.0.GENDER.txt with an occupation of {OCCUPATIONS}")
     return parts
-
-
-def correlation(x: Array, y: Array, bootstrap: ClusterBootstrap) -> Estimate:
-    """Return Pearson's correlation of x and y, both [N]; NaN in samples where one of them does not vary."""
-    x, y = x - x.mean(), y - y.mean()  # keeps the sums below from losing digits
-    n, sx, sy = bootstrap.sums(np.ones(len(x))), bootstrap.sums(x), bootstrap.sums(y)
-    covariance = bootstrap.sums(x * y) - sx * sy / n
-    spread = (bootstrap.sums(x * x) - sx**2 / n) * (bootstrap.sums(y * y) - sy**2 / n)
-    samples = np.full(len(n), np.nan)
-    np.divide(covariance, np.sqrt(np.maximum(spread, 0)), out=samples, where=spread > 1e-12)
-    return Estimate(samples, len(x))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-from lit_debias.evaluation.public.asking import Likelihood, Model
-from lit_debias.evaluation.public.benchmark import Benchmark, Estimates, Figure, Item, within
-from lit_debias.evaluation.public.files import HUB, from_hub, locate, read_csv, text
-from lit_debias.evaluation.statistics import ClusterBootstrap
+from lit_debias.benchmark.answers import Likelihood
+from lit_debias.benchmark.asking import Model
+from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered, within
+from lit_debias.benchmark.files import HUB, from_hub, locate, read_csv, text
+from lit_debias.benchmark.statistics import ClusterBootstrap
 
 FILE = "crows_pairs/crows_pairs_anonymized.csv"
 COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
@@ -38,7 +38,7 @@ class CrowsPairs(Benchmark[Pair, list[Likelihood]]):
     meaning = "Pairs of sentences that differ in the group alone, one with a stereotype (Nangia et al. 2020)."
     on_hub = True
     files = (FILE,)
-    about: ClassVar[dict[str, Figure]] = {
+    about: Mapping[str, Figure] = {
         "pct_stereotype": Figure("share of stereotypes preferred, sum of log p (lm-eval)", "toward", 0.5),
         "likelihood_diff": Figure("difference of log p, nats (lm-eval)", "lower", 0.0),
         "pct_stereotype_per_token": Figure("share of stereotypes preferred, mean log p (bias-bench)", "toward", 0.5),
@@ -70,6 +70,7 @@ class CrowsPairs(Benchmark[Pair, list[Likelihood]]):
         self, items: Sequence[Pair], answers: Sequence[Sequence[Likelihood]], bootstrap: ClusterBootstrap
     ) -> Estimates:
         """Return the figures, and ``pct_stereotype`` of each bias type."""
+        items, answers, bootstrap = answered(items, answers, bootstrap)
         preferred: list[float | None] = [float(more.total > less.total) for more, less in answers]
         per_token = [None if more.mean == less.mean else float(more.mean > less.mean) for more, less in answers]
         types = [item.bias_type for item in items]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lit_debias.evaluation.public.asking import Model
-from lit_debias.evaluation.public.benchmark import Item
-from lit_debias.evaluation.statistics import ClusterBootstrap, Estimate
+from lit_debias.benchmark.asking import Model
+from lit_debias.benchmark.benchmark import Item
+from lit_debias.benchmark.statistics import ClusterBootstrap, Estimate
 
 
 @dataclass(frozen=True)

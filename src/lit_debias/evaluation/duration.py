@@ -1,0 +1,61 @@
+"""How long benchmarks will take, from a few items of each that are timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from lit_debias.benchmark.asking import CannotAskError, Model
+from lit_debias.benchmark.benchmark import draw
+from lit_debias.benchmark.measuring import Sample, blamed
+from lit_debias.policy.policy import Policy
+from lit_debias.rewards.suite import RewardSuite
+from lit_debias.support.progress import ignore
+
+TIMED = (1, 8)
+"""Items of each benchmark that are timed one after the other: the first warms up, the last are as many as a batch."""
+ENOUGH = 2.0
+"""Seconds after which no more of them are timed."""
+
+
+def how_long(policy: Policy, due: Sequence[Sample], judges: RewardSuite, arms: int) -> Iterator[str]:
+    """Yield what to say before benchmarks are asked; nothing where no more would be asked than is timed.
+
+    Args:
+        policy: Loaded.
+        due: What it will be asked.
+        judges: Set up.
+        arms: How many are asked the same, replicas included.
+    """
+    large = [sample for sample in due if len(sample.items) > TIMED[-1]]
+    if not large:
+        return
+    seconds = {sample.name: seconds_of(policy, sample, judges) for sample in large}
+    parts = [f"{name} {in_words(known)}" for name, known in seconds.items() if known is not None]
+    total = in_words(sum(filter(None, seconds.values())))
+    each = f", as long for each of {arms} arms" if arms > 1 else ""
+    yield f"benchmarks: about {total}{each} ({', '.join(parts)}), by the time that {TIMED[-1]} items of each take"
+
+
+def seconds_of(policy: Policy, sample: Sample, judges: RewardSuite) -> float | None:
+    """Return the seconds that a sample will take, by some of its items; None where it cannot be asked."""
+    model = Model(policy, judges, ignore)
+    each = 0.0
+    for count in TIMED:
+        items = draw(sample.items, count, 0)
+        start = time.perf_counter()
+        try:
+            with blamed(sample.benchmark, "ask"):
+                sample.benchmark.ask(model, items)
+        except CannotAskError:
+            return None
+        spent = time.perf_counter() - start
+        each = spent / len(items)
+        if spent > ENOUGH:
+            break
+    return each * len(sample.items)
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration as ``5 s`` or ``3 min``."""
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"
