@@ -1,4 +1,4 @@
-"""What the two data modules share: splits, checks, and loaders that deal whole prompts to ranks."""
+"""What the data modules share: splits, checks, and loaders that deal whole prompts to ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from lit_debias.conversations import read_prompt
 from lit_debias.data.columns import aligned, renamed
 from lit_debias.data.sampler import PromptSampler, TableLoader
-from lit_debias.data.sources import ORIGIN, load_split, split_names
+from lit_debias.data.sources import ORIGIN, Table, load_split, split_names
 from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
@@ -29,13 +29,13 @@ _STAGES: dict[str | None, tuple[Role, ...]] = {
 
 
 class TableDataModule(LightningDataModule, ABC):
-    """A table with splits, one row a prompt or a response; arguments as in the classes below.
+    """A table with splits, one row a prompt, a response or a pair of them; arguments as in the classes below.
 
     Attributes:
         rows: Role -> its rows, known after :meth:`setup`, with file and row of each in the column ``ORIGIN``.
     """
 
-    table: ClassVar[Literal["prompts", "responses"]]
+    table: ClassVar[Table]
 
     def __init__(
         self,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from datasets import Dataset
 
 from lit_debias.conversations import read_prompt, words_of
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_prompts_of
-from lit_debias.data.sources import ORIGIN
+from lit_debias.data.sources import ORIGIN, Table
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
 from lit_debias.types import PromptBatch
@@ -44,7 +44,7 @@ class PromptDataModule(TableDataModule):
         UserError: a size is not positive, or odd with ``twins``; and in ``setup``, whatever is wrong with the data.
     """
 
-    table: ClassVar[Literal["prompts", "responses"]] = "prompts"
+    table: ClassVar[Table] = "prompts"
 
     def __init__(
         self,

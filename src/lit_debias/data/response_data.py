@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 
 from lit_debias.data.columns import as_figure
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_text
-from lit_debias.data.sources import ORIGIN
+from lit_debias.data.sources import ORIGIN, Table
 from lit_debias.data.tables import LABELS
 from lit_debias.errors import UserError
 from lit_debias.support.hashing import stable_hash
@@ -43,7 +43,7 @@ class ResponseDataModule(TableDataModule):
         UserError: a size is not positive or ``fold`` is malformed; and in ``setup``, whatever is wrong with the data.
     """
 
-    table: ClassVar[Literal["prompts", "responses"]] = "responses"
+    table: ClassVar[Table] = "responses"
 
     def __init__(
         self,
