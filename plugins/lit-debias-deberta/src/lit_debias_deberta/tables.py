@@ -43,6 +43,26 @@ def human_tables(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iter
         yield table
 
 
+def mixture_tables(about: Mapping[str, Any], title: str) -> Iterator[Table]:
+    """Yield the trials of a preference mixture, the groups that were found, and the figures of held-out pairs."""
+    table = Table("groups", "restart", "rounds", "log-likelihood", "held out", title=plain(title))
+    for trial in about["trials"]:
+        figures = (number(trial["log_likelihood"]), number(trial["held_out_log_likelihood"]))
+        table.add_row(str(trial["groups"]), str(trial["restart"]), str(trial["rounds"]), *figures)
+    yield table
+    known = "" if about["purity"] is None else f", purity {number(about['purity'])}"
+    sizes = ", ".join(f"reward_{group}: {share:.0%}" for group, share in enumerate(about["shares"]))
+    yield held_out_table(about["held_out"], f"{about['users']} users, {sizes}{known}")
+
+
+def held_out_table(figures: Mapping[str, float], title: str) -> Table:
+    """Return the figures of a mixture on pairs that it was not trained on."""
+    table = Table("held-out pairs", "", title=plain(title))
+    for name, value in figures.items():
+        table.add_row(plain(name), number(value))
+    return table
+
+
 def number(value: float | None) -> str:
     """Return three decimals, or a dash for what is not defined."""
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
