@@ -58,6 +58,8 @@ class TableDataModule(LightningDataModule, ABC):
         self.columns = columns
         self.seed = seed
         self.rows: dict[Role, Dataset | None] = {}
+        self.training: TableLoader[Any] | None = None
+        self.batches_before = 0
 
     @property
     def column_names(self) -> list[str]:
@@ -144,11 +146,25 @@ class TableDataModule(LightningDataModule, ABC):
             loader.dealer.shuffle = not self.trainer.overfit_batches  # type: ignore[attr-defined]
             limit = self.trainer.limit_train_batches
             loader.per_epoch = max(1, min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader)))
+            loader.go_to(self.batches_before)
             step = getattr(self.trainer.lightning_module, "rollout_step", None)
             if step is not None:
                 loader.go_to(step)
                 loader.resumable = False
+        self.training = loader
         return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of training, for Lightning's checkpoint, unless the module counts it.
+
+        Lightning keeps the loader's own as well, and loses it where a schedule asks how many steps there will be:
+        then the loader is made before its state is restored.
+        """
+        return self.training.state_dict() if self.training is not None and self.training.resumable else {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a position."""
+        self.batches_before = state["batches"]
 
     def val_dataloader(self) -> TableLoader[Any] | list[Any]:
         """Return the validation batches, in the order of the data."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_debias_deberta.mixture import FLOOR, likelihoods, log_likelihood, purity
+from lit_debias_deberta.mixture import FLOOR, likelihoods, log_likelihood, purity, shares
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Pairs:
     def counts(self) -> Tensor:
         """[U] pairs of each user."""
         return torch.bincount(self.user_of, minlength=len(self.users))
+
+    def likelihood(self, margins: Tensor) -> Tensor:
+        """Return each user's log-likelihood [U, K] from the margins [N, K] of all pairs."""
+        return likelihoods(margins, self.user_of, len(self.users))
 
     def purity(self, clusters: Tensor) -> float | None:
         """Return the purity of clusters [U] among users whose group is known, None where nobody's is."""
@@ -63,6 +67,32 @@ def prior_of(pairs: Pairs, users: Sequence[str], weights: Tensor, eta: Tensor) -
     known = dict(zip(users, weights, strict=True))
     prior = torch.stack([known.get(user, eta) for user in pairs.users]).clamp(min=FLOOR)
     return prior / prior.sum(1, keepdim=True)
+
+
+def round_figures(
+    pairs: Pairs, likelihood: Tensor, before: Tensor, after: Tensor, tolerance: float
+) -> dict[str, float]:
+    """Return what is logged of a round.
+
+    ``em/log_likelihood`` is per training pair, before users change groups; ``em/changed`` the share of users who do;
+    ``em/share_K`` the share of all users in a group, ``em/groups`` how many groups there are, and ``em/purity`` where
+    groups are known.
+
+    Args:
+        pairs: N training pairs of U users.
+        likelihood: [U, K].
+        before: [U, K] weights in the round.
+        after: [U, K] weights of the next one.
+        tolerance: A weight that moves by no more has not changed.
+    """
+    found = {
+        "em/groups": float(after.shape[1]),
+        "em/log_likelihood": log_likelihood(likelihood, shares(before)) / len(pairs.user_of),
+        "em/changed": float(((after - before).abs().amax(1) > tolerance).double().mean()),
+    }
+    found |= {f"em/share_{group}": float(share) for group, share in enumerate(after.mean(0))}
+    known = pairs.purity(after.argmax(1))
+    return found if known is None else found | {"em/purity": known}
 
 
 def held_out_figures(pairs: Pairs, margins: Tensor, seen: Tensor, prior: Tensor) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,15 @@ from lit_debias_deberta.mixture import (
     Assignment,
     Start,
     fill_empty,
-    likelihoods,
     log_likelihood,
     responsibilities,
     shares,
     start_weights,
 )
 from lit_debias_deberta.mixture_folder import check_mixture, check_mixture_free, head_names, load_mixture, save_mixture
-from lit_debias_deberta.pairs import Pairs, held_out_figures, prior_of
+from lit_debias_deberta.pairs import Pairs, held_out_figures, prior_of, round_figures
 from lit_debias_deberta.search import Search, Trial
-from lit_debias_deberta.tables import held_out_table, mixture_tables
+from lit_debias_deberta.tables import mixture_tables
 
 STATE = "preference_mixture"
 """Key of the trials in a checkpoint."""
@@ -136,9 +136,7 @@ class PreferenceMixture(EncoderModule):
     def _check_fit(self) -> None:
         train = self.pairs["train"]
         if len(train.users) < self.sizes[-1]:
-            raise UserError(
-                f"data: {len(train.users)} users are fewer than groups={self.sizes[-1]}; write fewer"
-            )
+            raise UserError(f"data: {len(train.users)} users are fewer than groups={self.sizes[-1]}; write fewer")
         if len(self.sizes) > 1 and "validation" not in self.pairs:
             raise UserError(
                 f"groups={self.sizes}: held-out pairs decide which one is kept, and the data have no split "
@@ -213,7 +211,6 @@ class PreferenceMixture(EncoderModule):
         figures = self._log_held_out("test", "test")
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_json(self.out / TEST, {"data": self.data_path, "figures": figures})
-            Console().print(held_out_table(figures, "test"))
 
     def _log_held_out(self, role: str, prefix: str) -> dict[str, float]:
         pairs = self.pairs[role]
@@ -257,8 +254,10 @@ class PreferenceMixture(EncoderModule):
     def on_train_end(self) -> None:
         """Take in the trial that runs where the trainer has ended it."""
         if not self.search.is_done and self.global_step > self.steps_per_round * self.search.rounds_before:
-            Console().print("training ended before the users stopped changing groups; write trainer.max_epochs: -1")
-            self._finish(self._read("train"))
+            done, planned = len(self.search.finished), len(self.search.plan)
+            Console().print(f"training ended in trial {done + 1} of {planned}; it ends by itself with max_epochs: -1")
+            logits, _ = self._assign()
+            self._finish(logits)
 
     def _begin(self) -> None:
         """Put the network to its start, with heads of its own for each trial, and deal the users to groups."""
@@ -281,49 +280,33 @@ class PreferenceMixture(EncoderModule):
         if search.is_done or self.global_step < self.steps_per_round * (search.rounds_before + search.rounds + 1):
             return
         search.rounds += 1
-        logits = self._read("train")
-        before, search.weights = self.weights, self._assign(logits)
-        self._log_round(before, logits)
-        if search.rounds == self.rounds or not bool(self._changed(before).any()):
+        logits, figures = self._assign()
+        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": 1}
+        self.log_dict({"em/round": float(search.rounds), **figures}, **how)
+        if search.rounds == self.rounds or not figures["em/changed"]:
             self._finish(logits)
+
+    def _assign(self) -> tuple[Tensor, dict[str, float]]:
+        """Assign the users anew, the E step; return the logits [2, N, K] of all training pairs, and figures."""
+        logits, train, before = self._read("train"), self.pairs["train"], self.weights
+        likelihood = train.likelihood(logits[0] - logits[1])
+        weights = responsibilities(likelihood, shares(before), self.assignment)
+        self.search.weights = fill_empty(weights, likelihood, train.counts)
+        return logits, round_figures(train, likelihood, before, self.weights, self.tolerance)
 
     def _read(self, role: str) -> Tensor:
         """Return the logits [2, N, K] float32 of all pairs of a role, without dropout; ranks share the batches."""
         assert self.network is not None
+        data, most = self.trainer.datamodule, 1 if self.trainer.fast_dev_run else None  # type: ignore[attr-defined]
         logits = torch.zeros(2, len(self.pairs[role].user_of), self.weights.shape[1])
         was = self.network.training
         self.network.eval()
         with torch.no_grad():
-            for number, batch in enumerate(self.trainer.datamodule.in_order(role)):  # type: ignore[attr-defined]
+            for number, batch in enumerate(islice(data.in_order(role), most)):
                 if number % world_size() == rank():
                     logits[:, batch["pair"]] = self._logits(batch)[..., : logits.shape[2]].cpu()
         self.network.train(was)
         return self._sum(logits)
-
-    def _likelihood(self, logits: Tensor) -> Tensor:
-        return likelihoods(logits[0] - logits[1], self.pairs["train"].user_of, len(self.number))
-
-    def _assign(self, logits: Tensor) -> Tensor:
-        likelihood = self._likelihood(logits)
-        weights = responsibilities(likelihood, shares(self.weights), self.assignment)
-        return fill_empty(weights, likelihood, self.pairs["train"].counts)
-
-    def _changed(self, before: Tensor) -> Tensor:
-        """Return which users [U] have changed groups, or moved between them by more than the tolerance."""
-        return (self.weights - before).abs().amax(1) > self.tolerance
-
-    def _log_round(self, before: Tensor, logits: Tensor) -> None:
-        pairs, home = self.pairs["train"], self.weights.argmax(1)
-        sizes = {f"em/share_{group}": float(share) for group, share in enumerate(self.weights.mean(0))}
-        figures = sizes | {
-            "em/groups": float(self.weights.shape[1]),
-            "em/round": float(self.search.rounds),
-            "em/log_likelihood": log_likelihood(self._likelihood(logits), shares(before)) / len(pairs.user_of),
-            "em/changed": float(self._changed(before).double().mean()),
-        }
-        if (share := pairs.purity(home)) is not None:
-            figures["em/purity"] = share
-        self.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True)
 
     def _finish(self, logits: Tensor) -> None:
         """Take in the trial that ran, with the users as they are assigned, and begin the next one."""
@@ -335,9 +318,10 @@ class PreferenceMixture(EncoderModule):
             held_out = self._figures(self.pairs["validation"], chosen - rejected, everything)
         groups, restart = self.search.current
         trained = {name: p.detach().cpu().clone() for name, p in self.network.named_parameters() if p.requires_grad}
-        likelihood = log_likelihood(self._likelihood(logits), shares(self.weights)) / logits.shape[1]
+        likelihood = self.pairs["train"].likelihood(logits[0] - logits[1])
+        fit = log_likelihood(likelihood, shares(self.weights)) / logits.shape[1]
         spread = torch.stack([logits.flatten(0, 1).mean(0), logits.flatten(0, 1).std(0, correction=0)])
-        trial = Trial(groups, restart, self.search.rounds, likelihood, held_out, self.weights, trained, spread)
+        trial = Trial(groups, restart, self.search.rounds, fit, held_out, self.weights, trained, spread)
         self.search.finish(trial)
         if self.search.is_done:
             self.trainer.should_stop = True
@@ -348,7 +332,11 @@ class PreferenceMixture(EncoderModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trials, and whose users they are of."""
-        checkpoint[STATE] = {"options": self._options(), "users": list(self.number), **self.search.state_dict()}
+        checkpoint[STATE] = {
+            "options": self._options(),
+            "users": list(self.number),
+            "search": self.search.state_dict(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the trials of a checkpoint.
@@ -358,15 +346,15 @@ class PreferenceMixture(EncoderModule):
         """
         if self.trainer.state.fn != "fit":
             raise UserError("PreferenceMixture is measured as it stands in model.out; leave --ckpt_path out")
-        state = dict(checkpoint.get(STATE, {}))
+        if STATE not in checkpoint:
+            raise UserError("the checkpoint is of another module than PreferenceMixture; write one of its own")
+        state = checkpoint[STATE]
         for name, value in self._options().items():
-            was = state.get("options", {}).get(name)
-            if was != value:
-                raise UserError(f"the checkpoint is of a run with {name}={was}, not {value}; resume with the same")
-        if state.pop("users") != list(self.number):
-            raise UserError("the checkpoint is of a run with other users; resume with the same data")
-        del state["options"]
-        self.search.load_state_dict(state)
+            if state["options"][name] != value:
+                raise UserError(f"the checkpoint is of {name}={state['options'][name]}, not {value}; write the same")
+        if state["users"] != list(self.number):
+            raise UserError("the checkpoint is of other users; resume with the same data")
+        self.search.load_state_dict(state["search"])
 
     def _options(self) -> dict[str, Any]:
         names = ("sizes", "restarts", "assignment", "start", "rounds", "epochs", "seed")

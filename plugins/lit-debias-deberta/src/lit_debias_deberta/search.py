@@ -101,7 +101,7 @@ class Search:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         for name, value in state.items():
-            setattr(self, name, Trial(**value) if value and name in TRIALS else value)
+            setattr(self, name, Trial(**value) if name in TRIALS and value is not None else value)
         self.plan = [(groups, restart) for groups, restart in self.plan]
 
 

@@ -51,15 +51,22 @@ def mixture_tables(about: Mapping[str, Any], title: str) -> Iterator[Table]:
         table.add_row(str(trial["groups"]), str(trial["restart"]), str(trial["rounds"]), *figures)
     yield table
     known = "" if about["purity"] is None else f", purity {number(about['purity'])}"
-    sizes = ", ".join(f"reward_{group}: {share:.0%}" for group, share in enumerate(about["shares"]))
-    yield held_out_table(about["held_out"], f"{about['users']} users, {sizes}{known}")
+    if about["held_out"]:
+        yield _held_out(about["held_out"], len(about["shares"]))
+    sizes = Table("reward", "share of users", title=f"{about['users']} users{known}")
+    for group, share in enumerate(about["shares"]):
+        sizes.add_row(f"reward_{group}", number(share))
+    yield sizes
 
 
-def held_out_table(figures: Mapping[str, float], title: str) -> Table:
-    """Return the figures of a mixture on pairs that it was not trained on."""
-    table = Table("held-out pairs", "", title=plain(title))
-    for name, value in figures.items():
-        table.add_row(plain(name), number(value))
+def _held_out(figures: Mapping[str, float], groups: int) -> Table:
+    """Return the accuracy on held-out pairs, by the reward of each user's group and by each reward."""
+    rewards = [f"reward_{group}" for group in range(groups)]
+    table = Table("users", "own reward", *rewards, title="accuracy on held-out pairs")
+    for name in (name for name in figures if name.startswith("accuracy")):
+        known = name.removeprefix("accuracy").removeprefix("/")
+        columns = [figures.get(f"{reward}/{known}") for reward in rewards]
+        table.add_row(plain(known or "all"), number(figures[name]), *map(number, columns))
     return table
 
 
