@@ -85,6 +85,7 @@ def said_of(out) -> dict:
 
 def through_yaml(config, encoder, out, preferences, *more) -> int:
     small = ("--model.encoder", encoder, "--model.max_length", 32, "--model.trainable_layers", "null")
+    small += ("--model.bucket_size", "null")
     quiet = ("--trainer.logger", "false", "--trainer.callbacks", "null", "--trainer.enable_checkpointing", "false")
     quiet += ("--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", out.parent)
     rates = ("--model.optimizer.lr", 3e-3, "--model.epochs", 2)

@@ -91,7 +91,7 @@ class PreferenceDataModule(TableDataModule):
         if rows is None:
             return None
         names = {name: list(map(_text, rows[name])) for name in NAMES if name in rows.column_names}
-        check_groups(rows[ORIGIN], names["user"], names.get("group", ()))
+        check_groups(rows[ORIGIN], list(map(str, rows["user"])), names.get("group", ()))
         for column, values in {**names, "pair": [*range(len(rows))]}.items():
             rows = rows.remove_columns([column] if column in rows.column_names else []).add_column(column, values)
         return rows
