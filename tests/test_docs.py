@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_debias import RewardBatch
+from lit_debias import PreferenceDataModule, RewardBatch, synthesize
 from lit_debias.cli.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -99,3 +99,18 @@ def test_the_reward_scores_as_its_docstring_says():
     batch = RewardBatch(["", ""], ["It may rain.", "It rains."], [0, 0], {})
     assert names["Hedging"]().score(batch) == [1.0, 0.0]
     assert names["lit_debias_rewards"]() == [names["Hedging"]]
+
+
+def test_the_people_who_disagree_are_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    synthesize(Path("runs/demo/data"), size=900)
+    [source], [rows] = blocks("preferences.md", "python"), blocks("preferences.md", "csv")
+    exec(compile(source, "preferences.md", "exec", dont_inherit=True), {})
+    data = PreferenceDataModule("runs/demo/preferences", test_split="test_template", batch_size=4)
+    data.setup()
+    pairs = {role: next(iter(data.in_order(role))) for role in ("train", "validation", "test")}
+    assert set(pairs["train"]["group"]) == set(pairs["validation"]["group"]) == {"neutral", "biased"}
+    Path("pairs.csv").write_text(rows)
+    data = PreferenceDataModule("pairs.csv", batch_size=2)
+    data.setup("fit")
+    assert data.rows["train"]["user"][:] == ["ann", "ben"]

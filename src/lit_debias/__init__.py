@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         WeightedSum,
         WorstCase,
     )
+    from lit_debias.data.preference_data import PreferenceDataModule
     from lit_debias.data.prompt_data import PromptDataModule
     from lit_debias.data.response_data import ResponseDataModule
     from lit_debias.errors import UserError
@@ -74,6 +75,7 @@ MODULES = {
     "GRPO": "lit_debias.training.grpo",
     "ImportanceCorrection": "lit_debias.grpo.correction",
     "LocalEngine": "lit_debias.rollout.local",
+    "PreferenceDataModule": "lit_debias.data.preference_data",
     "PromptDataModule": "lit_debias.data.prompt_data",
     "Policy": "lit_debias.policy.policy",
     "QLoRAPolicy": "lit_debias.policy.recipe",
@@ -117,6 +119,7 @@ __all__ = [
     "MaxMin",
     "Policy",
     "PredictionFile",
+    "PreferenceDataModule",
     "PromptDataModule",
     "QLoRAPolicy",
     "ResponseDataModule",

@@ -221,12 +221,11 @@ def fit(path, folder, counts, steps, ckpt_path=None, **options):
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
-        max_epochs=-1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        **{"enable_checkpointing": False, **options},
+        **{"enable_checkpointing": False, "max_epochs": -1, **options},
     )
     model = Recorder(counts)
     trainer.fit(model, PromptDataModule(str(path), batch_size=2, seed=1), ckpt_path=ckpt_path, weights_only=True)
@@ -253,6 +252,18 @@ def test_resuming_from_a_checkpoint_in_mid_epoch(jsonl, tmp_path):
         with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
             rest = fit(jsonl, tmp_path, False, 9, ckpt_path=tmp_path / f"mid/step={step}.ckpt").seen
         assert rest == whole[step:]  # epochs too
+
+
+def test_resuming_where_a_schedule_asks_how_many_steps_there_will_be(jsonl, tmp_path, monkeypatch):
+    def optimizers(module):
+        assert module.trainer.estimated_stepping_batches == module.trainer.max_steps  # makes the loader
+        return torch.optim.SGD(module.parameters(), lr=0.1)
+
+    monkeypatch.setattr(Recorder, "configure_optimizers", optimizers)
+    whole = fit(jsonl, tmp_path, False, 8, max_epochs=3).seen
+    fit(jsonl, tmp_path, False, 3, max_epochs=3)
+    rest = fit(jsonl, tmp_path, False, 8, ckpt_path=tmp_path / "3.ckpt", max_epochs=3).seen
+    assert [texts for _, texts in rest] == [texts for _, texts in whole[3:]]
 
 
 def test_resuming_under_a_batch_limit(jsonl, tmp_path):

@@ -11,6 +11,7 @@ import warnings
 import pytest
 import rich
 from grpo_runs import grpo, prompts, trainer  # noqa: F401  (prompts is a fixture)
+from lightning import Callback
 from rich.console import Console
 
 from lit_debias.data import PromptDataModule
@@ -83,6 +84,15 @@ def test_the_bar_is_one_line_of_whole_figures_and_counts_to_the_last_step(
     assert max(map(len, bars)) <= 80
     assert not [line for line in lines if line not in bars]
     assert capsys.readouterr().out.startswith("lit-debias: the adapter is in")  # below the bar
+
+
+def test_the_bar_of_another_process_than_the_first_says_nothing_of_validation(tiny_model, prompts, tmp_path, narrow):
+    class AsLightning(Callback):
+        def setup(self, trainer, pl_module, stage):
+            trainer.progress_bar_callback.disable()
+
+    run_with_bar(tiny_model, prompts, tmp_path, max_steps=2, callbacks=[AsLightning()])
+    assert not [line for line in bar_lines(narrow) if line.startswith("Validation")]
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

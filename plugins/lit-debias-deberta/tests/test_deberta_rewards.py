@@ -177,7 +177,7 @@ def test_save_and_load_give_bitwise_equal_scores(checkpoint, tmp_path):
 
 def test_the_manager_finds_the_rewards():
     names = {c.name for c in components(get_plugin_manager()) if c.distribution == "lit-debias-deberta"}
-    assert names == {"DebertaFairness", "DebertaNeutrality", "DebertaRelevance", "DebertaQuality"}
+    assert names == {"DebertaFairness", "DebertaNeutrality", "DebertaPreference", "DebertaRelevance", "DebertaQuality"}
 
 
 def test_a_subclass_names_another_head(encoder, tmp_path):

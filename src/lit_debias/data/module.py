@@ -1,4 +1,4 @@
-"""What the two data modules share: splits, checks, and loaders that deal whole prompts to ranks."""
+"""What the data modules share: splits, checks, and loaders that deal whole prompts to ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from lit_debias.conversations import read_prompt
 from lit_debias.data.columns import aligned, renamed
 from lit_debias.data.sampler import PromptSampler, TableLoader
-from lit_debias.data.sources import ORIGIN, default_splits, load_split, split_names
+from lit_debias.data.sources import ORIGIN, Table, default_splits, load_split, split_names
 from lit_debias.data.tables import text_columns
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
@@ -39,13 +39,13 @@ _HELD_OUT = ("test", "val")
 
 
 class TableDataModule(LightningDataModule, ABC):
-    """A table with splits, one row a prompt or a response; arguments as in the classes below.
+    """A table with splits, one row a prompt, a response or a pair of them; arguments as in the classes below.
 
     Attributes:
         rows: Role -> its rows, known after :meth:`setup`, with file and row of each in the column ``ORIGIN``.
     """
 
-    table: ClassVar[Literal["prompts", "responses"]]
+    table: ClassVar[Table]
     split_options: ClassVar[Mapping[Role, str]]
     """Role -> the option that names its splits."""
 
@@ -70,6 +70,8 @@ class TableDataModule(LightningDataModule, ABC):
         self.columns = columns
         self.seed = seed_of_run(seed)
         self.rows: dict[Role, Dataset | None] = {}
+        self.training: TableLoader[Any] | None = None
+        self.batches_before = 0
 
     @property
     def column_names(self) -> list[str]:
@@ -183,11 +185,25 @@ class TableDataModule(LightningDataModule, ABC):
             loader.dealer.shuffle = not self.trainer.overfit_batches  # type: ignore[attr-defined]
             limit = self.trainer.limit_train_batches
             loader.per_epoch = max(1, min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader)))
+            loader.go_to(self.batches_before)
             step = getattr(self.trainer.lightning_module, "rollout_step", None)
             if step is not None:
                 loader.go_to(step)
                 loader.resumable = False
+        self.training = loader
         return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of training, for Lightning's checkpoint, unless the module counts it.
+
+        Lightning keeps the loader's own as well, and loses it where a schedule asks how many steps there will be:
+        then the loader is made before its state is restored.
+        """
+        return self.training.state_dict() if self.training is not None and self.training.resumable else {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a position."""
+        self.batches_before = state["batches"]
 
     def val_dataloader(self) -> TableLoader[Any] | list[Any]:
         """Return the validation batches, in the order of the data."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from datasets import Dataset
 
 from lit_debias.conversations import read_prompt, words_of
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_prompts_of
-from lit_debias.data.sources import ORIGIN
+from lit_debias.data.sources import ORIGIN, Table
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
 from lit_debias.support.text import counted
@@ -48,7 +48,7 @@ class PromptDataModule(TableDataModule):
         UserError: a size is not positive, or odd with ``twins``; and in ``setup``, whatever is wrong with the data.
     """
 
-    table: ClassVar[Literal["prompts", "responses"]] = "prompts"
+    table: ClassVar[Table] = "prompts"
     split_options: ClassVar[Mapping[Role, str]] = {
         "train": "train_split",
         "validation": "val_splits",

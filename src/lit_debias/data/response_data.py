@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_text
-from lit_debias.data.sources import ORIGIN
+from lit_debias.data.sources import ORIGIN, Table
 from lit_debias.data.tables import LABELS
 from lit_debias.errors import UserError
 from lit_debias.support.hashing import stable_hash
@@ -46,7 +46,7 @@ class ResponseDataModule(TableDataModule):
         UserError: a size is not positive or ``fold`` is malformed; and in ``setup``, whatever is wrong with the data.
     """
 
-    table: ClassVar[Literal["prompts", "responses"]] = "responses"
+    table: ClassVar[Table] = "responses"
     split_options: ClassVar[Mapping[Role, str]] = {
         "train": "train_split",
         "validation": "val_split",

@@ -22,7 +22,7 @@ from lit_debias.support.files import as_object, jsonl_objects, parse_json, read_
 ORIGIN = "__origin__"
 """Column of every table that is read here: file and row, as errors name them."""
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
-Table = Literal["prompts", "responses"]
+Table = Literal["prompts", "responses", "preferences"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 _SAVED = "state.json"

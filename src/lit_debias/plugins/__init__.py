@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lit_debias.support.packages import PACKAGE_SCHEME
     from lit_debias.support.precision import Precision, dtype_of
     from lit_debias.support.requirement import Requirement
+    from lit_debias.support.seeds import seed_of_run
     from lit_debias.support.text import APOSTROPHE, distinct_credit, printable, words
     from lit_debias.types import PromptBatch, Rollout, Scores, Support
 
@@ -74,6 +75,7 @@ MODULES = {
     "Precision": "lit_debias.support.precision",
     "dtype_of": "lit_debias.support.precision",
     "Requirement": "lit_debias.support.requirement",
+    "seed_of_run": "lit_debias.support.seeds",
     "APOSTROPHE": "lit_debias.support.text",
     "distinct_credit": "lit_debias.support.text",
     "printable": "lit_debias.support.text",
@@ -133,6 +135,7 @@ __all__ = [
     "read_yaml",
     "refusal",
     "resolve",
+    "seed_of_run",
     "sha256",
     "words",
     "world_size",

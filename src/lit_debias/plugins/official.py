@@ -11,7 +11,8 @@ CLASSES = {
     "lit-debias-classifier": ("TextClassifier",),
     "lit-debias-consistency": ("CounterfactualConsistency",),
     "lit-debias-deberta": (
-        *("DebertaFairness", "DebertaNeutrality", "DebertaQuality", "DebertaRelevance", "RewardModel"),
+        *("DebertaFairness", "DebertaNeutrality", "DebertaPreference", "DebertaQuality", "DebertaRelevance"),
+        *("PreferenceMixture", "RewardModel"),
     ),
     "lit-debias-fluency": ("Fluency", "Variety"),
     "lit-debias-informativeness": ("Informativeness",),

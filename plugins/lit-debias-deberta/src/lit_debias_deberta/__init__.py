@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lit_debias import Reward, hookimpl
 from lit_debias_deberta.rewards import (
     DebertaFairness,
     DebertaNeutrality,
+    DebertaPreference,
     DebertaQuality,
     DebertaRelevance,
     DebertaReward,
@@ -15,14 +17,17 @@ from lit_debias_deberta.rewards import (
 from lit_debias_deberta.scorer import RewardScorer
 
 if TYPE_CHECKING:
+    from lit_debias_deberta.preference_training import PreferenceMixture
     from lit_debias_deberta.training import RewardModel
 
 __all__ = [
     "DebertaFairness",
     "DebertaNeutrality",
+    "DebertaPreference",
     "DebertaQuality",
     "DebertaRelevance",
     "DebertaReward",
+    "PreferenceMixture",
     "RewardModel",
     "RewardScorer",
     "lit_debias_rewards",
@@ -31,14 +36,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the training code on its first use: Lightning takes seconds, and the rewards do not need it."""
-    if name == "RewardModel":
-        from lit_debias_deberta.training import RewardModel
-
-        return RewardModel
+    modules = {"PreferenceMixture": "preference_training", "RewardModel": "training"}
+    if name in modules:
+        return getattr(import_module(f"{__name__}.{modules[name]}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 @hookimpl
 def lit_debias_rewards() -> list[type[Reward]]:
     """Return the rewards of this distribution."""
-    return [DebertaFairness, DebertaNeutrality, DebertaRelevance, DebertaQuality]
+    return [DebertaFairness, DebertaNeutrality, DebertaRelevance, DebertaQuality, DebertaPreference]

@@ -111,10 +111,10 @@ def _read_heads(network: RewardNetwork, folder: Path, saved: set[str]) -> None:
         network.heads[name].load_state_dict(mine)
 
 
-def check_free(out: Path) -> None:
-    """Raise :class:`UserError` where saving to ``out`` would remove something that is no reward model."""
-    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"out '{out}' holds something else than a reward model; write another folder")
+def check_free(out: Path, mark: str = MANIFEST, what: str = "a reward model") -> None:
+    """Raise :class:`UserError` where saving to ``out`` would remove a folder without the file ``mark``."""
+    if out.exists() and not (out / mark).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"out '{out}' holds something else than {what}; write another folder")
 
 
 def save_network(network: RewardNetwork, manifest: Manifest, out: Path) -> None:
@@ -137,14 +137,14 @@ def save_test(content: Mapping[str, Any], metrics: Mapping[str, float], folder: 
     """Write ``test.json`` beside a reward model, and its flat figures into the manifest in the place of older ones."""
     manifest = read_manifest(folder)
     validation = {name: value for name, value in manifest.metrics.items() if name.startswith("val/")}
-    _write_json(folder / TEST, content)
+    write_json(folder / TEST, content)
     _write_manifest(replace(manifest, metrics=validation | dict(metrics)), folder)
 
 
 def _write_manifest(manifest: Manifest, folder: Path) -> None:
-    _write_json(folder / MANIFEST, asdict(manifest))
+    write_json(folder / MANIFEST, asdict(manifest))
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON such that a reader finds the old file or the new one."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

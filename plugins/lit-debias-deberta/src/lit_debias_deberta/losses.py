@@ -52,3 +52,13 @@ def pairs_within(groups: Tensor) -> Tensor:
 def _of_pairs(values: Tensor, pairs: Tensor) -> Tensor:
     """Return first minus second, [M, D]; 0 where one is missing."""
     return (values[pairs[0]] - values[pairs[1]]).nan_to_num()
+
+
+def preference_loss(margins: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean over N pairs of -log sigmoid(margin), weighted over K rewards; with K = 1 it is Bradley-Terry's.
+
+    Args:
+        margins: [N, K] chosen minus rejected, under each reward.
+        weights: [N, K] how much whose pair it is belongs to each reward's group; rows add up to 1.
+    """
+    return (F.softplus(-margins) * weights).sum(-1).mean()

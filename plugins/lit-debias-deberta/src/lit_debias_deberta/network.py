@@ -114,6 +114,12 @@ class RewardNetwork(nn.Module):
             pooled = pool(states, embeddings, sides, encoding["attention_mask"], self.pooling)
             return torch.cat([self.heads[name](pooled) for name in self.dimensions], dim=-1).float()
 
+    def alone(self, name: str, saved_as: str) -> RewardNetwork:
+        """Return a network on the same encoder whose only head is this network's ``name``, called ``saved_as``."""
+        network = RewardNetwork(self.encoder, self.tokenizer, [saved_as], self.max_length, pooling=self.pooling)
+        network.heads[saved_as], network.calibration = self.heads[name], {saved_as: self.calibration[name]}
+        return network
+
     def train_only_top(self, layers: int) -> None:
         """Freeze the encoder below its ``layers`` highest layers; 0 leaves only the heads to train.
 

@@ -120,6 +120,12 @@ class DebertaRelevance(DebertaReward):
     dimension = "relevance"
 
 
+class DebertaPreference(DebertaReward):
+    """What a group of people prefers, by the reward that ``PreferenceMixture`` trained for it; 0.5 is its mean."""
+
+    dimension = "preference"
+
+
 class DebertaQuality(DebertaReward):
     """Quality by a trained reward model: fluent, specific, not repetitive."""
 

@@ -44,6 +44,33 @@ def human_tables(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iter
         yield table
 
 
+def mixture_tables(about: Mapping[str, Any], title: str) -> Iterator[Table]:
+    """Yield the trials of a preference mixture, the groups that were found, and the figures of held-out pairs."""
+    table = Table("groups", "restart", "rounds", "log-likelihood", "held out", title=plain(title))
+    for trial in about["trials"]:
+        figures = (number(trial["log_likelihood"]), number(trial["held_out_log_likelihood"]))
+        table.add_row(str(trial["groups"]), str(trial["restart"]), str(trial["rounds"]), *figures)
+    yield table
+    known = "" if about["purity"] is None else f", purity {number(about['purity'])}"
+    if about["held_out"]:
+        yield _held_out(about["held_out"], len(about["shares"]))
+    sizes = Table("reward", "share of users", title=f"{about['users']} users{known}")
+    for group, share in enumerate(about["shares"]):
+        sizes.add_row(f"reward_{group}", number(share))
+    yield sizes
+
+
+def _held_out(figures: Mapping[str, float], groups: int) -> Table:
+    """Return the accuracy on held-out pairs, by the reward of each user's group and by each reward."""
+    rewards = [f"reward_{group}" for group in range(groups)]
+    table = Table("users", "own reward", *rewards, title="accuracy on held-out pairs")
+    for name in (name for name in figures if name.startswith("accuracy")):
+        known = name.removeprefix("accuracy").removeprefix("/")
+        columns = [figures.get(f"{reward}/{known}") for reward in rewards]
+        table.add_row(plain(known or "all"), number(figures[name]), *map(number, columns))
+    return table
+
+
 def number(value: float | None) -> str:
     """Return three decimals, or a dash for what is not defined."""
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import LightningModule
-from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor
-from torch.optim import AdamW
 
-from lit_debias.plugins import Precision, UserError, check_model, dtype_of
+from lit_debias.plugins import Precision, UserError
 from lit_debias.support.text import counted
 from lit_debias_deberta import human_text as human
 from lit_debias_deberta.batches import check_dimensions, group_ids, labels_of
@@ -27,7 +22,6 @@ from lit_debias_deberta.checkpoint import (
     MANIFEST,
     TEST,
     Manifest,
-    build_network,
     check_free,
     find,
     load_network,
@@ -35,14 +29,15 @@ from lit_debias_deberta.checkpoint import (
     save_network,
     save_test,
 )
+from lit_debias_deberta.encoder_module import EncoderModule
 from lit_debias_deberta.examination import FAIRNESS, ScoredResponses, as_json, examine, flat
 from lit_debias_deberta.losses import Regression, pairs_within, ranking_loss, regression_loss
 from lit_debias_deberta.metrics import GradedResponses, agreement
-from lit_debias_deberta.network import DIMENSIONS, RewardNetwork
+from lit_debias_deberta.network import DIMENSIONS
 from lit_debias_deberta.tables import examination_tables, human_tables, validation_table
 
 
-class RewardModel(LightningModule):
+class RewardModel(EncoderModule):
     """A reward model: an encoder over (prompt, response) with one head per dimension (after arXiv 2511.06023).
 
     The loss is a regression on graded labels plus ``ranking_weight`` times a Bradley-Terry term between responses to
@@ -75,8 +70,6 @@ class RewardModel(LightningModule):
             something else.
     """
 
-    network: RewardNetwork | None
-
     def __init__(
         self,
         out: str,
@@ -94,28 +87,21 @@ class RewardModel(LightningModule):
         human_text: str | None = None,
         precision: Precision = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(encoder, max_length, trainable_layers, dropout, optimizer, warmup, bucket_size, precision)
         check_dimensions(dimensions)
-        check_model(encoder)
-        if max_length < 8 or ranking_weight < 0 or not (0 <= margin < 1 and 0 <= dropout < 1 and 0 <= warmup < 1):
+        if ranking_weight < 0 or not 0 <= margin < 1:
             raise UserError(
-                f"RewardModel: max_length={max_length}, ranking_weight={ranking_weight}, margin={margin}, "
-                f"dropout={dropout}, warmup={warmup}; write max_length >= 8, ranking_weight >= 0, the others in [0, 1)"
+                f"RewardModel: ranking_weight={ranking_weight}, margin={margin}; write ranking_weight >= 0, and margin "
+                "in [0, 1)"
             )
-        if bucket_size is not None and bucket_size < 1:
-            raise UserError(f"RewardModel: bucket_size={bucket_size}; write at least 1, or null")
         if human_text is not None:
             human.check_folder(human_text)
             if FAIRNESS not in dimensions:
                 raise UserError(f"human_text measures the head '{FAIRNESS}'; write it into dimensions, or leave it out")
         check_free(Path(out))
-        self.out, self.source = Path(out), encoder
-        self.dimensions, self.max_length, self.dropout = list(dimensions), max_length, dropout
-        self.trainable_layers = trainable_layers
+        self.out, self.dimensions, self.human_text = Path(out), list(dimensions), human_text
         self.regression, self.ranking_weight, self.margin = regression, ranking_weight, margin
-        self.make_optimizer, self.warmup = optimizer or partial(AdamW, lr=2e-5), warmup
-        self.bucket_size, self.human_text, self.precision = bucket_size, human_text, precision
-        self.network, self.is_trained = None, False
+        self.is_trained = False
         self.graded = GradedResponses()
         self.tested: list[ScoredResponses] = []
 
@@ -127,25 +113,12 @@ class RewardModel(LightningModule):
         """
         if stage == "test" and self.trainer.world_size > 1:
             raise UserError("test looks at all responses together; write --trainer.devices 1")
-        self._check_trainer()
+        self.check_trainer()
         self.is_trained = stage != "fit"
         if self.is_trained and self.network is None:
             dimensions = read_manifest(find(str(self.out))).dimensions
             if dimensions != self.dimensions:
                 raise UserError(f"reward model '{self.out}' has the heads {dimensions}; write them as model.dimensions")
-
-    def _check_trainer(self) -> None:
-        precision = str(self.trainer.precision)
-        if precision.endswith("-true") and precision != "32-true":
-            raise UserError(
-                f"trainer.precision: '{precision}' converts weights, which are float32 here; write 32-true, and "
-                "model.init_args.precision: bfloat16"
-            )
-        if any(isinstance(c, StochasticWeightAveraging) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
-            raise UserError(
-                "trainer.callbacks: StochasticWeightAveraging copies the module before its network is there, and would "
-                "average nothing; write EMAWeightAveraging or WeightAveraging"
-            )
 
     def configure_model(self) -> None:
         """Load the encoder to train, or the trained model in any other stage; once."""
@@ -154,10 +127,7 @@ class RewardModel(LightningModule):
         if self.is_trained:
             self.network = load_network(self.out)
             return
-        self.network = build_network(self.source, self.dimensions, self.max_length, self.dropout)
-        if self.trainable_layers is not None:
-            self.network.train_only_top(self.trainable_layers)
-        self.network.train()  # from_pretrained leaves evaluation mode, and Lightning keeps what it finds
+        self.network = self.build(self.dimensions)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser with a linear warm-up and decay, stepped after each batch."""
@@ -173,13 +143,6 @@ class RewardModel(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ---------------------------------------------------------------- steps
-
-    def forward(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """Return logits [N, D] float32."""
-        assert self.network is not None, "call configure_model() first"
-        bf16 = dtype_of(self.precision, self.device) == torch.bfloat16
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            return self.network.read(prompts, responses, self.bucket_size)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
@@ -239,7 +202,7 @@ class RewardModel(LightningModule):
             content["human_text"] = human.measure(pairs, self._fairness)
             console.print(*human_tables(content["human_text"]), sep="\n")
         if not self.trainer.fast_dev_run and (self.out / MANIFEST).is_file():  # type: ignore[attr-defined]
-            save_test({"data": self._data(), **as_json(content)}, flat(figures), self.out)
+            save_test({"data": self.data_path, **as_json(content)}, flat(figures), self.out)
             console.print(f"figures: {self.out / TEST}", soft_wrap=True)
 
     def _fairness(self, prompts: list[str], responses: list[str]) -> Tensor:
@@ -263,10 +226,7 @@ class RewardModel(LightningModule):
             dimensions=self.dimensions,
             max_length=self.max_length,
             base_model=self.source,
-            data=self._data(),
+            data=self.data_path,
             metrics=metrics,
             versions={name: version(name) for name in ("lit-debias", "torch", "transformers")},
         )
-
-    def _data(self) -> str:
-        return str(getattr(self.trainer.datamodule, "path", ""))  # type: ignore[attr-defined]

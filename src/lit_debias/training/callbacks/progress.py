@@ -86,18 +86,22 @@ class ProgressLine(RichProgressBar):
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Move the bar of validation, as in training."""
         super().on_validation_batch_end(trainer, *args, **kwargs)
-        self._say(f"{self.validation_description}: {_number_of(args) + 1}/{self.total_val_batches_current_dataloader}")
+        if self.is_enabled:  # another process than the first knows no totals
+            total = self.total_val_batches_current_dataloader
+            self._say(f"{self.validation_description}: {_number_of(args) + 1}/{total}")
 
     def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Move the bar of the test, as in training."""
         super().on_test_batch_end(trainer, *args, **kwargs)
-        self._say(f"{self.test_description}: {_number_of(args) + 1}/{self.total_test_batches_current_dataloader}")
+        if self.is_enabled:
+            self._say(f"{self.test_description}: {_number_of(args) + 1}/{self.total_test_batches_current_dataloader}")
 
     def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Move the bar of predictions, as in training."""
         super().on_predict_batch_end(trainer, *args, **kwargs)
-        total = self.total_predict_batches_current_dataloader
-        self._say(f"{self.predict_description}: {_number_of(args) + 1}/{total}")
+        if self.is_enabled:
+            total = self.total_predict_batches_current_dataloader
+            self._say(f"{self.predict_description}: {_number_of(args) + 1}/{total}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the bar for the last time, before the lines that say what came out."""
@@ -110,7 +114,7 @@ class ProgressLine(RichProgressBar):
         self._stop_progress()
 
     def _say(self, line: str) -> None:
-        if not self.is_disabled and self.progress is not None and self.lines.due(self.progress.console):
+        if self.is_enabled and self.progress is not None and self.lines.due(self.progress.console):
             print(" ".join([line, *pairs(self.figures)]), flush=True)
 
     def _get_train_description(self, current_epoch: int) -> str:
