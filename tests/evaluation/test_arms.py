@@ -10,6 +10,7 @@ from lit_debias.errors import UserError
 from lit_debias.evaluation.records import Record
 from lit_debias.evaluation.results import summarize
 from lit_debias.evaluation.table import as_tables
+from lit_debias.policy.recipe import QLoRAPolicy
 
 
 def test_further_adapters_are_arms_of_their_own(tiny_model, data, adapter, tmp_path):
@@ -101,3 +102,12 @@ def test_an_arm_of_a_version_that_kept_less_is_measured_anew(tiny_model, data, t
     monkeypatch.setattr(Record, "columns", lambda: ["prompt_id"])
     run(tiny_model, data, tmp_path, system_prompt=None)
     assert "reused" not in capsys.readouterr().out
+
+
+def test_all_arms_share_one_base(tiny_model, data, seeds, tmp_path, monkeypatch):
+    read, load = [], QLoRAPolicy._load_base
+    monkeypatch.setattr(QLoRAPolicy, "_load_base", lambda self, *where: read.append(1) or load(self, *where))
+    together = run(tiny_model, data, tmp_path / "together", adapter=seeds[0], adapters={"other": seeds[1]}, limit=2)
+    assert len(read) == 1
+    alone = run(tiny_model, data, tmp_path / "alone", adapter=seeds[0], limit=2)
+    assert together["arms"]["after"] == alone["arms"]["after"]

@@ -184,11 +184,10 @@ class _Examination:
         return "an answer may be None: it could not be had"
 
     def progress(self) -> str:
-        asks = self.told / (2 * len(self.items))  # asked twice by now
+        calls = self.told / (2 * len(self.items))  # asked twice by now
+        asks = max(1, round(calls))
         if asks != self.benchmark.asks:
-            raise BrokenError(
-                f"ask() asked {asks:g} times about each item; set asks = {max(1, round(asks))} in the class"
-            )
+            raise BrokenError(f"ask() asked {calls:g} times about each item; set asks = {asks} in the class")
         return "every item is counted once"
 
     def identity(self) -> str:
