@@ -194,7 +194,7 @@ class PreferenceMixture(EncoderModule):
     def _logits(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the logits [2, N, D] of the chosen and of the rejected responses."""
         logits: Tensor = self(batch["prompt"] * 2, batch["chosen"] + batch["rejected"])
-        return logits.unflatten(0, (2, -1))
+        return torch.stack(logits.chunk(2))
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Collect margins of held-out pairs."""
