@@ -1,6 +1,7 @@
 """The one optimiser step that GRPO, SFT and DPO make."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ def test_micro_batches_add_up_and_ranks_exchange_gradients_once(tiny_model, monk
     weight = nn.Parameter(torch.tensor(1.0))
     weight.grad = torch.tensor(100.0)  # of the step before
     synced = []
+    module.policy = SimpleNamespace(in_step=iter, is_sharded=False)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(module, "optimizers", lambda: SGD([weight], 1.0))
     monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())

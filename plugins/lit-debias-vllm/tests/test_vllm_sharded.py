@@ -57,7 +57,7 @@ def written(name, urls, quantization, **trainer) -> str:
     config = yaml.safe_load(RUN)
     policy, engine = (config["model"]["init_args"][part]["init_args"] for part in ("policy", "engine"))
     policy |= {"model": "model", "quantization": quantization}
-    engine |= {"urls": urls, "folder": "weights"}
+    engine |= {"urls": urls, "folder": "weights", "sync": "adapter"}
     kept = {"dirpath": f"{name}/kept", "every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
     added = [("ModelCheckpoint", kept), ("AdapterExport", {"out": f"{name}/adapter"})]
     config["trainer"]["callbacks"] += [{"class_path": kind, "init_args": options} for kind, options in added]

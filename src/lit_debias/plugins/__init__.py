@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lit_debias.support.precision import Precision, dtype_of
     from lit_debias.support.requirement import Requirement
     from lit_debias.support.seeds import seed_of_run
-    from lit_debias.support.text import APOSTROPHE, distinct_credit, printable, words
+    from lit_debias.support.text import APOSTROPHE, counted, distinct_credit, printable, words
     from lit_debias.types import PromptBatch, Rollout, Scores, Support
 
 MODULES = {
@@ -77,6 +77,7 @@ MODULES = {
     "Requirement": "lit_debias.support.requirement",
     "seed_of_run": "lit_debias.support.seeds",
     "APOSTROPHE": "lit_debias.support.text",
+    "counted": "lit_debias.support.text",
     "distinct_credit": "lit_debias.support.text",
     "printable": "lit_debias.support.text",
     "words": "lit_debias.support.text",
@@ -114,6 +115,7 @@ __all__ = [
     "cause_of",
     "check_endpoint",
     "check_model",
+    "counted",
     "described",
     "did_you_mean",
     "distinct_credit",

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from lit_debias.plugins import Reward, RewardBatch, UserError
-from lit_debias.support.text import counted
+from lit_debias.plugins import Reward, RewardBatch, UserError, counted
 
 
 class CounterfactualConsistency(Reward):

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lit_debias.plugins import UserError, load_tokenizer
+from lit_debias.plugins import UserError, counted, load_tokenizer
 from lit_debias.plugins import load_encoder as load_pretrained
-from lit_debias.support.text import counted
 from lit_debias_deberta.calibration import Calibration
 from lit_debias_deberta.pooling import PARTS, Pooling, pool
 

@@ -9,8 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lit_debias.plugins import printable
-from lit_debias.support.text import counted
+from lit_debias.plugins import counted, printable
 
 FIGURES = ("spearman", "pairwise_accuracy", "ece")
 

@@ -13,8 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor
 
-from lit_debias.plugins import Precision, UserError
-from lit_debias.support.text import counted
+from lit_debias.plugins import Precision, UserError, counted
 from lit_debias_deberta import human_text as human
 from lit_debias_deberta.batches import check_dimensions, group_ids, labels_of
 from lit_debias_deberta.calibration import fit_calibration

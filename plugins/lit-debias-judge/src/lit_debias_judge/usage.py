@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_debias.support.text import counted
+from lit_debias.plugins import counted
 
 
 @dataclass(slots=True)

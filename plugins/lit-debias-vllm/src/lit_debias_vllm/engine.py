@@ -338,6 +338,7 @@ class VLLMEngine(RolloutEngine):
         self._check_length(server, len(prompt) + sampling.max_tokens)
         model = sync.model_of(server, self._version)
         reply = await server.complete(sampling.body(model, self._version.name, prompt, seed))
+        await sync.confirm(server, self._version)
         return sampling.read(reply, model, server.url)
 
     def _sampling(self, policy: Policy, n: int, greedy: bool) -> Sampling:

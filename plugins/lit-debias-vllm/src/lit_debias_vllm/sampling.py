@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from lit_debias.plugins import ResumableError
-from lit_debias.support.text import counted
+from lit_debias.plugins import ResumableError, counted
 from lit_debias_vllm.server import ServerError
 
 # vLLM takes what a request leaves out from the model's generation_config.json, so nothing is left out. The policy's

@@ -74,6 +74,17 @@ async def _bring_adapter(server: Server, version: Version) -> None:
         await _unload(server, old)
 
 
+async def confirm(server: Server, version: Version) -> None:
+    """Raise :class:`ServerError` where a server that has just answered has other weights than those of a version.
+
+    Requests name the version only where it is an adapter. A server that was started anew in the meantime, or was sent
+    the weights of another run, answers with merged weights as if nothing had been.
+    """
+    if server.way == "merged" and await _weight_info(server) not in ("", version.name):
+        server.version = ""
+        raise ServerError("it has other weights than it was sent")
+
+
 async def forget(server: Server) -> None:
     """Unload all adapters that this process has loaded."""
     for name in [*server.loaded]:
