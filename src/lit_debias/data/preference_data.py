@@ -90,9 +90,9 @@ class PreferenceDataModule(TableDataModule):
                 )
         return rows
 
-    def _load(self, role: Role) -> Dataset | None:
+    def _load(self, role: Role, in_fit: bool) -> Dataset | None:
         """Return the rows of a role with their numbers; users and groups are texts."""
-        rows = super()._load(role)
+        rows = super()._load(role, in_fit)
         if rows is None:
             return None
         names = {name: list(map(_text, rows[name])) for name in NAMES if name in rows.column_names}
