@@ -82,11 +82,8 @@ def test_the_reward_scores():
 
 def test_the_step_reads_as_the_code_does():
     training = Path(__file__).parent.parent / "src/lit_debias/training"
-    code = (training / "grpo.py").read_text() + (training / "drawing.py").read_text().replace("module.", "self.")
-    for call in (
-        "self.engine.generate(self.policy, prompts, self.group_size",
-        "self.aggregator(",
-        "while self.pending:",
-    ):
-        assert call in block("python", "rollout = self.engine")
+    files = (training / "grpo.py", training / "drawing.py", training.parent / "rollout/engine.py")
+    code = "".join(file.read_text() for file in files).replace("module.", "").replace("self.", "")
+    for call in ("engine.generate(policy, prompts, group_size", "aggregator(", "while pending:"):
+        assert call in block("python", "rollout = self.engine").replace("self.", "")
         assert call in code

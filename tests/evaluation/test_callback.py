@@ -217,7 +217,7 @@ def test_prompts_that_count_in_no_chosen_measure_are_not_asked(tiny_model, data,
     counts = {}
     for name in ("bias_intensity", "preference", "refusal_control", "length", "accuracy", "prose_perplexity"):
         look = EvaluationCallback([name], data=data, judges={"judge": Consonants()})
-        look.setup(None, grpo(tiny_model), "fit")
+        look.setup(trainer(tmp_path), grpo(tiny_model), "fit")
         counts[name] = len(look.spot_check.rows)
     # five prompts: open, leading, control and two forced choices, all with choices; three of them with a twin
     assert counts == {
@@ -303,9 +303,9 @@ def test_a_prompt_that_is_too_long_is_said_before_the_first_step(tiny_model, pro
         fit(module, prompts, tmp_path, EvaluationCallback(["length"], data=str(long)))
 
 
-def test_what_has_no_policy_is_refused(data):
+def test_what_has_no_policy_is_refused(data, tmp_path):
     with pytest.raises(UserError, match="a policy that GRPO, SFT or DPO trains"):
-        EvaluationCallback(["length"], data=data).setup(None, LightningModule(), "fit")
+        EvaluationCallback(["length"], data=data).setup(trainer(tmp_path), LightningModule(), "fit")
 
 
 def test_a_run_from_yaml_measures(config, tmp_path, capsys):

@@ -314,7 +314,7 @@ def test_adapters_share_a_base_to_the_bit(tiny_model, tmp_path, quantization):
 
     shared, base = [], None
     for adapter in (None, *folders, None):
-        policy = QLoRAPolicy(str(tiny_model), quantization, "float32", adapter=adapter).load("cpu", base)
+        policy = QLoRAPolicy(str(tiny_model), quantization, "float32", adapter=adapter).load("cpu", base=base)
         shared.append(answers(policy))
         base = policy.release()
     alone = [

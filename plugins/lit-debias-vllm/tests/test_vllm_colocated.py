@@ -127,7 +127,8 @@ def test_the_process_keeps_its_random_numbers_and_its_threads(policy, vllm, tmp_
 
 def test_each_process_of_a_run_has_its_own(policy, vllm, tmp_path, monkeypatch):
     for name in ("RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what the engine sets is gone afterwards
+        monkeypatch.delenv(name)
     whole = engine_in(tmp_path).generate(policy, PROMPTS[:2], 4, seed=3)
     monkeypatch.setattr(inside, "world_size", lambda: 2)
     for module in (inside, colocated):

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_text, require_column
 from lit_debias.data.sampler import PromptSampler, TableLoader
-from lit_debias.data.sources import ORIGIN, Table
+from lit_debias.data.sources import ORIGIN, Table, split_names
 from lit_debias.errors import UserError
 
 TEXTS = ("prompt", "chosen", "rejected")
@@ -117,7 +117,7 @@ class PreferenceDataModule(TableDataModule):
         """
         rows = self.rows[role]
         if rows is None:
-            raise self._no_rows(role)
+            raise self._no_rows(role, split_names(self.path, self.table))
         sampler = PromptSampler(self.groups(rows), self.batch_sizes["validation"], train=False)
         return TableLoader(rows.remove_columns(ORIGIN), sampler, self.collate)
 
