@@ -1,4 +1,4 @@
-# make demo | test | test-vllm | lint | bench | faults | study | picture | dist | docs | clean; what is needed is installed into $(VENV) first.
+# make demo | test | test-processes | test-vllm | lint | bench | faults | study | picture | dist | docs | clean; what is needed is installed into $(VENV) first.
 #   make test PYTHON=python3.12 VENV=/tmp/venv
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-vllm lint bench faults study picture dist docs clean
+.PHONY: help install demo test test-processes test-vllm lint bench faults study picture dist docs clean
 
 help:
 	@sed -n 1,2p Makefile
@@ -56,6 +56,10 @@ $(READY): $(INSTALLED)
 # that what its fixtures build is built once (pytest 9.2 no longer hears of xdist's groups).
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Runs of several processes, on two machines (network namespaces), with a base that is shared out, and runs that are killed.
+test-processes: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m processes
 
 # VLLMEngine on real servers and ColocatedVLLMEngine, with vLLM's build for CPUs; six minutes on two cores.
 test-vllm: $(READY) $(VLLM_READY)

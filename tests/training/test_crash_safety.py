@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.processes
 def test_runs_survive(tmp_path):
     out = tmp_path / "faults.json"
     command = [sys.executable, "-m", "benchmarks.faults", "--short", "--out", str(out)]

@@ -12,6 +12,7 @@ import torch
 
 from lit_debias.training.adapter_module import AdapterModule
 
+pytestmark = pytest.mark.processes
 WORKER = Path(__file__).parents[1] / "helpers" / "ddp_worker.py"
 RUNS = ("sum", "gdpo", "dynamic", "sft", "dpo")
 

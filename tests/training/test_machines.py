@@ -143,6 +143,7 @@ def joined() -> str | None:
 OBSTACLE = joined()
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(bool(OBSTACLE), reason=f"no network namespaces: {OBSTACLE}")
 def test_two_machines_train_as_one_and_outlive_a_power_cut(tmp_path, model, alone):
     names = [f"ld{uuid.uuid4().hex[:8]}{end}" for end in "ab"]

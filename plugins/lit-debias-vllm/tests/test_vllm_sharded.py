@@ -21,6 +21,7 @@ from vllm_server import serving
 from lit_debias.training.checkpoints import read
 from lit_debias_vllm import VLLMEngine
 
+pytestmark = pytest.mark.processes
 SHARDED = {"class_path": "ModelParallelStrategy", "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1}}
 RUN = """
 seed_everything: 1
