@@ -126,7 +126,7 @@ def adapter_of(folder, **stage):
 def test_what_was_trained_on_is_found_by_its_sentences_and_by_its_name(public, tmp_path):
     asked = samples([CrowsPairs(), StereoSet()], str(public), None, 0)
     by_text = adapter_of(tmp_path / "a", name="mine.jsonl", texts=sketch(["The cook is loud.", "The nurse is loud."]))
-    assert contaminated(by_text, asked) == {"stereoset": "2 of 8 sentences that were looked up are in 'mine.jsonl'"}
+    assert contaminated(by_text, asked) == {"stereoset": "2 of 7 sentences that were looked up are in 'mine.jsonl'"}
     by_name = adapter_of(tmp_path / "b", name="xxupiano/BiasFreeBench", texts=[])
     assert contaminated(by_name, asked) == {"stereoset": "the data set 'xxupiano/BiasFreeBench' is made of it"}
     assert trained_on([*by_text, *by_name]) == ["mine.jsonl", "xxupiano/BiasFreeBench"]

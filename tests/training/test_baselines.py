@@ -343,6 +343,67 @@ def test_the_demo_configurations_train_and_export(tiny_model, tmp_path, monkeypa
     assert list(Path(f"runs/demo/{name}/logs").rglob("*.ckpt"))
 
 
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+def test_the_recipe_for_biasdpo_leaves_out_pairs_without_a_difference(tiny_model, tmp_path, monkeypatch):
+    file = Path(__file__).parents[2] / "configs" / "biasdpo.yaml"
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": row["prompt"], "chosen": row["reference"], "rejected": row["biased"]} for row in ROWS]
+    rows[2]["rejected"] = rows[2]["chosen"]
+    Path("biasdpo.csv").write_text("\n".join(["prompt,chosen,rejected", *(",".join(row.values()) for row in rows)]))
+    options = ["--trainer.max_steps", "1", "--trainer.accelerator", "cpu", "--data.path", "biasdpo.csv"]
+    policy = ["--model.policy.model", str(tiny_model), "--model.policy.dtype", "float32"]
+    lines: list[str] = []
+    monkeypatch.setattr("lit_debias.data.prompt_data.rank_zero_info", lines.append)
+    assert main(["fit", "-c", str(file), *options, *policy, "--data.batch_size", "5"]) == 0
+    left_out = "1 of 6 rows left out, as 'reference' and 'biased' are the same text"
+    assert lines == [f"Data 'biasdpo.csv', train: {left_out}."]
+    record = json.loads(Path("runs/biasdpo/adapter/lit_debias.json").read_text())["training"][-1]
+    assert record["data"]["rows"] == 5
+    assert record["data"]["changes"] == [left_out]
+
+
+def test_weights_multiply_the_loss_of_a_prompt(tiny_model):
+    prompts = PromptBatch(BATCH.texts, {**BATCH.columns, "skew_weight": [0.5, "2.0"]})
+    module = baseline(SFT, tiny_model, weights="skew_weight", micro_batch_tokens=1)
+    perturb(module.load_policy())
+    parts, found = losses_and_gradient(module, prompts)
+    alone = [log_probs(module.policy, p, r) for p, r in zip(BATCH.texts, BATCH.columns["reference"], strict=True)]
+    expected = -(0.5 * alone[0].sum() + 2 * alone[1].sum()) / sum(map(len, alone))
+    assert sum(measured["loss"] for _, measured in parts) == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    for name, parameter in module.policy.trainable_parameters().items():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "weights is 'skew_weight', and the data has no such column"),
+        ({"skew_weight": -1}, "row 1: 'skew_weight' is -1; write a number from 0 up"),
+        ({"skew_weight": "heavy"}, "'skew_weight' is 'heavy'; write a number from 0 up"),
+    ],
+)
+def test_wrong_weights_are_refused_before_a_model_is_loaded(tiny_model, tmp_path, values, message):
+    module = baseline(SFT, tiny_model, weights="skew_weight")
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path).fit(module, write(tmp_path / "bad.jsonl", [{**row, **values} for row in ROWS]))
+    assert not module.is_loaded
+
+
+@pytest.mark.parametrize("options", [{"augment": "cda"}, {"balance": "skew"}])
+def test_changed_rows_are_trained_on(tiny_model, tmp_path, options):
+    rows = [{**row, "prompt": f"he asked: {row['prompt']}", "concept": "c", "group": n % 3 and "a"}
+            for n, row in enumerate(ROWS)]  # fmt: skip
+    rows = [{**row, "group": row["group"] or "b"} for row in rows]
+    write(tmp_path / "rows.jsonl", rows)
+    data = PromptDataModule(str(tmp_path / "rows.jsonl"), batch_size=2, val_splits="train", **options)
+    module = baseline(SFT, tiny_model, weights="skew_weight" if "balance" in options else None)
+    trainer(tmp_path, max_steps=1).fit(module, data)
+    assert module.global_step == 1
+    assert data.changes
+    assert module.training_record()["data"]["rows"] == len(data.rows["train"])
+
+
 def test_the_baselines_see_as_many_prompts_as_the_demo():
     configs = Path(__file__).parents[2] / "configs"
     demo, sft, dpo = (
