@@ -7,7 +7,7 @@ import pytest
 from prompt_files import ready, write
 
 from lit_debias.data import PromptDataModule
-from lit_debias.data.balance import extremes, resample, shares_of, skews, weights
+from lit_debias.support.skew import extremes, resample, shares_of, skews, weights
 from lit_debias.errors import UserError
 
 # Of four nurses three are women, of two pilots one is; ideally one half of each.

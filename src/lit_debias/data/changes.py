@@ -8,10 +8,10 @@ from datasets import Dataset
 
 from lit_debias.conversations import answer_of
 from lit_debias.data.augmentation import augment, said
-from lit_debias.data.balance import Pair, extremes, resample, shares_of, weights
 from lit_debias.data.counterfactuals import Swaps
 from lit_debias.data.module import require_column
 from lit_debias.errors import UserError
+from lit_debias.support.skew import Pair, extremes, resample, shares_of, weights
 from lit_debias.support.text import counted
 
 SKEW_WEIGHT = "skew_weight"

@@ -1,7 +1,7 @@
-"""Counterfactual balance: the groups of each concept made equally frequent, by the Skew of arXiv 2408.06569.
+"""The Skew of groups in concepts, and what anti-stereotype de-biasing (arXiv 2408.06569) does with it.
 
-The paper does it to pictures and their captions; here it is done to rows of text with a column ``group`` and a column
-``concept``. Its exact formula of the Skew could not be seen: this is the common one (Geyik et al. 2019).
+The paper does it to pictures and their captions; here it is done to rows of text. Its exact formula of the Skew could
+not be seen: this is the common one (Geyik et al. 2019).
 """
 
 from __future__ import annotations
