@@ -219,7 +219,8 @@ def test_the_limit_counts_pairs_with_a_difference_and_twins_go_together(tmp_path
     data = of_module(PromptDataModule(files(tmp_path, rows), twins=True, train_limit=10, batch_size=2, val_splits=None),
                      "reference", "biased")  # fmt: skip
     assert len(data.rows["train"]) == 10
-    assert data.changes == ["5 of 16 rows left out, as 'reference' and 'biased' are the same text, and 1 twin of theirs"]
+    left_out = "5 of 16 rows left out, as 'reference' and 'biased' are the same text, and 1 twin of theirs"
+    assert data.changes == [left_out]
 
 
 def test_data_without_a_difference_anywhere(tmp_path):

@@ -1,4 +1,4 @@
-"""What was trained on is not measured: sketches of data, marks in results, and the table of training set by benchmark."""
+"""What was trained on is not measured: sketches of data, marks in results, the table of training set by benchmark."""
 
 import json
 
@@ -57,7 +57,8 @@ def test_texts_in_cells():
 
 
 def test_the_record_of_training_data_has_their_sentences_but_no_text(tmp_path):
-    rows = [{"prompt": f"Who was late on day {n}?", "reference": "Nobody was late then.", "biased": "x"} for n in "abcd"]
+    answers = {"reference": "Nobody was late then.", "biased": "x"}
+    rows = [{"prompt": f"Who was late on day {n}?", **answers} for n in "abcd"]
     loaded = ready(PromptDataModule(str(write(tmp_path / "rows.jsonl", rows)), val_splits=None))
     asked, learned = data_record(loaded), data_record(loaded, ("reference",))
     assert (len(asked["texts"]), len(learned["texts"])) == (4, 5)
@@ -136,8 +137,7 @@ def test_what_was_trained_on_is_found_by_its_sentences_and_by_its_name(public, t
     assert contaminated([Arm("after", str(tmp_path))], asked) == {}  # another tool wrote it
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_from_pairs_to_a_table_in_which_the_diagonal_is_no_measurement(tiny_model, data, public, tmp_path, capsys):  # noqa: F811
+def test_the_diagonal_is_no_measurement(tiny_model, data, public, tmp_path, capsys):  # noqa: F811
     file = tmp_path / "pairs.jsonl"
     assert command("convert", "crows_pairs", "--data", public, "--out", file) == 0
     assert "ask that nothing is trained on it" in capsys.readouterr().out
@@ -150,9 +150,10 @@ def test_from_pairs_to_a_table_in_which_the_diagonal_is_no_measurement(tiny_mode
     options = {"benchmarks": "crows_pairs,stereoset", "benchmark_data": str(public), "judges": None, "limit": 1}
     results = run(tiny_model, data, tmp_path / "out", adapter=str(tmp_path / "adapter"), system_prompt=None, **options)
     assert results["trained_on"] == {"after": ["pairs.jsonl"]}
-    assert results["contaminated"] == {"after": {"crows_pairs": "8 of 8 sentences that were looked up are in 'pairs.jsonl'"}}
+    reason = "8 of 8 sentences that were looked up are in 'pairs.jsonl'"
+    assert results["contaminated"] == {"after": {"crows_pairs": reason}}
     [note] = [note for note in results["notes"] if "measure nothing" in note]
-    assert note.startswith("after was trained on crows_pairs, so its figures there measure nothing: 8 of 8 sentences")
+    assert note == f"after was trained on crows_pairs, so its figures there measure nothing: {reason}"
 
     capsys.readouterr()
     assert command("matrix", tmp_path / "out", "--out", tmp_path / "matrix.json") == 0
@@ -174,7 +175,10 @@ def results_of(folder, names, known=None, **changes):
     estimate = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 9}
     arm = {"measures": dict.fromkeys(figures, estimate)}
     results = {
-        "measures": {name: {"label": label, "better": better, "section": "benchmarks"} for name, (label, better) in figures.items()},
+        "measures": {
+            name: {"label": label, "better": better, "section": "benchmarks"}
+            for name, (label, better) in figures.items()
+        },
         "arms": {"before": arm, "after": arm},
         "comparisons": {"after": {"stereoset/overall/ss": {"difference": -0.1, "clear": True, "nearer": True}}},
         "settings": {"model": "m", "benchmarks": {"items": {"crows_pairs": "c", "stereoset": "s"}}},

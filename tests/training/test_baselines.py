@@ -360,6 +360,7 @@ def test_the_recipe_for_biasdpo_leaves_out_pairs_without_a_difference(tiny_model
     record = json.loads(Path("runs/biasdpo/adapter/lit_debias.json").read_text())["training"][-1]
     assert record["data"]["rows"] == 5
     assert record["data"]["changes"] == [left_out]
+    assert record["settings"]["loss"] == "sigmoid with beta 0.1"
 
 
 def test_weights_multiply_the_loss_of_a_prompt(tiny_model):

@@ -10,7 +10,9 @@ from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support.atomic import write_text
 from lit_debias.support.text import counted
 
-REQUESTS = {"crows_pairs": "the authors of CrowS-Pairs ask that nothing is trained on it; use what comes of it in studies"}
+REQUESTS = {
+    "crows_pairs": "the authors of CrowS-Pairs ask that nothing is trained on it; keep what comes of it to studies",
+}
 """What authors ask of those who train on their data."""
 
 

@@ -89,8 +89,9 @@ def weighed(path: str, rows: Dataset, values: Sequence[float]) -> Dataset:
 
 
 def _pairs(rows: Dataset) -> list[Pair | None]:
-    both = zip(rows[CONCEPT], rows[GROUP], strict=True)
-    return [None if concept in (None, "") or group in (None, "") else (str(concept), str(group)) for concept, group in both]
+    both = list(zip(rows[CONCEPT], rows[GROUP], strict=True))
+    known = [not {None, ""} & set(pair) for pair in both]
+    return [(str(concept), str(group)) if there else None for (concept, group), there in zip(both, known, strict=True)]
 
 
 def with_twins(

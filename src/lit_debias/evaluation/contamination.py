@@ -14,7 +14,7 @@ from lit_debias.evaluation.arms import Arm
 from lit_debias.export.record import Record, read_record
 from lit_debias.support.sketch import overlap, strings_in
 
-MADE_OF = {"biasfreebench": "stereoset", "stereoset": "stereoset", "crows": "crows_pairs"}
+MADE_OF = {"biasfreebench": "stereoset", "stereoset": "stereoset", "crowspairs": "crows_pairs"}
 """What the name of a data set holds, in small letters without marks -> the benchmark that it is made of. The pairs of
 BiasFreeBench (arXiv 2510.00232) come from StereoSet."""
 LEAST = 2

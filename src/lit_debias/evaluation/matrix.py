@@ -54,7 +54,7 @@ def matrix(results: Sequence[str], figures: list[str] | None = None, out: str | 
 
     Args:
         results: Files results.json of lit-debias evaluate, or the folders that hold them: one model, the same items.
-        figures: Names of figures, such as stereoset/overall/ss; by default one of each benchmark, that which shows bias.
+        figures: Names of figures, such as stereoset/overall/ss; by default one of each benchmark.
         out: File to write the table to, .md or .json.
 
     Raises:

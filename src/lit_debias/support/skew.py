@@ -28,7 +28,7 @@ def shares_of(pairs: Sequence[Pair | None]) -> dict[str, dict[str, float]]:
 
 
 def skews(shares: Shares) -> dict[Pair, float]:
-    """Return ``log(share / ideal share)`` in nats, where ideally all groups have the same; -inf where one is missing."""
+    """Return ``log(share / ideal share)`` in nats, ideally the same share for all groups; -inf where one is missing."""
     return {
         (concept, group): math.log(share * len(of_groups)) if share else -math.inf
         for concept, of_groups in shares.items()

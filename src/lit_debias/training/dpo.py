@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -84,6 +84,14 @@ class DPO(Baseline):
             losses = losses - self.sft_weight * logprobs[:, 0].sum(-1) / mask[:, 0].sum(-1)
         pairs = size.sequences / 2
         return losses.sum() / pairs, {name: value.float().sum() / pairs for name, value in measured.items()}
+
+    def training_record(self) -> dict[str, Any]:
+        """Return how the adapter was trained, the loss of a pair among it."""
+        record = super().training_record()
+        smoothing = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
+        sft = f", SFT weight {self.sft_weight:g}" if self.sft_weight else ""
+        loss = {"loss": f"{self.preference} with beta {self.beta:g}{smoothing}{sft}"}
+        return record | {"settings": record["settings"] | loss}
 
 
 def check_preference(loss: str, label_smoothing: float) -> None:

@@ -61,8 +61,8 @@ class SFT(Baseline):
                 f"SFT: weights is '{name}', and the data has no such column; name one of its columns, or write "
                 "balance: skew in the data's init_args, which adds skew_weight"
             )
-        origins = prompts.columns.get(ORIGIN, ["data"] * len(prompts))
-        return [_weight(value, f"{origin}: '{name}'") for origin, value in zip(origins, prompts.columns[name], strict=True)]
+        values = zip(prompts.columns.get(ORIGIN, ["data"] * len(prompts)), prompts.columns[name], strict=True)
+        return [_weight(value, f"{origin}: '{name}'") for origin, value in values]
 
     def loss(
         self, logprobs: Tensor, mask: Tensor, reference: Tensor | None, weights: Tensor | None, size: UpdateSize
