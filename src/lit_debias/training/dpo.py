@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -15,8 +15,8 @@ from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.training.adapter_module import Metrics
 from lit_debias.training.baseline import Baseline
 
-Preference = Literal["sigmoid", "ipo"]
-"""Losses of a pair."""
+LOSSES = ("sigmoid", "ipo")
+"""Of a pair."""
 
 
 class DPO(Baseline):
@@ -53,7 +53,7 @@ class DPO(Baseline):
         policy: QLoRAPolicy,
         beta: float = 0.1,
         sft_weight: float = 0.0,
-        loss: Preference = "sigmoid",
+        loss: Literal["sigmoid", "ipo"] = "sigmoid",
         label_smoothing: float = 0.0,
         micro_batch_tokens: int = 2048,
         optimizer: OptimizerCallable | None = None,
@@ -96,8 +96,8 @@ class DPO(Baseline):
 
 def check_preference(loss: str, label_smoothing: float) -> None:
     """Raise :class:`UserError` where there is no such loss, or it does not go with the smoothing."""
-    if loss not in get_args(Preference):
-        raise UserError(f"DPO: loss is '{loss}'; write {' or '.join(get_args(Preference))}")
+    if loss not in LOSSES:
+        raise UserError(f"DPO: loss is '{loss}'; write {' or '.join(LOSSES)}")
     if not 0 <= label_smoothing < 0.5:
         raise UserError(f"DPO: label_smoothing is {label_smoothing}; write a number from 0 to below 0.5, such as 0.1")
     if label_smoothing and loss == "ipo":
