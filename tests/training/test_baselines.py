@@ -156,7 +156,8 @@ def loss_of_trl(trl, logprobs, mask, reference, **options):
     trainer = SimpleNamespace(
         model=model, accelerator=accelerator, aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=True,
         use_weighting=False, f_divergence_type="reverse_kl", loss_weights=[1.0],
-        _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, _tp_size=1, **{"label_smoothing": 0.0, **options},
+        _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, _tp_size=1,
+        **{"label_smoothing": 0.0, **options},
     )  # fmt: skip
     inputs = {"input_ids": mask, "attention_mask": torch.ones_like(mask), "completion_mask": mask}
     chosen, rejected = reference.sum(-1)
