@@ -7,8 +7,8 @@ import pytest
 from prompt_files import ready, write
 
 from lit_debias.data import PromptDataModule
-from lit_debias.support.skew import extremes, resample, shares_of, skews, weights
 from lit_debias.errors import UserError
+from lit_debias.support.skew import extremes, resample, shares_of, skews, weights
 
 # Of four nurses three are women, of two pilots one is; ideally one half of each.
 PAIRS = [("nurse", "women")] * 3 + [("nurse", "men")] + [("pilot", "women"), ("pilot", "men")]

@@ -137,7 +137,7 @@ def test_what_was_trained_on_is_found_by_its_sentences_and_by_its_name(public, t
     assert contaminated([Arm("after", str(tmp_path))], asked) == {}  # another tool wrote it
 
 
-def test_the_diagonal_is_no_measurement(tiny_model, data, public, tmp_path, capsys):  # noqa: F811
+def test_the_diagonal_is_no_measurement(tiny_model, data, public, tmp_path, capsys):
     file = tmp_path / "pairs.jsonl"
     assert command("convert", "crows_pairs", "--data", public, "--out", file) == 0
     assert "ask that nothing is trained on it" in capsys.readouterr().out

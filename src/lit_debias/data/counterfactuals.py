@@ -56,16 +56,18 @@ CASED = ("him", "his", "her", "hers")
 """Pronouns whose counterpart depends on the grammatical case."""
 UNCLEAR = ("Mrs",)
 """Words of gender without one counterpart: ``Mr`` would not lead back."""
-NO_NOUN_FOLLOWS = frozenset(
-    "a about an are as at because but by does for from had has he how i if in is it not of on she since so than that "
-    "the there these they this those to too until was we were what when which while who why with without you".split()
-) | {""}
+NO_NOUN_FOLLOWS = {
+    *("", "a", "about", "an", "are", "as", "at", "because", "but", "by", "does", "for", "from", "had", "has", "he"),
+    *("how", "i", "if", "in", "is", "it", "not", "of", "on", "she", "since", "so", "than", "that", "the", "there"),
+    *("these", "they", "this", "those", "to", "too", "until", "was", "we", "were", "what", "when", "which", "while"),
+    *("who", "why", "with", "without", "you"),
+}
 """Words that cannot stand between a possessive and its noun, and the end of a phrase: before them ``her`` is an object,
 and ``his`` stands for a thing of his."""
-_WORD = re.compile(r"\s+(\w[\w'’-]*)")
-_END = re.compile(r"\s*(?:$|[-.,;:!?…–—]|[\"”)\]](?!\w))")
+_WORD = re.compile(r"\s+(\w[\w'\u2019-]*)")
+_END = re.compile(r"\s*(?:$|[-.,;:!?\u2026\u2013\u2014]|[\"\u201d)\]](?!\w))")
 """Ends of a phrase; an opening quote or bracket is none."""
-_STARTS_SENTENCE = re.compile(r"(?:^|[.!?:\n][\"'”’)]?)\s*[\"'“‘(]?$")
+_STARTS_SENTENCE = re.compile(r"(?:^|[.!?:\n][\"'\u201d\u2019)]?)\s*[\"'\u201c\u2018(]?$")
 
 
 class UnclearError(Exception):

@@ -106,9 +106,7 @@ def check_preference(loss: str, label_smoothing: float) -> None:
         )
 
 
-def dpo_loss(
-    logprobs: Tensor, reference: Tensor, beta: float, label_smoothing: float = 0.0
-) -> tuple[Tensor, Metrics]:
+def dpo_loss(logprobs: Tensor, reference: Tensor, beta: float, label_smoothing: float = 0.0) -> tuple[Tensor, Metrics]:
     """Return the loss of each of B pairs, arXiv 2305.18290, eq. 7, and metrics [B] without gradient.
 
     Args:
