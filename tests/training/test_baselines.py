@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +19,10 @@ from torch.optim import SGD, AdamW
 from lit_debias.cli.main import main
 from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
+from lit_debias.grpo.loss import UpdateSize
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.training.baseline import responses
-from lit_debias.training.dpo import DPO, dpo_loss
+from lit_debias.training.dpo import DPO, dpo_loss, ipo_loss
 from lit_debias.training.sft import SFT
 from lit_debias.types import PromptBatch
 
@@ -81,11 +84,86 @@ def test_dpo_loss_by_hand():
     }
 
 
-def test_dpo_gradient_by_finite_differences():
+def test_smoothed_labels_by_hand():
+    # margins 2 and -1 as above; a tenth of the pairs is taken to be the wrong way round
+    logprobs, reference = torch.tensor([[-4.0, -9.0], [-3.0, -2.0]]), torch.tensor([[-6.0, -7.0], [-2.0, -3.0]])
+    losses, measured = dpo_loss(logprobs, reference, beta=0.5, label_smoothing=0.1)
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    other_right, other_wrong = math.log(1 + math.exp(1)), math.log(1 + math.exp(-1))
+    assert losses.tolist() == pytest.approx([0.9 * right + 0.1 * wrong, 0.9 * other_right + 0.1 * other_wrong])
+    assert measured["rewards/margins"].tolist() == [2.0, -1.0]
+
+
+def test_ipo_by_hand():
+    # log-ratios per token: (-4 + 6) / 2 = 1 and (-9 + 7) / 4 = -0.5, so h = 1.5, and 1 / (2 * 0.5) = 1 is wanted;
+    # then -1 / 1 and 1 / 2, so h = -1.5
+    logprobs, reference = torch.tensor([[-4.0, -9.0], [-3.0, -2.0]]), torch.tensor([[-6.0, -7.0], [-2.0, -3.0]])
+    losses, measured = ipo_loss(logprobs, reference, torch.tensor([[2, 4], [1, 2]]), beta=0.5)
+    assert losses.tolist() == pytest.approx([0.25, 6.25])
+    assert measured["rewards/chosen"].tolist() == [1.0, -0.5]  # of sums, as those of DPO
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_dpo_gradient_by_finite_differences(label_smoothing):
     torch.manual_seed(0)
     logprobs = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     reference = torch.randn(3, 2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda values: dpo_loss(values, reference, beta=0.7)[0], logprobs)
+    assert torch.autograd.gradcheck(lambda values: dpo_loss(values, reference, 0.7, label_smoothing)[0], logprobs)
+
+
+def test_ipo_gradient_by_finite_differences():
+    torch.manual_seed(0)
+    logprobs = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    reference, lengths = torch.randn(3, 2, dtype=torch.float64), torch.tensor([[2, 3], [1, 5], [4, 4]])
+    assert torch.autograd.gradcheck(lambda values: ipo_loss(values, reference, lengths, 0.7)[0], logprobs)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {"loss_types": ["sigmoid"]}),
+        ({"loss": "ipo"}, {"loss_types": ["ipo"]}),
+        # TRL's sigmoid has no smoothing; for one pair, AOT's loss is DPO's with it
+        ({"label_smoothing": 0.2}, {"loss_types": ["aot"], "label_smoothing": 0.2}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_losses_and_gradients_are_those_of_trl(tiny_model, ours, theirs):
+    trl = pytest.importorskip("trl.trainer.dpo_trainer", reason="TRL is not installed")
+    torch.manual_seed(0)
+    mask = torch.tensor([[0, 1, 1, 1, 0], [0, 1, 1, 1, 1]])  # three tokens of the chosen response, four of the other
+    logprobs = -torch.rand(2, 4, dtype=torch.float64) * mask[:, 1:]
+    reference = -torch.rand(2, 4, dtype=torch.float64) * mask[:, 1:]
+    mine, yours = logprobs.clone().requires_grad_(), logprobs.clone().requires_grad_()
+    module = baseline(DPO, tiny_model, beta=0.3, **ours)
+    found, measured = module.loss(mine[None], mask[None, :, 1:], reference[None], None, UpdateSize(7, 2, 7, 1, 4))
+    wanted, logged = loss_of_trl(trl, yours, mask, reference, beta=0.3, **theirs)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+    (found + 0).backward()
+    (wanted + 0).backward()
+    torch.testing.assert_close(mine.grad * mask[:, 1:], yours.grad * mask[:, 1:], rtol=1e-12, atol=0)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"):
+        assert float(measured[name]) == pytest.approx(logged[name][0], rel=1e-6)
+
+
+def loss_of_trl(trl, logprobs, mask, reference, **options):
+    """Return the loss of TRL's own method, and its metrics; a model stands in that gives known log-probs [2, T]."""
+    zeros = torch.zeros_like(logprobs.detach())
+    outputs = SimpleNamespace(log_probs=logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    model = lambda **_: outputs  # noqa: E731
+    model.training = True
+    accelerator = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+    trainer = SimpleNamespace(
+        model=model, accelerator=accelerator, aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=True,
+        use_weighting=False, f_divergence_type="reverse_kl", loss_weights=[1.0],
+        _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, _tp_size=1,
+        **{"label_smoothing": 0.0, **options},
+    )  # fmt: skip
+    inputs = {"input_ids": mask, "attention_mask": torch.ones_like(mask), "completion_mask": mask}
+    chosen, rejected = reference.sum(-1)
+    known = {"ref_chosen_logps": chosen[None], "ref_rejected_logps": rejected[None]}
+    loss = trl.DPOTrainer._compute_loss(trainer, model, {**inputs, **known}, return_outputs=False)
+    return loss, trainer._metrics["train"]
 
 
 def test_sft_is_the_mean_over_all_tokens_of_the_batch_and_the_end_is_one_of_them(tiny_model):
@@ -232,6 +310,10 @@ def test_responses_keep_the_order_of_the_columns():
         (DPO, {"beta": 0.0}, "beta is 0.0"),
         (DPO, {"sft_weight": -1.0}, "sft_weight is -1.0"),
         (DPO, {"sft_weight": math.inf}, "sft_weight is inf"),
+        (DPO, {"loss": "hinge"}, "loss is 'hinge'; write sigmoid or ipo"),
+        (DPO, {"label_smoothing": 0.5}, "label_smoothing is 0.5; write a number from 0 to below 0.5"),
+        (DPO, {"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        (DPO, {"loss": "ipo", "label_smoothing": 0.1}, "is for loss: sigmoid, and the loss is ipo"),
         (SFT, {"micro_batch_tokens": 0}, "must be positive"),
         (SFT, {"max_grad_norm": 0.0}, "must be positive"),
     ],
@@ -260,6 +342,68 @@ def test_the_demo_configurations_train_and_export(tiny_model, tmp_path, monkeypa
     assert main(["fit", "-c", str(file), *options]) == 0
     assert PeftConfig.from_pretrained(f"runs/demo/{name}/adapter").r == 16
     assert list(Path(f"runs/demo/{name}/logs").rglob("*.ckpt"))
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+def test_the_recipe_for_biasdpo_leaves_out_pairs_without_a_difference(tiny_model, tmp_path, monkeypatch):
+    file = Path(__file__).parents[2] / "configs" / "biasdpo.yaml"
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": row["prompt"], "chosen": row["reference"], "rejected": row["biased"]} for row in ROWS]
+    rows[2]["rejected"] = rows[2]["chosen"]
+    Path("biasdpo.csv").write_text("\n".join(["prompt,chosen,rejected", *(",".join(row.values()) for row in rows)]))
+    options = ["--trainer.max_steps", "1", "--trainer.accelerator", "cpu", "--data.path", "biasdpo.csv"]
+    policy = ["--model.policy.model", str(tiny_model), "--model.policy.dtype", "float32"]
+    lines: list[str] = []
+    monkeypatch.setattr("lit_debias.data.prompt_data.rank_zero_info", lines.append)
+    assert main(["fit", "-c", str(file), *options, *policy, "--data.batch_size", "5"]) == 0
+    left_out = "1 of 6 rows left out, as 'reference' and 'biased' are the same text"
+    assert lines == [f"Data 'biasdpo.csv', train: {left_out}."]
+    record = json.loads(Path("runs/biasdpo/adapter/lit_debias.json").read_text())["training"][-1]
+    assert record["data"]["rows"] == 5
+    assert record["data"]["changes"] == [left_out]
+    assert record["settings"]["loss"] == "sigmoid with beta 0.1"
+
+
+def test_weights_multiply_the_loss_of_a_prompt(tiny_model):
+    prompts = PromptBatch(BATCH.texts, {**BATCH.columns, "skew_weight": [0.5, "2.0"]})
+    module = baseline(SFT, tiny_model, weights="skew_weight", micro_batch_tokens=1)
+    perturb(module.load_policy())
+    parts, found = losses_and_gradient(module, prompts)
+    alone = [log_probs(module.policy, p, r) for p, r in zip(BATCH.texts, BATCH.columns["reference"], strict=True)]
+    expected = -(0.5 * alone[0].sum() + 2 * alone[1].sum()) / sum(map(len, alone))
+    assert sum(measured["loss"] for _, measured in parts) == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    for name, parameter in module.policy.trainable_parameters().items():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "weights is 'skew_weight', and the data has no such column"),
+        ({"skew_weight": -1}, "row 1: 'skew_weight' is -1; write a number from 0 up"),
+        ({"skew_weight": "heavy"}, "'skew_weight' is 'heavy'; write a number from 0 up"),
+    ],
+)
+def test_wrong_weights_are_refused_before_a_model_is_loaded(tiny_model, tmp_path, values, message):
+    module = baseline(SFT, tiny_model, weights="skew_weight")
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path).fit(module, write(tmp_path / "bad.jsonl", [{**row, **values} for row in ROWS]))
+    assert not module.is_loaded
+
+
+@pytest.mark.parametrize("options", [{"augment": "cda"}, {"balance": "skew"}])
+def test_changed_rows_are_trained_on(tiny_model, tmp_path, options):
+    rows = [{**row, "prompt": f"he asked: {row['prompt']}", "concept": "c", "group": n % 3 and "a"}
+            for n, row in enumerate(ROWS)]  # fmt: skip
+    rows = [{**row, "group": row["group"] or "b"} for row in rows]
+    write(tmp_path / "rows.jsonl", rows)
+    data = PromptDataModule(str(tmp_path / "rows.jsonl"), batch_size=2, val_splits="train", **options)
+    module = baseline(SFT, tiny_model, weights="skew_weight" if "balance" in options else None)
+    trainer(tmp_path, max_steps=1).fit(module, data)
+    assert module.global_step == 1
+    assert data.changes
+    assert module.training_record()["data"]["rows"] == len(data.rows["train"])
 
 
 def test_the_baselines_see_as_many_prompts_as_the_demo():

@@ -47,6 +47,12 @@ COMMANDS = {
         "lit_debias.synthetic.writing", "write", "add responses written by a language model to the data set"
     ),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
+    "convert": Command(
+        "lit_debias.cli.convert", "convert", "write a benchmark's pairs as data to train on", ("benchmark",)
+    ),
+    "matrix": Command(
+        "lit_debias.evaluation.matrix", "matrix", "show what each training set does to each benchmark", ("results+",)
+    ),
     "export": Command("lit_debias.export.command", "export", "write an adapter for others, or merged; upload it"),
     "chat": Command(
         "lit_debias.cli.chat", "chat", "show untouched and trained answers to the same prompts", ("prompts*",)

@@ -43,6 +43,7 @@ class TableDataModule(LightningDataModule, ABC):
 
     Attributes:
         rows: Role -> its rows, known after :meth:`setup`, with file and row of each in the column ``ORIGIN``.
+        read: Role -> the splits that they are from.
     """
 
     table: ClassVar[Table]
@@ -72,6 +73,7 @@ class TableDataModule(LightningDataModule, ABC):
         self.rows: dict[Role, Dataset | None] = {}
         self.training: TableLoader[Any] | None = None
         self.batches_before = 0
+        self.read: dict[Role, list[str]] = {}
 
     @property
     def column_names(self) -> list[str]:
@@ -88,6 +90,14 @@ class TableDataModule(LightningDataModule, ABC):
     @abstractmethod
     def prepare(self, rows: Dataset, role: Role) -> Dataset:
         """Check the rows of a split, choose among them, and add what is missing."""
+
+    def usable(self, rows: Dataset, role: Role) -> Dataset:
+        """Leave rows out that the module which trains cannot use."""
+        return rows
+
+    def changed(self, rows: Dataset, role: Role) -> Dataset:
+        """Return what is trained on instead of the rows of the data, after ``limit`` and per role."""
+        return rows
 
     @abstractmethod
     def groups(self, rows: Dataset) -> list[list[int]]:
@@ -121,7 +131,9 @@ class TableDataModule(LightningDataModule, ABC):
         if not parts:
             return None
         present = {split: self.prepare(self._rename(part), role) for split, part in parts.items()}
-        rows = self._limit(concatenate_datasets(aligned(present, self.path)), self.limits[role])
+        self.read[role] = list(parts)
+        usable = self.usable(concatenate_datasets(aligned(present, self.path)), role)
+        rows = self.changed(self._limit(usable, self.limits[role]), role)
         if role == "train" and len(rows) < self.batch_sizes[role]:
             raise UserError(
                 f"data '{self.path}': {counted(len(rows), 'row to train on is', 'rows to train on are')} fewer than "

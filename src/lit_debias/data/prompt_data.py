@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_debias.conversations import read_prompt, words_of
+from lit_debias.data.augmentation import key_of
+from lit_debias.data.changes import Changed, balanced, weighed, with_twins, without_ties
+from lit_debias.data.counterfactuals import swaps_of
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_prompts_of
-from lit_debias.data.sources import ORIGIN, Table
+from lit_debias.data.sources import ORIGIN, Table, split_names
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
 from lit_debias.support.text import counted
@@ -42,10 +47,17 @@ class PromptDataModule(TableDataModule):
         prompt_kinds: Keep these kinds (open, leading, forced_choice, control); all by default.
         twins: Keep the two prompts of each ``twin_id``, which differ in the group alone, in one batch and on one rank,
             for rewards that compare their completions; each rank's share of a batch is then even.
+        augment: ``cda`` adds to each training prompt with its responses a counterfactual twin, in which the groups of a
+            category give way to their counterparts in the taxonomy, pronouns of gender among them; for SFT and DPO.
+        augment_categories: Categories whose groups are swapped, such as [gender]; all by default.
+        balance: ``skew`` makes the groups of each concept about equally frequent in training, by the columns ``group``
+            and ``concept``: it drops rows, takes rows twice, and adds a column ``skew_weight``.
+        balance_tau: How little it drops and takes twice, positive.
         seed: Seeds the order and the choices; null takes that of ``seed_everything``.
 
     Raises:
-        UserError: a size is not positive, or odd with ``twins``; and in ``setup``, whatever is wrong with the data.
+        UserError: a size is not positive, or odd with ``twins``; options do not go together; and in ``setup``, whatever
+            is wrong with the data.
     """
 
     table: ClassVar[Table] = "prompts"
@@ -69,6 +81,10 @@ class PromptDataModule(TableDataModule):
         val_limit: int | None = None,
         prompt_kinds: list[str] | None = None,
         twins: bool = False,
+        augment: Literal["cda"] | None = None,
+        augment_categories: list[str] | None = None,
+        balance: Literal["skew"] | None = None,
+        balance_tau: float = 1.0,
         seed: int | None = None,
     ) -> None:
         super().__init__(
@@ -82,6 +98,11 @@ class PromptDataModule(TableDataModule):
         self.prompt_column = prompt_column
         self.prompt_kinds = prompt_kinds
         self.twins = twins
+        check_changes(augment, augment_categories, balance, balance_tau, twins)
+        self.swaps = swaps_of(augment_categories) if augment else []
+        self.balance, self.balance_tau = balance, balance_tau
+        self.changes: list[str] = []
+        """What was done to the training rows, in words, known after :meth:`setup`."""
         for role in self.batch_sizes:
             self._check_even(role)
 
@@ -121,9 +142,60 @@ class PromptDataModule(TableDataModule):
                 "each rank; write one, or twins: false"
             )
 
+    # ---------------------------------------------------------------- what is trained on
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Columns of responses that the trainer's module learns from; empty where it learns from none."""
+        return tuple(getattr(getattr(self.trainer, "lightning_module", None), "columns", ()))
+
+    def usable(self, rows: Dataset, role: Role) -> Dataset:
+        """Leave out prompts whose responses are the same, where a module compares them."""
+        if len(self.compared) < 2 or not set(self.compared) <= set(rows.column_names):
+            return rows
+        return self._say(role, without_ties(self.path, rows, self.compared, self.groups(rows)))
+
+    def changed(self, rows: Dataset, role: Role) -> Dataset:
+        """Balance the groups of the training rows, or add their counterfactual twins."""
+        if self.balance and role != "train":
+            return weighed(self.path, rows, [1.0] * len(rows))
+        if self.balance:
+            return self._say(role, balanced(self.path, rows, self.seed, self.balance_tau))
+        if self.swaps and role == "train":
+            own = self._swapped(rows)
+            return self._say(
+                role, with_twins(self.path, rows, self.prompt_column, own, self.swaps, self._prompts_elsewhere())
+            )
+        return rows
+
+    def _say(self, role: Role, changed: Changed) -> Dataset:
+        rows, words = changed
+        if words:
+            rank_zero_info(f"Data '{self.path}', {role}: {words}.")
+        if words and role == "train":
+            self.changes.append(words)
+        return rows
+
+    def _swapped(self, rows: Dataset) -> list[str]:
+        """Return the columns of responses whose words are swapped like the prompt's."""
+        if self.trainer is not None and not self.compared:
+            raise UserError(
+                "data: augment swaps groups in prompts and in responses that are learned, as SFT and DPO do; leave it "
+                f"out for {type(self.trainer.lightning_module).__name__}"
+            )
+        return [name for name in self.compared or ("reference", "biased") if name in rows.column_names]
+
+    def _prompts_elsewhere(self) -> set[str]:
+        """Return the prompts of splits that are not trained on."""
+        others = [name for name in split_names(self.path, self.table) if name not in self.read["train"]]
+        parts = [self._rename(part) for part in self._read(others).values()]
+        parts = [part for part in parts if self.prompt_column in part.column_names]
+        return {key_of(prompt) for part in parts for prompt in part[self.prompt_column]}
+
     def groups(self, rows: Dataset) -> list[list[int]]:
-        """Return one group a row, or a pair of twins."""
-        names = rows["twin_id"] if self.twins else range(len(rows))
+        """Return one group a row, or a pair of twins, or a row with the twins that were added to it."""
+        paired = self.twins or (self.swaps and rows is self.rows.get("train"))
+        names = rows["twin_id"] if paired else range(len(rows))
         groups: dict[Any, list[int]] = defaultdict(list)
         for row, name in enumerate(names):
             groups[name].append(row)
@@ -135,6 +207,26 @@ class PromptDataModule(TableDataModule):
         others = {name: values for name, values in columns.items() if name != self.prompt_column}
         messages = [prompt for prompt in prompts if not isinstance(prompt, str)]
         return PromptBatch([words_of(prompt) for prompt in prompts], others, messages or None)
+
+
+def check_changes(
+    augment: str | None, categories: list[str] | None, balance: str | None, balance_tau: float, twins: bool
+) -> None:
+    """Raise :class:`UserError` where options that change the training rows do not go together."""
+    for name, value, known in (("augment", augment, "cda"), ("balance", balance, "skew")):
+        if value not in (None, known):
+            raise UserError(f"data: {name} is '{value}'; write {known}, or leave it out")
+    if augment and balance:
+        raise UserError("data: augment and balance both change the training rows; write one of the two")
+    if twins and (augment or balance):
+        raise UserError(
+            f"data: twins: true keeps the pairs of the data, and {'augment' if augment else 'balance'} makes others; "
+            "write one of the two"
+        )
+    if categories is not None and not (augment and categories):
+        raise UserError("data: augment_categories names categories for augment: cda; write both, or neither")
+    if not 0 < balance_tau < math.inf:
+        raise UserError(f"data: balance_tau is {balance_tau}; write a positive number, such as 1")
 
 
 def check_twins(path: str, rows: Dataset, prompt_column: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from lit_debias.evaluation.benchmarked import add_figures
+from lit_debias.evaluation.contamination import contaminated, notes_of, trained_on
 from lit_debias.evaluation.needs import not_measured, notes
 from lit_debias.evaluation.prepare import Plan
 from lit_debias.evaluation.records import write_json
@@ -50,8 +51,12 @@ def results_of(plan: Plan, measured: Measured) -> dict[str, Any]:
     """Return the figures of all arms, and what they rest on."""
     settings = plan.settings
     summary = summarize(measured.records, settings.bootstrap, settings.seed)
+    learned = {name: trained_on(arms) for name, arms in plan.arms.items()}
+    known = {name: contaminated(arms, plan.benchmarks.samples) for name, arms in plan.arms.items()}
     results = {
         **summary,
+        "trained_on": {name: names for name, names in learned.items() if names},
+        "contaminated": {name: reasons for name, reasons in known.items() if reasons},
         "not_measured": not_measured(plan.asked, summary["measures"]),
         "settings": {
             **plan.recorded,
@@ -62,7 +67,7 @@ def results_of(plan: Plan, measured: Measured) -> dict[str, Any]:
             "bootstrap": settings.bootstrap,
         },
         "fingerprints": measured.fingerprints,
-        "notes": measured.notes + notes(plan.asked, plan.all_rows) + plan.benchmarks.notes,
+        "notes": measured.notes + notes(plan.asked, plan.all_rows) + plan.benchmarks.notes + notes_of(known),
         **provenance(),
     }
     readers = {"perplexity_other": settings.perplexity_model, "similarity": settings.similarity_model}

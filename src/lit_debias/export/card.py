@@ -184,6 +184,7 @@ def _stage(stage: Mapping[str, Any]) -> str:
     if data:
         made = f" ({data['made']})" if data.get("made") else ""
         said.append(f"{counted(data['rows'], 'prompt')} of {data['name']}{made}")
+        said += data.get("changes", [])
     said += [f"{name} {value}" for name, value in stage.get("settings", {}).items()]
     return plain("; ".join(said))
 

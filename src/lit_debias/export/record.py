@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lit_debias.models.adapter_config import WEIGHTS
 from lit_debias.models.hub_names import hub_name, public_name
 from lit_debias.support.files import as_object, parse_json, read_text
 from lit_debias.support.packages import PACKAGE_SCHEME
+from lit_debias.support.sketch import sketch, strings_in
 
 if TYPE_CHECKING:
     from lit_debias.policy.policy import Policy
@@ -52,12 +54,28 @@ def base_record(source: str, base: str | None) -> Record:
     return {"source": public_name(source), "hub_name": base or hub_name(source), "file": file}
 
 
-def data_record(data: Any) -> Record:
-    """Return what a data module trains on: its name, rows, and how it was made; empty where that is not known."""
+def data_record(data: Any, responses: Sequence[str] = ()) -> Record:
+    """Return what a data module trains on; empty where that is not known.
+
+    Args:
+        data: The data module.
+        responses: Columns of the responses that are learned.
+
+    Returns:
+        ``name``, ``rows``, how it was ``made``, what was done to its rows (``changes``), and ``texts``: digests of some
+        of its sentences, by which an evaluation tells whether a benchmark is among them.
+    """
     rows = getattr(data, "rows", {}).get("train")
     if rows is None:
         return {}
-    return {"name": public_name(data.path), "rows": len(rows), "made": _how_made(Path(data.path) / "README.md")}
+    columns = [name for name in (getattr(data, "prompt_column", "prompt"), *responses) if name in rows.column_names]
+    return {
+        "name": public_name(data.path),
+        "rows": len(rows),
+        "made": _how_made(Path(data.path) / "README.md"),
+        "changes": list(getattr(data, "changes", ())),
+        "texts": sketch(text for name in columns for cell in rows[name] for text in strings_in(cell)),
+    }
 
 
 def _how_made(card: Path) -> str | None:

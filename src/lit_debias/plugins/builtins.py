@@ -16,6 +16,7 @@ from lit_debias.aggregators import (
 )
 from lit_debias.benchmark.benchmark import AnyBenchmark
 from lit_debias.benchmark.public import BBQ, CBBQ, Bold, CrowsPairs, StereoSet, Winogender
+from lit_debias.benchmark.skew import Skew
 from lit_debias.plugins.manager import hookimpl
 from lit_debias.rewards.overlong import SoftOverlong
 from lit_debias.rewards.reward import Reward
@@ -54,4 +55,4 @@ def lit_debias_engines() -> list[type[RolloutEngine]]:
 @hookimpl
 def lit_debias_benchmarks() -> list[type[AnyBenchmark]]:
     """Return the benchmarks of the core."""
-    return [CrowsPairs, StereoSet, BBQ, CBBQ, Winogender, Bold]
+    return [CrowsPairs, StereoSet, BBQ, CBBQ, Winogender, Bold, Skew]

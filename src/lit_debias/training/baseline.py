@@ -36,6 +36,8 @@ class Lesson:
     reference_logprobs: Tensor | None
     """[P, G, T], where the loss takes them."""
     size: UpdateSize
+    weights: Tensor | None = None
+    """[P] of the prompts, where the data weighs them."""
 
 
 class Baseline(AdapterModule):
@@ -65,7 +67,7 @@ class Baseline(AdapterModule):
 
     @abstractmethod
     def loss(
-        self, logprobs: Tensor, mask: Tensor, reference: Tensor | None, size: UpdateSize
+        self, logprobs: Tensor, mask: Tensor, reference: Tensor | None, weights: Tensor | None, size: UpdateSize
     ) -> tuple[Tensor, Metrics]:
         """Return what B groups add to the loss of the whole update, and to its metrics.
 
@@ -73,8 +75,13 @@ class Baseline(AdapterModule):
             logprobs: [B, G, T] of the responses, with gradient; 0 where masked.
             mask: [B, G, T] bool, True on the tokens of the responses.
             reference: [B, G, T] the same under the reference, where :attr:`needs_reference`.
+            weights: [B] of the groups, where :meth:`weights_of` has some.
             size: Totals of the update over all micro-batches and ranks.
         """
+
+    def weights_of(self, prompts: PromptBatch) -> list[float] | None:
+        """Return what each prompt weighs in the loss, [P]; None where all weigh the same."""
+        return None
 
     # ---------------------------------------------------------------- one step
 
@@ -100,8 +107,11 @@ class Baseline(AdapterModule):
         """Tokenise the responses, and ask the reference about them where the loss needs it."""
         with distributed.fail_together():
             rollout = self.policy.encode(prompts, responses(prompts, self.columns), end=True)
+            given = self.weights_of(prompts)
         size = UpdateSize.of(rollout.completion_mask, rollout.completion_ids.shape[-1])
-        return Lesson(rollout, self.policy.logprobs(rollout, reference=True) if self.needs_reference else None, size)
+        weights = None if given is None else torch.tensor(given, device=rollout.completion_ids.device)
+        reference = self.policy.logprobs(rollout, reference=True) if self.needs_reference else None
+        return Lesson(rollout, reference, size, weights)
 
     def _micro_batches(self, lesson: Lesson) -> list[slice]:
         rollout = lesson.rollout
@@ -109,11 +119,14 @@ class Baseline(AdapterModule):
 
     def _part(self, lesson: Lesson, groups: slice) -> Part:
         """Return what a micro-batch adds to the loss and to the metrics."""
-        size, reference = lesson.size, lesson.reference_logprobs
+        size = lesson.size
         packed = pack(*(tensor[groups] for tensor in tokens_of(lesson.rollout)))
         tokens = self.policy(packed)
-        mine = None if reference is None else reference[groups]
-        loss, measured = self.loss(packed.unpack(tokens.logprobs), lesson.rollout.completion_mask[groups], mine, size)
+        reference, weights = (
+            None if whole is None else whole[groups] for whole in (lesson.reference_logprobs, lesson.weights)
+        )
+        mask = lesson.rollout.completion_mask[groups]
+        loss, measured = self.loss(packed.unpack(tokens.logprobs), mask, reference, weights, size)
         measured |= {"loss": loss.detach(), "entropy": tokens.entropy.detach().sum() / size.tokens}
         # Logging averages over ranks, so this rank's share is scaled up to the whole.
         shares = {name: float(value) * size.world_size for name, value in measured.items()}
@@ -143,6 +156,7 @@ class Baseline(AdapterModule):
         super().setup(stage)
         for prompts in self._tables():
             responses(prompts, self.columns)
+            self.weights_of(prompts)
 
     def configure_model(self) -> None:
         """Load the policy, and check that the model's context holds all prompts with their responses."""

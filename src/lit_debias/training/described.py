@@ -20,7 +20,7 @@ def of_module(module: AdapterModule) -> dict[str, Any]:
     return {
         "algorithm": type(module).__name__,
         "steps": trainer.global_step if trainer else 0,
-        "data": data_record(getattr(trainer, "datamodule", None)),
+        "data": data_record(getattr(trainer, "datamodule", None), getattr(module, "columns", ())),
         "settings": _optimiser(module) | _seeds(module),
     }
 
