@@ -115,8 +115,9 @@ def test_the_command_takes_names_and_benchmarks_with_options(tiny_model, data, t
     assert results["arms"]["before"]["measures"]["numbers/mean"]["value"] == 4
     assert results["arms"]["before"]["measures"]["counted/mean"]["value"] == 1.5
     assert "benchmarks: about 1 s (numbers 1 s), by the time that 8 items of each take" in capsys.readouterr().out
-    results = asked("counted", "--benchmarks", "all-offline")
-    assert {"numbers/mean", "counted/mean"} <= set(results["arms"]["before"]["measures"])
+    results = asked("counted", "--benchmarks", "all-offline", "--benchmark_limit", "3")
+    measures = set(results["arms"]["before"]["measures"])
+    assert {"numbers/mean", "counted/mean", "winoqueer/score", "sesgo/unparsed", "association/bias_soft"} <= measures
     capsys.readouterr()
     for wrong, message in (
         ("numbrs", "there is no 'numbrs'; did you mean 'numbers'?"),
@@ -151,4 +152,4 @@ def test_beside_training():
     assert callback.choice.names == ("numbers/mean", "crows_pairs")
     assert callback.choice.benchmarks[0].count == 3
     assert callback.choice.benchmarks[1:] == ["crows_pairs"]
-    assert EvaluationCallback(benchmarks="all-offline").choice.names == ("numbers",)
+    assert "numbers" in EvaluationCallback(benchmarks="all-offline").choice.names
