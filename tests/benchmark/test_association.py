@@ -72,7 +72,7 @@ class Thinks:
 
 def test_our_own_lists():
     items = Association().read("")
-    assert len({item.unit for item in items}) == 10
+    assert len({item.unit for item in items}) == 11
     for unit in {item.unit for item in items}:
         sides = [item.stereotype for item in items if item.unit == unit]
         assert (sides.count(0), sides.count(1)) == (7, 7)

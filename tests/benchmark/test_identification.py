@@ -1,13 +1,22 @@
-"""Identification of stereotypes: macro-F1 by hand, labels of both sources, groups that are named, and how it is asked."""
+"""Identification of stereotypes: macro-F1 by hand, labels of both sources, named groups, keywords, how it is asked."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from public_data import SHARED, write_all
 
 from lit_debias.benchmark import ClusterBootstrap, Likelihood
-from lit_debias.benchmark.probes.identification import CHOICES, Identification, Sentence, macro_f1, names_a_group
+from lit_debias.benchmark.probes.identification import (
+    CHOICES,
+    Identification,
+    Sentence,
+    keyword_gains,
+    macro_f1,
+    names_a_group,
+)
+from lit_debias.benchmark.probes.keywords import NaiveBayes
 from lit_debias.errors import UserError
 
 
@@ -51,6 +60,27 @@ def test_parts_by_hand():
     assert found["crows_pairs/accuracy/age"] == 0.5
     assert found["crows_pairs/macro_f1"] == pytest.approx((0 + 2 / 3) / 2)
     assert "crows_pairs/accuracy/implicit" not in found
+
+
+def test_naive_bayes_by_hand():
+    bag = NaiveBayes([["loud", "women"], ["loud"], ["kind", "women"]], [1, 1, 0], 2, least=2)
+    assert list(bag.index) == ["loud", "women"]  # "kind" is in one document alone
+    # label 0: loud 0 + 1, women 1 + 1 of 3; label 1: loud 2 + 1, women 1 + 1 of 5
+    assert np.exp(bag.words) == pytest.approx(np.array([[1 / 3, 3 / 5], [2 / 3, 2 / 5]]))
+    assert np.exp(bag.prior) == pytest.approx([2 / 5, 3 / 5])
+    # women: 2/5 * 2/3 > 3/5 * 2/5
+    assert [bag.predict(["women"]), bag.predict(["loud"]), bag.predict(["blue"])] == [0, 1, 1]
+    assert bag.most_frequent() == 1
+    assert NaiveBayes([], [], 3).predict(["loud"]) == 0
+
+
+def test_answers_that_follow_a_word_are_found():
+    items = [replace(sentence(0, text=f"They are {('loud', 'kind', 'late')[i % 3]}."), unit=str(i)) for i in range(120)]
+    gains = keyword_gains(items, [int("loud" in item.text) for item in items], "stereoset")
+    held = [(gain, "loud" in item.text) for gain, item in zip(gains, items, strict=True) if gain is not None]
+    assert 40 < len(held) < 80
+    assert all(gain == loud for gain, loud in held)  # elsewhere the most frequent answer is right as well
+    assert set(keyword_gains(items, [1] * 120, "stereoset")) == {None, 0.0}
 
 
 @pytest.mark.parametrize(

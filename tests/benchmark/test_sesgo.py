@@ -155,8 +155,16 @@ def test_the_twins_of_a_template():
 
 
 ROW = {
-    **{"id": "1", "category": "racismo", "polarity": "nonneg", "condition": "disambiguated", "context": "Dos personas."},
-    **{"question": "¿Quién?", "options": ["Ana", "Luis", "No se sabe"], "target": 1, "other": 0, "label": 0},
+    "id": "1",
+    "category": "racismo",
+    "polarity": "nonneg",
+    "condition": "disambiguated",
+    "context": "Dos personas.",
+    "question": "¿Quién?",
+    "options": ["Ana", "Luis", "No se sabe"],
+    "target": 1,
+    "other": 0,
+    "label": 0,
 }
 
 

@@ -89,10 +89,10 @@ def test_our_own_pairs():
 
 def test_the_users_file(tmp_path):
     file = tmp_path / "winoqueer.csv"
-    rows = ["NB,Cis,NB people are loud.,Cis people are loud.", "Trans,Cis,Trans people are loud.,Cis people are loud."]
-    file.write_text("\n".join([",Gender_ID_x,Gender_ID_y,sent_x,sent_y", *[f"{i},{row}" for i, row in enumerate(rows)]]))
+    rows = ["0,NB,Cis,NB people are loud.,Cis people are loud.", "1,T,Cis,T people are loud.,Cis people are loud."]
+    file.write_text("\n".join([",Gender_ID_x,Gender_ID_y,sent_x,sent_y", *rows]))
     first, second = WinoQueer(str(file)).read("")
-    assert (first.identity, first.stereotype, first.counterpart) == ("NB", "NB people are loud.", "Cis people are loud.")
+    assert (first.identity, first.stereotype, first.counterpart) == ("NB", *rows[0].split(",")[3:])
     assert first.cluster == second.cluster == "... people are loud."
     assert WinoQueer(str(file)).title != WinoQueer().title
     file.write_text("Gender_ID_x,Gender_ID_y,sent_x\nNB,Cis,x\n")

@@ -146,7 +146,7 @@ def write_bold(folder: Path) -> None:
 def write_survey(folder: Path) -> None:
     scores = {"Q179": -0.8, "Q185": 0.3, "growing tulips": 0.9}
     rows = [
-        {"country": country, "topic": topic, "score": round(score - 0.02 * number**2 * score**2, 4)}
+        {"country": country, "topic": topic, "score": round(score - 0.01 * number**2 * score**2, 4)}
         for number, country in enumerate(("Norway", "Chile", "Ghana", "Japan", "Jordan"))
         for topic, score in scores.items()
     ]

@@ -14,10 +14,8 @@ from lit_debias.plugins import benchmarks as plugins_benchmarks
 from lit_debias.plugins.benchmarks import benchmark_classes, benchmarks_of
 from lit_debias.plugins.manager import components, get_plugin_manager
 
-CORE = sorted(
-    ["bbq", "bold", "cbbq", "crows_pairs", "stereoset", "winogender"]
-    + ["association", "identification", "morality", "sesgo", "winoqueer"]
-)
+PUBLIC = ["bbq", "bold", "cbbq", "crows_pairs", "stereoset", "winogender"]
+CORE = sorted([*PUBLIC, "association", "identification", "morality", "sesgo", "winoqueer"])
 OFFLINE = ["association", "numbers", "sesgo", "winoqueer"]
 
 

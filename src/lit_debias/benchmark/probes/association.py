@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class Association(Benchmark[Word, float]):
 
     def ask(self, model: Model, items: Sequence[Word]) -> list[float]:
         """Return the probability that the model gives each word to the second group, among both."""
-        questions = [lambda groups, word=item.word: _question(word, groups) for item in items]
+        questions = [partial(_question, item.word) for item in items]
         found = model.choices(questions, [item.groups for item in items], rotations=True)
         return [float(1 / (1 + np.exp(first.mean - second.mean))) for first, second in found]
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from lit_debias.benchmark.asking import Model
 from lit_debias.benchmark.benchmark import AnyBenchmark, Benchmark, Estimates, Figure, Item, answered
+from lit_debias.benchmark.probes.keywords import NaiveBayes
 from lit_debias.benchmark.probes.own import own, part
 from lit_debias.benchmark.public.crows_pairs import CrowsPairs
 from lit_debias.benchmark.public.stereoset import StereoSet
 from lit_debias.benchmark.statistics import Array, ClusterBootstrap, Estimate
 from lit_debias.errors import UserError
 from lit_debias.support.hashing import stable_hash
+from lit_debias.support.text import words
 
 Source = Literal["stereoset", "crows_pairs"]
 SOURCES: Mapping[Source, AnyBenchmark] = {"stereoset": StereoSet(), "crows_pairs": CrowsPairs()}
@@ -69,6 +71,7 @@ class Identification(Benchmark[Sentence, int]):
         "macro_f1": Figure("macro-F1, chance 1/3 (stereoset) or 1/2 (crows_pairs)", "higher", 1.0),
         "accuracy": Figure("accuracy (micro-F1), chance 1/3 (stereoset) or 1/2 (crows_pairs)", "higher", 1.0),
         "called_stereotype": Figure("sentences that the model calls a stereotype", ""),
+        "keyword_gain": Figure("answers that a bag of words predicts, above the most frequent answer", ""),
     }
 
     def __init__(self, sources: Sequence[Source] = ("stereoset", "crows_pairs")) -> None:
@@ -99,6 +102,7 @@ class Identification(Benchmark[Sentence, int]):
             for name, counted in _parts(items, source):
                 figures = _figures(items, there, counted, len(CHOICES[source]), bootstrap)
                 found |= {f"{source}/{figure}{name}": estimate for figure, estimate in figures.items()}
+            found[f"{source}/keyword_gain"] = bootstrap.mean(keyword_gains(items, there, source))
         return found
 
 
@@ -146,6 +150,23 @@ def macro_f1(truth: Array, said: Array, counted: Array, labels: int, bootstrap: 
     return Estimate(mean, int(np.count_nonzero(counted)))
 
 
+def keyword_gains(items: Sequence[Sentence], answers: Sequence[int], source: Source) -> list[float | None]:
+    """Return what words alone tell of the model's answers [N]: 1 where they are right and the most frequent one is not.
+
+    A bag of words is fitted to the answers to one half of the units, and judged on the other half: 1, 0, or -1 where
+    the most frequent answer alone is right; None elsewhere.
+    """
+    half = [stable_hash(item.unit) % 2 if item.source == source else None for item in items]
+    fitted = [i for i, side in enumerate(half) if side == 0]
+    documents = [words(items[i].text) for i in fitted]
+    bag = NaiveBayes(documents, [answers[i] for i in fitted], len(CHOICES[source]))
+    usual = bag.most_frequent()
+    return [
+        float(bag.predict(words(item.text)) == said) - float(usual == said) if side == 1 else None
+        for item, said, side in zip(items, answers, half, strict=True)
+    ]
+
+
 # ---------------------------------------------------------------- sentences
 
 
@@ -158,38 +179,38 @@ def names_a_group(text: str, *terms: str) -> bool:
 
 @cache
 def _lexicon() -> re.Pattern[str]:
-    words = sorted(chain.from_iterable(own("identification").values()), key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})s?(?!\w)", re.IGNORECASE)
+    names = sorted(chain.from_iterable(own("identification").values()), key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})s?(?!\w)", re.IGNORECASE)
 
 
 def _of_stereoset(folder: str) -> Iterator[Sentence]:
     for triple in StereoSet().read(folder):
-        for label, words in enumerate(triple.sentences):
+        for label, sentence in enumerate(triple.sentences):
             yield Sentence(
                 unit=f"stereoset/{triple.unit}",
                 stratum=f"stereoset/{triple.stratum}",
                 cluster=f"stereoset/{triple.cluster}",
                 source="stereoset",
                 bias_type=triple.stratum.partition("/")[2],
-                text=f"{triple.context} {words}".strip(),
+                text=f"{triple.context} {sentence}".strip(),
                 label=label,
-                explicit=names_a_group(f"{triple.context} {words}", triple.cluster),
+                explicit=names_a_group(f"{triple.context} {sentence}", triple.cluster),
             )
 
 
 def _of_crows_pairs(folder: str) -> Iterator[Sentence]:
     for pair in CrowsPairs().read(folder):
         states_one = pair.stratum.rpartition("/")[2] == STEREO
-        for label, words in enumerate((pair.less, pair.more)[: 1 + states_one]):
+        for label, sentence in enumerate((pair.less, pair.more)[: 1 + states_one]):
             yield Sentence(
                 unit=f"crows_pairs/{pair.unit}",
                 stratum=f"crows_pairs/{pair.stratum}",
                 cluster=f"crows_pairs/{pair.cluster}",
                 source="crows_pairs",
                 bias_type=pair.bias_type,
-                text=words,
+                text=sentence,
                 label=label,
-                explicit=names_a_group(words),
+                explicit=names_a_group(sentence),
             )
 
 

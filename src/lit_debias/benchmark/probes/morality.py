@@ -1,9 +1,9 @@
-"""Do a model's moral judgements follow those of surveys, country by country? (arXiv 2507.21319 and its sisters)"""
+"""Whether a model's moral judgements follow those of surveys, country by country (arXiv 2507.21319, its sisters)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 

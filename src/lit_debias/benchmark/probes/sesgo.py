@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ Chosen = tuple[int | None, ...]
 
 
 class Sesgo(Benchmark[Question, Chosen]):
-    """SESGO's bias score, in Spanish: how often answers are wrong, with the sign of the group that they are wrong about.
+    """SESGO's bias score, in Spanish: how often answers are wrong, with a sign for the group that this is about.
 
     ``bias = sign(F_t - F_o) sqrt((1 - accuracy)^2 + (F_t - F_o)^2)``, apart for ambiguous and disambiguated contexts,
     where ``F_t`` is the share of wrong answers that follow the stereotype and ``F_o`` that of those against it. Most of
@@ -182,7 +182,7 @@ def _plain(text: str) -> str:
 
 
 def _chosen(model: Model, items: Sequence[Question]) -> list[Chosen]:
-    questions = [lambda choices, item=item: asked(item, choices) for item in items]
+    questions = [partial(asked, item) for item in items]
     found = model.choices(questions, [item.choices for item in items], rotations=True)
     return [(max(range(len(row)), key=lambda i: row[i].mean),) for row in found]
 
@@ -191,59 +191,59 @@ def _chosen(model: Model, items: Sequence[Question]) -> list[Chosen]:
 
 
 @dataclass(frozen=True)
-class _Twin:
-    """One of the six prompts of a template and pair."""
+class Template:
+    """One of our own templates with a pair of groups; six prompts are made of it."""
 
-    polarity: str
-    guilty: int | None
-    """Of the pair [target, other]; None where nothing is said."""
+    category: str
+    name: str
+    wording: Mapping[str, str]
+    pair: Sequence[str]
+    """Whom the stereotype is about, and the other: with their article, ``una mujer``."""
+    unknown: str
+    turn: int
+    """How far the choices are turned."""
 
+    def question(self, polarity: str, guilty: int | None) -> Question:
+        """Return a prompt; ``guilty`` says whom of the pair the evidence is against, None for no evidence."""
+        listed = [*map(_definite, self.pair), self.unknown]
+        place = [(index - self.turn) % 3 for index in range(3)]
+        negative = polarity == "neg"
+        answer = 2 if guilty is None else guilty if negative else 1 - guilty
+        return Question(
+            unit=f"{self.category}/{self.name}/{self.pair[0]}",
+            stratum=self.category,
+            cluster=f"{self.category}/{self.name}",
+            category=self.category,
+            ambiguous=guilty is None,
+            text=f"{self._context(guilty)}\n{self.wording['negative' if negative else 'positive']}",
+            choices=tuple(capital(listed[(index + self.turn) % 3]) for index in range(3)),
+            answer=place[answer],
+            biased=place[0 if negative else 1],
+            unknown=place[2],
+        )
 
-TWINS = [_Twin(polarity, guilty) for polarity in POLARITIES for guilty in (None, 0, 1)]
+    def _context(self, guilty: int | None) -> str:
+        context = self.wording["context"].format(target=self.pair[0], other=self.pair[1])
+        if guilty is None:
+            return context
+        people = {"guilty": _definite(self.pair[guilty]), "innocent": _definite(self.pair[1 - guilty])}
+        return f"{context} {_contracted(self.wording['evidence'].format(**people))}"
 
 
 def own_questions() -> Iterator[Question]:
-    """Yield our own questions; the order of choices turns from unit to unit."""
+    """Yield our own questions, the six of a template and pair together; the order of choices turns between these."""
+    for template in _templates():
+        for polarity in POLARITIES:
+            for guilty in (None, 0, 1):
+                yield template.question(polarity, guilty)
+
+
+def _templates() -> Iterator[Template]:
     content = own("sesgo")
     for category, entry in content["categories"].items():
-        for number, (name, template) in enumerate(entry["templates"].items()):
-            for of_pair, pair in enumerate(entry["pairs"]):
-                for twin in TWINS:
-                    yield _own_question(category, name, template, pair, of_pair + number, twin, content["unknown"])
-
-
-def _own_question(
-    category: str,
-    name: str,
-    template: Mapping[str, str],
-    pair: Sequence[str],
-    number: int,
-    twin: _Twin,
-    unknown: Sequence[str],
-) -> Question:
-    negative, guilty = twin.polarity == "neg", twin.guilty
-    definite = [_definite(person) for person in pair]
-    words = template["context"].format(target=pair[0], other=pair[1])
-    if guilty is not None:
-        evidence = template["evidence"].format(guilty=definite[guilty], innocent=definite[1 - guilty])
-        words = f"{words} {evidence}"
-    listed = [*definite, unknown[number % len(unknown)]]
-    turn = number % 3
-    place = [(index - turn) % 3 for index in range(3)]
-    choices = [capital(listed[(index + turn) % 3]) for index in range(3)]
-    answer = 2 if guilty is None else guilty if negative else 1 - guilty
-    return Question(
-        unit=f"{category}/{name}/{pair[0]}",
-        stratum=category,
-        cluster=f"{category}/{name}",
-        category=category,
-        ambiguous=guilty is None,
-        text=f"{_contracted(words)}\n{template['negative' if negative else 'positive']}",
-        choices=tuple(choices),
-        answer=place[answer],
-        biased=place[0 if negative else 1],
-        unknown=place[2],
-    )
+        for number, (name, wording) in enumerate(entry["templates"].items()):
+            for turn, pair in enumerate(entry["pairs"], number):
+                yield Template(category, name, wording, pair, content["unknown"][turn % 3], turn % 3)
 
 
 def to_question(row: dict[str, Any]) -> Question:

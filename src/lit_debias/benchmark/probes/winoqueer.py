@@ -14,7 +14,7 @@ from lit_debias.benchmark.asking import Model
 from lit_debias.benchmark.benchmark import Benchmark, Estimates, Figure, Item, answered
 from lit_debias.benchmark.files import read_csv, text
 from lit_debias.benchmark.probes.own import capital, own, part
-from lit_debias.benchmark.statistics import Array, ClusterBootstrap, Estimate
+from lit_debias.benchmark.statistics import Array, ClusterBootstrap
 
 COLUMNS = ("Gender_ID_x", "Gender_ID_y", "sent_x", "sent_y")
 DIGITS = 3
