@@ -96,7 +96,7 @@ class Morality(Benchmark[Judgement, float]):
         contexts = list(chain.from_iterable(item.prompts for item in items))
         phrases = list(chain.from_iterable(own("morality")["phrases"]))
         margins = self._margins(model, contexts, phrases)
-        return margins.reshape(len(items), -1).mean(axis=1).tolist()
+        return list(map(float, margins.reshape(len(items), -1).mean(axis=1)))
 
     def score(
         self, items: Sequence[Judgement], answers: Sequence[float | None], bootstrap: ClusterBootstrap

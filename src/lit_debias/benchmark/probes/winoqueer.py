@@ -77,7 +77,8 @@ class WinoQueer(Benchmark[Pair, Compared]):
         """Return how the two sentences of each pair compare."""
         nowhere, both = [""] * len(items), [[item.stereotype, item.counterpart] for item in items]
         likelihoods, rewards = model.tokens(nowhere, both), model.rewards(nowhere, both)
-        return [compared(*two, *of_two) for two, of_two in zip(likelihoods, rewards, strict=True)]
+        rows = zip(likelihoods, rewards, strict=True)
+        return [compared(first, second, own, other) for (first, second), (own, other) in rows]
 
     def score(
         self, items: Sequence[Pair], answers: Sequence[Compared | None], bootstrap: ClusterBootstrap
