@@ -24,7 +24,10 @@ def tiny():
         yield policy
 
 
-@pytest.mark.parametrize("name", ["crows_pairs", "stereoset", "bbq", "cbbq", "winogender", "bold", "skew"])
+OWN = ["sesgo", "winoqueer", "identification", "morality", "association", "skew"]
+
+
+@pytest.mark.parametrize("name", ["crows_pairs", "stereoset", "bbq", "cbbq", "winogender", "bold", *OWN])
 def test_the_core_keeps_it(name, tiny, tmp_path):
     found = examine(benchmark_classes()[name](), str(write_all(tmp_path)), tiny, limit=12)
     assert [finding for finding in found if finding.passed is not True and finding.check != "time"] == []

@@ -1,4 +1,4 @@
-"""A folder with all six public benchmarks, a few items each, in the formats of the originals."""
+"""A folder with all public benchmarks, and a survey, a few items each, in the formats of the originals."""
 
 import csv
 import gzip
@@ -9,7 +9,7 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def write_all(folder: Path) -> Path:
-    for write in (write_crows, write_stereoset, write_bbq, write_cbbq, write_winogender, write_bold):
+    for write in (write_crows, write_stereoset, write_bbq, write_cbbq, write_winogender, write_bold, write_survey):
         write(folder)
     return folder
 
@@ -141,6 +141,16 @@ def write_bold(folder: Path) -> None:
         path = folder / f"bold/{domain}_prompt.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(groups))
+
+
+def write_survey(folder: Path) -> None:
+    scores = {"Q179": -0.8, "Q185": 0.3, "growing tulips": 0.9}
+    rows = [
+        {"country": country, "topic": topic, "score": round(score - 0.01 * number**2 * score**2, 4)}
+        for number, country in enumerate(("Norway", "Chile", "Ghana", "Japan", "Jordan"))
+        for topic, score in scores.items()
+    ]
+    table(folder / "morality/survey.csv", rows)
 
 
 def table(path: Path, rows: list[dict], delimiter: str = ",") -> None:

@@ -14,8 +14,9 @@ from lit_debias.plugins import benchmarks as plugins_benchmarks
 from lit_debias.plugins.benchmarks import benchmark_classes, benchmarks_of
 from lit_debias.plugins.manager import components, get_plugin_manager
 
-CORE = sorted(["bbq", "bold", "cbbq", "crows_pairs", "stereoset", "winogender", "skew"])
-OFFLINE = ["numbers", "skew"]
+PUBLIC = ["bbq", "bold", "cbbq", "crows_pairs", "stereoset", "winogender"]
+CORE = sorted([*PUBLIC, "association", "identification", "morality", "sesgo", "skew", "winoqueer"])
+OFFLINE = ["association", "numbers", "sesgo", "skew", "winoqueer"]
 
 
 class NeedsOption(Numbers):

@@ -1,7 +1,10 @@
 """The wording files: complete, balanced, and readable errors where an edited copy is wrong."""
 
+import re
 import shutil
 from collections import Counter
+from dataclasses import replace
+from itertools import islice
 from random import Random
 
 import pytest
@@ -10,8 +13,9 @@ from hypothesis import strategies as st
 
 from lit_debias.errors import UserError
 from lit_debias.support.hashing import stable_hash
-from lit_debias.synthetic.cases import Cell, draw_case, part_of_family, write_prompt
+from lit_debias.synthetic.cases import Cell, draw_case, part_of_family, with_verb, write_prompt
 from lit_debias.synthetic.grammar import Grammar, capitalise, part_of, sentences
+from lit_debias.synthetic.splits import make_pool
 from lit_debias.synthetic.taxonomy import PROMPT_KINDS, WORDING, Taxonomy
 
 
@@ -80,6 +84,40 @@ def test_every_response_frame_expands(taxonomy):
     for alternatives in taxonomy.responses.frames.values():
         for frame in alternatives:
             assert "{" not in taxonomy.responses.expand(frame, slots, Random(0))
+
+
+def test_they_takes_the_verb_of_several(taxonomy):
+    assert with_verb("they", "was fined twice") == "they were fined twice"
+    assert with_verb("she", "was fined twice") == "she was fined twice"
+    assert [with_verb("they", verb) for verb in ("is", "looks", "gave")] == ["they are", "they look", "they gave"]
+    pair = next(pair for pair in taxonomy.pairs if pair.groups[0].id == "nonbinary")
+    texts = set()
+    for theme in taxonomy.themes:
+        slots = draw_case(Cell(taxonomy.families[0], pair, theme), taxonomy.scenarios[0], False, Random(0)).slots
+        for frame in (frame for alternatives in taxonomy.responses.frames.values() for frame in alternatives):
+            texts.add(taxonomy.responses.expand(frame, {**slots, "request": "who are they?"}, Random(0)))
+    assert any("they were" in text for text in texts)
+    assert not [text for text in texts if re.search(r"\bthey (?:is|was|has|looks|does)\b", text, re.IGNORECASE)]
+    assert [slots[name] for name in ("he", "him", "his")] == ["they", "them", "their"]
+    assert slots["name"].startswith("Mx ")
+
+
+def test_stand_ins_take_their_share_of_one_pair_and_nothing_else_changes(taxonomy):
+    without = replace(taxonomy, pairs=[pair for pair in taxonomy.pairs if not pair.stands_in_for])
+    pools = [make_pool(each, "test_category", harmful=True) for each in (taxonomy, without)]
+    drawn = [[cell for cell, _ in islice(pool.cells(Random(0)), 2000)] for pool in pools]
+    shared = [(own, plain) for own, plain in zip(*drawn, strict=True) if plain.pair.groups[0].id == "women"]
+    assert all(own == plain for own, plain in zip(*drawn, strict=True) if plain.pair.groups[0].id != "women")
+    assert all(own == replace(plain, pair=own.pair) for own, plain in shared)
+    counts = Counter(own.pair.groups[0].id for own, _ in shared)
+    assert set(counts) == {"women", "trans_women", "trans_men", "nonbinary"}
+    assert min(counts.values()) > len(shared) / 8
+
+
+def test_a_pair_stands_in_for_one_of_its_category(taxonomy):
+    stray = replace(taxonomy.pairs[0], stands_in_for="women")
+    with pytest.raises(UserError, match="stands in for 'women'; write the first group of another pair of its category"):
+        replace(taxonomy, pairs=[stray, *taxonomy.pairs[1:]]).check()
 
 
 def test_twins_are_the_same_words_with_the_groups_exchanged(taxonomy):

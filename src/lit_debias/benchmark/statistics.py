@@ -184,8 +184,8 @@ def correlation(x: Array, y: Array, bootstrap: ClusterBootstrap) -> Estimate:
         return Estimate(np.full(len(bootstrap.weights), np.nan), 0)
     x, y = x - x.mean(), y - y.mean()  # keeps the sums below from losing digits
     n, sx, sy = bootstrap.sums(np.ones(len(x))), bootstrap.sums(x), bootstrap.sums(y)
-    covariance = bootstrap.sums(x * y) - sx * sy / n
-    spread = (bootstrap.sums(x * x) - sx**2 / n) * (bootstrap.sums(y * y) - sy**2 / n)
+    covariance = bootstrap.sums(x * y) - _divide(sx * sy, n)
+    spread = (bootstrap.sums(x * x) - _divide(sx**2, n)) * (bootstrap.sums(y * y) - _divide(sy**2, n))
     samples = np.full(len(n), np.nan)
     np.divide(covariance, np.sqrt(np.maximum(spread, 0)), out=samples, where=spread > 1e-12)
     return Estimate(samples, len(x))

@@ -84,9 +84,10 @@ class EvaluationSettings:
     """Text file of passages, separated by blank lines, that nothing was trained on; by default 24 that come with
     lit-debias."""
     benchmarks: str | list[str | Benchmark] = ""  # type: ignore[type-arg]  # jsonargparse takes the plain class
-    """Benchmarks, separated by commas: crows_pairs, stereoset, bbq, cbbq, winogender, bold, skew, and those of plugins
-    (lit-debias plugins lists them); all-offline stands for all that bring their own data. Or a list of names and of
-    benchmarks with options, {class_path: ..., init_args: ...}."""
+    """Benchmarks, separated by commas: crows_pairs, stereoset, bbq, cbbq, winogender, bold, skew, sesgo, winoqueer,
+    identification, morality, association, and those of plugins (lit-debias plugins lists them); all-offline stands for
+    all that bring their own data. Or a list of names and of benchmarks with options,
+    {class_path: ..., init_args: ...}."""
     benchmark_data: str | None = None
     """Folder that holds a folder for each that does not bring its data, or hub."""
     benchmark_limit: int | None = None

@@ -15,6 +15,7 @@ from lit_debias.aggregators import (
     WorstCase,
 )
 from lit_debias.benchmark.benchmark import AnyBenchmark
+from lit_debias.benchmark.probes import Association, Identification, Morality, Sesgo, WinoQueer
 from lit_debias.benchmark.public import BBQ, CBBQ, Bold, CrowsPairs, StereoSet, Winogender
 from lit_debias.benchmark.skew import Skew
 from lit_debias.plugins.manager import hookimpl
@@ -55,4 +56,5 @@ def lit_debias_engines() -> list[type[RolloutEngine]]:
 @hookimpl
 def lit_debias_benchmarks() -> list[type[AnyBenchmark]]:
     """Return the benchmarks of the core."""
-    return [CrowsPairs, StereoSet, BBQ, CBBQ, Winogender, Bold, Skew]
+    public: list[type[AnyBenchmark]] = [CrowsPairs, StereoSet, BBQ, CBBQ, Winogender, Bold]
+    return [*public, Sesgo, WinoQueer, Identification, Morality, Association, Skew]

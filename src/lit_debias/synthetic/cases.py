@@ -13,6 +13,10 @@ from lit_debias.synthetic.taxonomy import Family, Group, Pair, Scenario, Taxonom
 SURNAMES = ("Lin", "Zhou", "Chen", "Tang", "Gao", "Shen", "Luo", "Feng", "Xu", "Cao")
 MONTHS = ("March", "April", "May", "June", "August", "September", "October", "November")
 UNKNOWN = "cannot be determined"
+PRONOUNS = {"he": ("him", "his", "Mr"), "she": ("her", "her", "Ms"), "they": ("them", "their", "Mx")}
+"""Pronoun -> its object, its possessive, and the title of a name."""
+PLURAL = {"is": "are", "was": "were", "looks": "look"}
+"""Verb after he or she -> after they."""
 POSITIVE = {"leading": 0.15, "control": 0.5, "forced_choice": 0.3}
 """Prompt kind -> share of prompts whose stereotype, evidence or question is a flattering one."""
 
@@ -65,27 +69,30 @@ def draw_case(cell: Cell, scenario: Scenario, swapped: bool, rng: Random) -> Cas
     draws = [rng.random() for _ in range(4)]
     positive = not cell.family.harm and draws[0] < POSITIVE.get(kind, 0.0)
     pronoun = first.pronoun or ("he" if draws[1] < 0.5 else "she")
+    him, his, title = PRONOUNS[pronoun]
     right_is_group = draws[3] < 0.5
     right, wrong = (first, second) if right_is_group else (second, first)
     pick, other = (second, first) if positive else (first, second)  # of a stereotype against the first group
     slots: dict[str, str | Sequence[str]] = {
         **_person_slots(first, "person", "people"),
         **_person_slots(second, "contrast", "contrast_people"),
-        **_scenario_slots(scenario, first, pronoun),
+        **_scenario_slots(scenario, first, him),
         "the_right": f"the {right.bare}",
         "the_wrong": f"the {wrong.bare}",
         "the_pick": f"the {pick.bare}",
         "the_other": f"the {other.bare}",
-        "name": f"{'Mr' if pronoun == 'he' else 'Ms'} {rng.choice(SURNAMES)}",
+        "name": f"{title} {rng.choice(SURNAMES)}",
         "he": pronoun,
-        "him": _object(pronoun),
-        "his": "his" if pronoun == "he" else "her",
+        **{f"he_{verb}": with_verb(pronoun, verb) for verb in PLURAL},
+        "him": him,
+        "his": his,
         "topic": theme.topic,
         "asks": rng.choice(theme.asks_good if positive else theme.asks),
         "evidence": theme.evidence,
         "trait": rng.choice(theme.good if positive else theme.bad),
         "habit": rng.choice(theme.good_habit if positive else theme.bad_habit),
-        "did": rng.choice(theme.did_good if positive else theme.did_bad),
+        "did": (did := rng.choice(theme.did_good if positive else theme.did_bad)),
+        "he_did": with_verb(pronoun, did),
         "month": MONTHS,
         "number": [str(number) for number in range(2, 90)],
     }
@@ -98,7 +105,7 @@ def _person_slots(group: Group, person: str, people: str) -> dict[str, str]:
     return {person: group.bare, f"a_{person}": group.person, f"the_{person}": f"the {group.bare}", people: group.people}
 
 
-def _scenario_slots(scenario: Scenario, group: Group, pronoun: str) -> dict[str, str | Sequence[str]]:
+def _scenario_slots(scenario: Scenario, group: Group, him: str) -> dict[str, str | Sequence[str]]:
     decider = scenario.decider.partition(" ")[2]
     return {
         "decider": scenario.decider,
@@ -111,14 +118,16 @@ def _scenario_slots(scenario: Scenario, group: Group, pronoun: str) -> dict[str,
         "policy": scenario.policy.format(who=group.people),
         "favour_people": scenario.favour.format(who=group.people),
         "favour_person": scenario.favour.format(who=group.person),
-        "favour_him": scenario.favour.format(who=_object(pronoun)),
+        "favour_him": scenario.favour.format(who=him),
         "against_people": scenario.against.format(who=group.people),
         "against_person": scenario.against.format(who=group.person),
     }
 
 
-def _object(pronoun: str) -> str:
-    return "him" if pronoun == "he" else "her"
+def with_verb(pronoun: str, phrase: str) -> str:
+    """Return a pronoun with a phrase that begins with its verb, as ``he was late`` or ``they were late``."""
+    verb, space, rest = phrase.partition(" ")
+    return f"{pronoun} {PLURAL.get(verb, verb) if pronoun == 'they' else verb}{space}{rest}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from lit_debias.support.hashing import stable_hash
@@ -38,6 +38,8 @@ class Pool:
     """Pairs of groups, category by category, so that small categories are not rare."""
     scenarios: list[Scenario]
     themes: list[Theme]
+    stand_ins: dict[str, list[Pair]]
+    """First group of a pair -> the pairs that share its cells with it."""
 
     def cells(self, rng: Random) -> Iterator[tuple[Cell, Scenario]]:
         """Yield cells of this split without end."""
@@ -46,10 +48,15 @@ class Pool:
         while True:
             (kind,) = rng.choices(kinds, weights)
             family = rng.choice(self.families[kind])
-            cell = Cell(family, rng.choice(rng.choice(self.pairs)), rng.choice(self.themes))
+            cell = self._shared(Cell(family, rng.choice(rng.choice(self.pairs)), rng.choice(self.themes)))
             scenario = rng.choice(self.scenarios)
             if self.split not in IID_BOUNDS or self.owns(cell):
                 yield cell, scenario
+
+    def _shared(self, cell: Cell) -> Cell:
+        """Return a cell with the pair that its hash falls to, among its own and those that stand in for it."""
+        pairs = [cell.pair, *self.stand_ins.get(cell.pair.groups[0].id, ())]
+        return replace(cell, pair=pairs[stable_hash(cell.id) % len(pairs)])
 
     def owns(self, cell: Cell) -> bool:
         """Whether the hash of a cell of the common pool falls to this split."""
@@ -73,9 +80,10 @@ def make_pool(taxonomy: Taxonomy, split: str, harmful: bool) -> Pool:
         split,
         {kind: [family for family in families if family.kind == kind] for kind in PROMPT_KINDS},
         [
-            [pair for pair in pairs if pair.category == category]
+            [pair for pair in pairs if pair.category == category and not pair.stands_in_for]
             for category in dict.fromkeys(pair.category for pair in pairs)
         ],
         [scenario for scenario in taxonomy.scenarios if scenario.held_out == (split == "test_scenario")],
         taxonomy.themes,
+        {pair.groups[0].id: [other for other in pairs if other.stands_in_for == pair.groups[0].id] for pair in pairs},
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from lit_debias.synthetic.cases import MONTHS, SURNAMES, UNKNOWN
+from lit_debias.synthetic.cases import MONTHS, PRONOUNS, SURNAMES, UNKNOWN, with_verb
 from lit_debias.synthetic.taxonomy import Scenario, Taxonomy, Theme
 
 Tokens = tuple[str, ...]
@@ -29,7 +29,7 @@ class Blanker:
     def __init__(self, taxonomy: Taxonomy) -> None:
         groups = [group for pair in taxonomy.pairs for group in pair.groups]
         people = chain.from_iterable((group.person, f"the {group.bare}", group.bare, group.people) for group in groups)
-        names = (f"{title} {surname}" for title in ("Mr", "Ms") for surname in SURNAMES)
+        names = (f"{title} {surname}" for _, _, title in PRONOUNS.values() for surname in SURNAMES)
         others = chain(
             MONTHS,
             [UNKNOWN],
@@ -76,7 +76,9 @@ def frames_in_wording(taxonomy: Taxonomy) -> tuple[int, int]:
 def _theme_words(theme: Theme) -> Iterator[str]:
     yield theme.topic
     yield from theme.bad + theme.good + theme.bad_habit + theme.good_habit
-    yield from theme.did_bad + theme.did_good + theme.evidence + theme.asks + theme.asks_good
+    for did in theme.did_bad + theme.did_good:
+        yield from (did, with_verb("they", did).partition(" ")[2])
+    yield from theme.evidence + theme.asks + theme.asks_good
 
 
 def _scenario_words(scenario: Scenario) -> Iterator[str]:

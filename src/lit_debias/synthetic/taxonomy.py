@@ -28,7 +28,7 @@ class Group:
     people: str
     status: str
     pronoun: str | None = None
-    """``he`` or ``she`` where the group fixes it."""
+    """``he``, ``she`` or ``they`` where the group fixes it."""
 
     @property
     def bare(self) -> str:
@@ -49,6 +49,8 @@ class Pair:
     groups: tuple[Group, Group]
     held_out_group: bool
     held_out_category: bool
+    stands_in_for: str | None = None
+    """First group of the pair of this category whose prompts it gets a share of."""
 
     @property
     def id(self) -> str:
@@ -144,11 +146,18 @@ class Taxonomy:
         return taxonomy
 
     def check(self) -> None:
-        """Raise :class:`UserError` where an id repeats or a family has an unknown kind."""
+        """Raise :class:`UserError` where an id repeats, a pair stands in for none, or a family has an unknown kind."""
         ids = [group.id for pair in self.pairs for group in pair.groups]
         repeated = sorted({name for name in ids if ids.count(name) > 1})
         if repeated:
             raise UserError(f"groups.yaml: the group '{repeated[0]}' appears twice; give each group its own id")
+        regular = {(pair.category, pair.groups[0].id) for pair in self.pairs if not pair.stands_in_for}
+        for pair in self.pairs:
+            if pair.stands_in_for and (pair.category, pair.stands_in_for) not in regular:
+                raise UserError(
+                    f"groups.yaml: '{pair.id}' stands in for '{pair.stands_in_for}'; write the first group of another "
+                    "pair of its category"
+                )
         for family in self.families:
             if family.form not in ("answer", "story"):
                 raise UserError(f"prompts.yaml: '{family.id}' has form '{family.form}'; write answer or story")
@@ -171,9 +180,10 @@ def group_meanings() -> dict[str, str]:
 def _pairs(category: str, entry: Mapping[str, Any]) -> list[Pair]:
     pairs = []
     for item in entry["pairs"]:
-        groups, held_out = (item["groups"], item["held_out"]) if isinstance(item, dict) else (item, False)
-        first, second = (Group(**group) for group in groups)
-        pairs.append(Pair(category, (first, second), held_out and not entry["held_out"], entry["held_out"]))
+        options = item if isinstance(item, dict) else {"groups": item}
+        first, second = (Group(**group) for group in options["groups"])
+        held_out = options.get("held_out", False) and not entry["held_out"]
+        pairs.append(Pair(category, (first, second), held_out, entry["held_out"], options.get("stands_in_for")))
     return pairs
 
 
