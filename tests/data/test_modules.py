@@ -78,6 +78,17 @@ def test_twins_share_batch_and_rank(folder, monkeypatch, world_size):
             assert set(batch.texts) == set(batch.columns["counterfactual_prompt"])
 
 
+def test_the_twins_of_augmentation_are_those_that_the_synthetic_data_has(folder):
+    options = {"augment": "cda", "augment_categories": ["regional", "ethnic", "occupational"]}
+    kinds = {"prompt_kinds": ["open", "leading"], "columns": {"reference": "prompt_kind", "biased": "prompt_kind"}}
+    data = PromptDataModule(str(folder), **options, **kinds)
+    own = len(ready(PromptDataModule(str(folder), **kinds)).rows["train"])
+    with pytest.raises(
+        UserError, match=rf"0 counterfactual twins beside {own} prompts; {own} left out, as the data has"
+    ):
+        ready(data)
+
+
 def test_without_the_option_twins_are_apart(folder):
     batch = next(iter(ready(PromptDataModule(str(folder), batch_size=8)).train_dataloader()))
     assert max(Counter(batch.columns["twin_id"]).values()) == 1
