@@ -43,6 +43,8 @@ class PromptDataModule(TableDataModule):
         twins: Keep the two prompts of each ``twin_id``, which differ in the group alone, in one batch and on one rank,
             for rewards that compare their completions; each rank's share of a batch is then even.
         seed: Seeds the order and the choices; null takes that of ``seed_everything``.
+        adversarial: Train also on prompts that a column ``adversarial`` labels as made to measure with, as those of
+            ``lit-debias attack`` are; they are refused otherwise.
 
     Raises:
         UserError: a size is not positive, or odd with ``twins``; and in ``setup``, whatever is wrong with the data.
@@ -70,6 +72,7 @@ class PromptDataModule(TableDataModule):
         prompt_kinds: list[str] | None = None,
         twins: bool = False,
         seed: int | None = None,
+        adversarial: bool = False,
     ) -> None:
         super().__init__(
             path,
@@ -78,6 +81,7 @@ class PromptDataModule(TableDataModule):
             limits={"train": train_limit, "validation": val_limit, "test": val_limit},
             columns=columns or {},
             seed=seed,
+            adversarial=adversarial,
         )
         self.prompt_column = prompt_column
         self.prompt_kinds = prompt_kinds
