@@ -58,6 +58,12 @@ def test_kappa_agrees_with_torchmetrics():
     assert low < found.value < high
 
 
+def test_kappa_of_chance_is_0_and_not_nearly():
+    rows = [(True, True), (True, False), (True, False), (False, True), (False, False), (False, False)]
+    first, second = zip(*rows, strict=True)
+    assert kappa(first, second, ClusterBootstrap(list("abcdef"), 5, 0)).value == 0.0
+
+
 def test_kappa_says_nothing_where_nothing_varies():
     bootstrap = ClusterBootstrap(["a", "b"], 5, 0)
     assert kappa([True, True], [True, True], bootstrap).as_dict()["value"] is None

@@ -206,7 +206,8 @@ def kappa(first: Sequence[bool | None], second: Sequence[bool | None], bootstrap
 
     agreement, yes, also = share([a == b for a, b in pairs]), share(first), share(second)
     chance = yes * also + (1 - yes) * (1 - also)
-    return Estimate(_divide(agreement - chance, np.where(chance > 1 - 1e-12, 0, 1 - chance)), int(sum(there)))
+    beyond = np.where(np.isclose(agreement, chance, rtol=0, atol=1e-12), 0, agreement - chance)
+    return Estimate(_divide(beyond, np.where(chance > 1 - 1e-12, 0, 1 - chance)), int(sum(there)))
 
 
 def _divide(numerators: Array, denominators: Array) -> Array:

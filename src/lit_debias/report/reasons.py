@@ -85,14 +85,15 @@ def _part(evaluation: Evaluation, rows: Sequence[Explained]) -> Reasons:
 
 
 def _examples(first: str, rows: Sequence[Explained]) -> dict[str, list[Example]]:
+    """Return type of bias -> answers; one of several types stands where the fewest others do."""
     found: dict[str, list[Example]] = {}
     for row in sorted(rows, key=lambda row: row.arm != first):
-        for name in row.explanation.types if row.explanation else ():
-            of_type = found.setdefault(name, [])
-            if len(of_type) < PER_TYPE and row.explanation:
-                parts = marked(row.response, row.explanation.keywords)
-                of_type.append(Example(row.arm, row.prompt, parts, row.explanation))
-    return dict(sorted(found.items()))
+        why = row.explanation
+        if why is not None and why.types:
+            of_type = min((found.setdefault(name, []) for name in why.types), key=len)
+            if len(of_type) < PER_TYPE:
+                of_type.append(Example(row.arm, row.prompt, marked(row.response, why.keywords), why))
+    return {name: some for name, some in sorted(found.items()) if some}
 
 
 def marked(text: str, keywords: Sequence[str]) -> list[tuple[str, bool]]:

@@ -247,14 +247,13 @@ def sift(
     grams = {gram for text in known for gram in ngrams(text)}
     outcomes: Counter[str] = Counter({"kept": 0})
     rows: list[Row] = []
-    for text in known:
-        seen.add(text)
+    for prompt in known:
+        seen.add(prompt)
     for number, (one, text) in enumerate(zip(attacks, texts, strict=True)):
         whole = tidy(text, one.form)
-        fault = next(_faults(one, text, whole, grams), None)
-        fault = fault or (None if seen.add(whole) else "near-duplicate")
-        outcomes[fault or "kept"] += 1
-        if fault is None:
+        outcome = next(_faults(one, text, whole, grams), "") or ("kept" if seen.add(whole) else "near-duplicate")
+        outcomes[outcome] += 1
+        if outcome == "kept":
             rows.append(one.record(number, whole))
     return rows, outcomes
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from lit_debias.plugins import ExplainingReward, Explanation, RewardBatch, UserError, parse_json, sha256
@@ -139,12 +138,17 @@ def verdict(answer: str | None, types: Collection[str]) -> Opinion | None:
 
 def explanation(opinion: Opinion, completion: str) -> Explanation:
     """Return a valid answer about a completion, without the keywords that do not occur in it."""
-    said = {name: tuple(value) if isinstance(value, list) else value for name, value in opinion.items()}
-    keywords: Sequence[str] = said["keywords"]
     text = completion.casefold()
-    kept = tuple(word for word in keywords if word.strip() and word.casefold() in text)
-    dropped = tuple(word for word in keywords if word not in kept)
-    return replace(Explanation(**said), keywords=kept, dropped_keywords=dropped)
+    kept = tuple(word for word in opinion["keywords"] if word.strip() and word.casefold() in text)
+    return Explanation(
+        biased=opinion["biased"],
+        types=tuple(opinion["types"]),
+        groups=tuple(opinion["groups"]),
+        keywords=kept,
+        reason=opinion["reason"],
+        suggestion=opinion["suggestion"],
+        dropped_keywords=tuple(word for word in opinion["keywords"] if word not in kept),
+    )
 
 
 def _with_types(who: str, template: str, types: Sequence[str]) -> str:
