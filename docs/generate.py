@@ -45,6 +45,7 @@ from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.plugins.manager import HookSpecs, components, get_plugin_manager
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards import contract
+from lit_debias.rewards.explanation import ExplainingReward, Explanation
 from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.training import callbacks
 from lit_debias.training.dpo import DPO
@@ -182,7 +183,9 @@ def plugged(kind: str) -> Iterator[str]:
 
 def authors() -> Iterator[str]:
     """Yield the page for plugin authors."""
-    yield from map(interface, (HookSpecs, Reward, RewardBatch, Aggregator, RolloutEngine))
+    yield from map(
+        interface, (HookSpecs, Reward, RewardBatch, ExplainingReward, Explanation, Aggregator, RolloutEngine)
+    )
     yield section("`lit_debias.rewards.contract.examine`", contract.examine)
 
 

@@ -33,7 +33,7 @@ REWARDS = {
     "variety": {"class_path": "Variety"},
 }
 OFFICIAL = {"DebertaFairness", "Fluency", "Variety", "CounterfactualConsistency", "Informativeness", "TextClassifier"}
-OFFICIAL |= {"LLMJudge", "Rules", "ColocatedVLLMEngine", "VLLMEngine"}
+OFFICIAL |= {"LLMJudge", "StructuredJudge", "Rules", "ColocatedVLLMEngine", "VLLMEngine"}
 
 
 @pytest.fixture(scope="module")

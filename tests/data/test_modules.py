@@ -61,6 +61,25 @@ def test_limits_are_seeded_choices(jsonl):
     assert len({frozenset(chosen(seed)) for seed in range(5)}) > 1
 
 
+# -------------------------------------------------------------------- prompts to measure with
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_adversarial_prompts_are_trained_on_where_it_is_meant_alone(tmp_path, suffix):
+    file = tmp_path / f"prompts.{suffix}"
+    lines = {
+        "jsonl": ['{"prompt": "a", "hard": false}', '{"prompt": "b", "hard": true}', '{"prompt": "c"}'],
+        "csv": ["prompt,hard", "a,False", "b,True", "c,"],
+    }
+    file.write_text("\n".join(lines[suffix]))
+    columns = {"adversarial": "hard"}
+    with pytest.raises(UserError, match=r"row [23]: an adversarial prompt, .* write data.init_args.adversarial: true"):
+        ready(PromptDataModule(str(file), columns=columns, batch_size=1))
+    data = ready(PromptDataModule(str(file), columns=columns, batch_size=1, adversarial=True))
+    assert len([*data.train_dataloader()]) == 3
+    ready(PromptDataModule(str(file), columns=columns, test_splits="train"), "test")
+
+
 # -------------------------------------------------------------------- twins
 
 

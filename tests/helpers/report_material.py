@@ -6,8 +6,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from lit_debias.evaluation import explanations
+from lit_debias.evaluation.explanations import Explained
 from lit_debias.evaluation.records import Record, save_arm, write_json
 from lit_debias.evaluation.results import provenance, summarize
+from lit_debias.rewards.explanation import Explanation
 
 EVIL = "<script>alert('pwned')</script><img src=x onerror=alert(1)>"
 HOSTILE = (
@@ -84,6 +87,22 @@ def write_evaluation(folder: Path, arms: dict[str, list[Record]], **changes) -> 
     return results
 
 
+def explain_arms(folder: Path, arms: dict[str, list[Record]], why: Explanation, judge: str = "Judge m") -> None:
+    """Write explanations as `lit-debias explain` does: ``why`` of every second answer, none of each fourth."""
+    said = [why, Explanation(False), why, None]
+    rows = [
+        Explained(
+            *(record.prompt, record.completion, said[number % 4], judge, "0123456789abcdef"),
+            arm=arm,
+            cluster=record.drawn_with,
+            scores=record.judges,
+        )
+        for arm, records in arms.items()
+        for number, record in enumerate(records)
+    ]
+    explanations.save(folder / explanations.NAME, rows)
+
+
 def many_arms(folder: Path) -> list[str]:
     """Write a run of nine arms with seeds, a benchmark, and the log of a training; return the arms' names."""
     names = ["before", "prompt_only", "sft", "dpo", "grpo_fairness", "grpo", "gdpo", "an arm of a long name", "last"]
@@ -97,6 +116,10 @@ def many_arms(folder: Path) -> list[str]:
             for side in (0, 1)
         ]
     results = write_evaluation(folder, arms)
+    why = Explanation(
+        True, ("gender", "region"), ("riders",), ("SAID", "ALERT"), "It speaks of <all>.", "Some riders do.", ("never",)
+    )
+    explain_arms(folder, {name: arms[name] for name in ("before", "grpo")}, why)
     results["titles"] = TITLES
     results["arms"]["grpo"]["replicas"] = 3
     results["verdict"]["arm"] = "grpo"
@@ -154,6 +177,8 @@ def hostile(folder: Path) -> None:
         ]
         for arm, score in (("before", 0.2), ("after", 0.6))
     }
+    texts = ((HOSTILE,), (HOSTILE,), ("<b>bold</b>",), HOSTILE, HOSTILE)
+    explain_arms(folder, arms, Explanation(True, *texts), HOSTILE)
     settings = dict.fromkeys(("model", "adapter", "data", "data_sha256", HOSTILE), HOSTILE)
     results = write_evaluation(folder, arms, settings=settings, notes=[HOSTILE], created=HOSTILE, hardware=HOSTILE)
     results["titles"] = dict.fromkeys(arms, HOSTILE)

@@ -117,9 +117,16 @@ def test_names_texts_and_settings_run_nothing(browser, tmp_path):
     assert complaints == []  # nor anything that the policy had to stop
     assert tab.evaluate("window.owned") is None
     assert tab.locator("img, .chart a, a:not([href^='#'])").count() == 0
-    places = [".answer", "h3", ".verdict", "th", ".legend li", "pre", "li", ".chart .xtitle"]
+    places = [".answer", "h3", ".verdict", "th", ".legend li", "pre", "li", ".chart .xtitle", ".why dd"]
     assert {place: tab.locator(place, has_text=HOSTILE).count() > 0 for place in places} == dict.fromkeys(places, True)
     assert "</script>" in "".join(tab.locator(".chart .ytick").all_text_contents())
+
+
+def test_keywords_are_marked_in_the_answers_that_are_explained(desktop):
+    tab, _ = desktop
+    assert set(tab.locator(".pair mark").all_text_contents()) == {"alert"}  # whatever its case
+    assert tab.locator(".card:has(.why) .answer").count() == 4  # two of each of the two types
+    assert tab.locator(".why dd", has_text="It speaks of <all>.").count() == 4
 
 
 def test_another_script_would_be_stopped(browser, page_file, tmp_path):
@@ -150,7 +157,7 @@ def test_links_lead_to_parts_of_the_page(desktop):
     links = tab.locator("nav a")
     targets = [links.nth(i).get_attribute("href") for i in range(links.count())]
     assert {"#runs", "#checks", "#measures", "#tradeoff", "#category", "#group", "#twins"} <= set(targets)
-    assert {"#training", "#origin"} <= set(targets)
+    assert {"#reasons", "#training", "#origin"} <= set(targets)
     for target in targets:
         assert tab.locator(f"h2{target}").count() == 1, target
     tab.locator("nav a[href='#origin']").click()
@@ -164,7 +171,7 @@ def test_on_a_phone_every_figure_is_in_sight(phone):
     tab, _ = phone
     assert tab.evaluate("document.documentElement.scrollWidth") == 360
     tables = tab.locator(".scroll:has(.wide)")
-    assert tables.count() == 2  # runs and measures
+    assert tables.count() == 3  # runs, measures and explanations
     assert tables.evaluate_all("nodes => nodes.every((node) => node.scrollWidth <= node.clientWidth)")
     cell = tab.locator("#measures ~ .scroll td", has_text="52.0").first
     box = cell.bounding_box()

@@ -4,9 +4,10 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from unittest import mock
 
 import pytest
-from report_material import EVIL, HOSTILE, hostile, log_csv, many_arms, passage, record, write_evaluation
+from report_material import EVIL, HOSTILE, explain_arms, hostile, log_csv, many_arms, passage, record, write_evaluation
 
 from lit_debias.cli.main import main
 from lit_debias.errors import UserError
@@ -15,6 +16,7 @@ from lit_debias.evaluation.results import summarize
 from lit_debias.report import report
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
+from lit_debias.rewards.explanation import Explanation
 
 
 class Elements(HTMLParser):
@@ -140,6 +142,40 @@ def test_missing_parts_are_noted(run):
     assert "Twins side by side" not in text
     assert "Rewards by name" not in text
     assert ">Measures</h2>" in text
+
+
+def test_explanations_stand_with_their_figures(run, arms):
+    assert "Why answers are biased" not in text_of(report(str(run)))
+    why = Explanation(True, ("age",), (), (), "Because.", "")
+    explain_arms(run / "evaluation", arms, why, "Judge <m>")
+    text = text_of(report(str(run)))
+    part = text.split('id="reasons">')[1].split('<h2 id="origin"')[0]
+    assert "“Judge &lt;m&gt;” (template 0123456789ab)" in part
+    figures = re.findall(r'rowheader">([^<]*)</th><td role="cell" data-of="[^"]*">\s*<span>([^<]*)</span>', part)
+    assert figures == [
+        ("biased", "0.667"),  # of each four answers two are, one is not, one has no explanation
+        ("type: age", "0.667"),
+        ("of two types or more", "0.000"),
+        ("without a valid explanation", "0.250"),
+        ("keywords that the response lacks", "\N{EN DASH}"),
+        ("Cohen&#39;s kappa with judge", mock.ANY),
+    ]
+    assert part.count("<dt>reason</dt><dd>Because.</dd>") == 2
+    assert "<dt>instead" not in part
+
+
+def test_explanations_of_other_answers_are_left_out(run, arms):
+    why = Explanation(True, ("age",))
+    explain_arms(run / "evaluation", {"before": arms["before"], "after": arms["before"]}, why)
+    text = text_of(report(str(run)))
+    assert "8 explanations are of answers that are not those behind these figures" in text
+    assert 'id="reasons"' in text
+    explain_arms(run / "evaluation", {"after": arms["before"]}, why)
+    assert 'id="reasons"' not in text_of(report(str(run)))
+    (run / "evaluation" / "explanations.jsonl").write_text("{}\n")
+    text = text_of(report(str(run)))
+    assert "row 1: no line of `lit-debias explain`" in text
+    assert 'id="reasons"' not in text
 
 
 @pytest.mark.parametrize(

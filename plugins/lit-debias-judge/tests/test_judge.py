@@ -11,64 +11,16 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
 import pytest
-import stamina
 import torch
-from chat_server import ChatHandler, ChatServer, serving
+from chat_server import ChatServer
+from judge_server import SECRET, asked, batch
 
-from lit_debias import RewardBatch
 from lit_debias.errors import UserError
 from lit_debias.evaluation.fingerprint import check_judges, describe
 from lit_debias.plugins.manager import components, get_plugin_manager
 from lit_debias_judge import FAIRNESS, LLMJudge, client
 from lit_debias_judge.client import LONGEST_PAUSE, RequestError, again, wished_pause
 from lit_debias_judge.template import fill, parse
-
-SECRET = "sk-this-is-the-secret-key"
-
-
-USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-
-
-class Handler(ChatHandler):
-    """A step of the script: the text to answer, a status, (status, headers), "slow", or a dict to send as it is."""
-
-    default = '{"score": 7}'
-
-    def reply(self, step, body):
-        status, headers = step if isinstance(step, tuple) else (step if isinstance(step, int) else 200, {})
-        reply = {"error": {"message": f"I do not like {self.headers['Authorization']}"}}
-        if isinstance(step, str):
-            message = {"role": "assistant", "content": step}
-            reply = {"choices": [{"index": 0, "message": message}], "usage": USAGE}
-        elif isinstance(step, dict):
-            reply = step
-        return status, headers, json.dumps(reply)
-
-
-def asked(server):
-    return [body["messages"][0]["content"] for _, body in server.requests]
-
-
-@pytest.fixture(autouse=True)
-def _a_key(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses():
-    with stamina.set_testing(True, attempts=99, cap=True):  # as many attempts as configured, no sleep between them
-        yield
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(Handler) as server:
-        yield server
-
-
-def batch(*completions: str, **columns) -> RewardBatch:
-    return RewardBatch(["Describe a nurse."] * len(completions), list(completions), [0] * len(completions), columns)
 
 
 def judge(server: ChatServer, **arguments) -> LLMJudge:

@@ -191,6 +191,25 @@ def correlation(x: Array, y: Array, bootstrap: ClusterBootstrap) -> Estimate:
     return Estimate(samples, len(x))
 
 
+def kappa(first: Sequence[bool | None], second: Sequence[bool | None], bootstrap: ClusterBootstrap) -> Estimate:
+    """Return Cohen's kappa of two judges' yes and no, both [N]: (agreement - chance) / (1 - chance).
+
+    Rows where one of them has no opinion (None) are left out. It is NaN in samples where both say the same of
+    everything, for there chance alone would agree.
+    """
+    pairs = list(zip(first, second, strict=True))
+    there = [float(a is not None and b is not None) for a, b in pairs]
+    n = bootstrap.sums(there)
+
+    def share(of: Sequence[bool | None]) -> Array:
+        return _divide(bootstrap.sums([known * bool(said) for known, said in zip(there, of, strict=True)]), n)
+
+    agreement, yes, also = share([a == b for a, b in pairs]), share(first), share(second)
+    chance = yes * also + (1 - yes) * (1 - also)
+    beyond = np.where(np.isclose(agreement, chance, rtol=0, atol=1e-12), 0, agreement - chance)
+    return Estimate(_divide(beyond, np.where(chance > 1 - 1e-12, 0, 1 - chance)), int(sum(there)))
+
+
 def _divide(numerators: Array, denominators: Array) -> Array:
     empty = np.full(len(numerators), np.nan)
     return np.asarray(np.divide(numerators, denominators, out=empty, where=denominators != 0))

@@ -46,12 +46,20 @@ COMMANDS = {
     "write": Command(
         "lit_debias.synthetic.writing", "write", "add responses written by a language model to the data set"
     ),
+    "attack": Command(
+        "lit_debias.synthetic.attacks",
+        "attack",
+        "let a language model write prompts that invite a stereotype, to measure",
+    ),
     "evaluate": Command("lit_debias.evaluation", "evaluate", "measure bias and utility, before against after"),
     "convert": Command(
         "lit_debias.cli.convert", "convert", "write a benchmark's pairs as data to train on", ("benchmark",)
     ),
     "matrix": Command(
         "lit_debias.evaluation.matrix", "matrix", "show what each training set does to each benchmark", ("results+",)
+    ),
+    "explain": Command(
+        "lit_debias.cli.explain", "explain", "let a judge say what is biased in responses, and why", ("responses",)
     ),
     "export": Command("lit_debias.export.command", "export", "write an adapter for others, or merged; upload it"),
     "chat": Command(

@@ -15,7 +15,7 @@ from lit_debias.conversations import read_prompt
 from lit_debias.data.columns import aligned, renamed
 from lit_debias.data.sampler import PromptSampler, TableLoader
 from lit_debias.data.sources import ORIGIN, Table, default_splits, load_split, split_names
-from lit_debias.data.tables import text_columns
+from lit_debias.data.tables import ADVERSARIAL, text_columns
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support import distributed
 from lit_debias.support.seeds import seed_of_run
@@ -58,6 +58,7 @@ class TableDataModule(LightningDataModule, ABC):
         limits: Mapping[Role, int | None],
         columns: Mapping[str, str],
         seed: int | None,
+        adversarial: bool = False,
     ) -> None:
         super().__init__()
         for role in batch_sizes:
@@ -70,6 +71,7 @@ class TableDataModule(LightningDataModule, ABC):
         self.limits = limits
         self.columns = columns
         self.seed = seed_of_run(seed)
+        self.adversarial = adversarial
         self.rows: dict[Role, Dataset | None] = {}
         self.training: TableLoader[Any] | None = None
         self.batches_before = 0
@@ -131,6 +133,9 @@ class TableDataModule(LightningDataModule, ABC):
         if not parts:
             return None
         present = {split: self.prepare(self._rename(part), role) for split, part in parts.items()}
+        if role == "train" and not self.adversarial:
+            for part in present.values():
+                refuse_adversarial(part, "data.init_args.adversarial: true" if self.table == "prompts" else "")
         self.read[role] = list(parts)
         usable = self.usable(concatenate_datasets(aligned(present, self.path)), role)
         rows = self.changed(self._limit(usable, self.limits[role]), role)
@@ -245,6 +250,21 @@ class TableDataModule(LightningDataModule, ABC):
             train=role == "train",
         )
         return TableLoader(rows.remove_columns(ORIGIN), sampler, self.collate)
+
+
+def refuse_adversarial(rows: Dataset, option: str) -> None:
+    """Raise :class:`UserError` where a row is labelled as one to measure with; training on it hides what it shows.
+
+    Args:
+        rows: To be trained on.
+        option: What takes them nevertheless; empty where nothing does.
+    """
+    if ADVERSARIAL not in rows.column_names:
+        return
+    for origin, label in zip(rows[ORIGIN], rows[ADVERSARIAL], strict=True):
+        if str(label).lower() in ("true", "1", "1.0"):
+            anyway = f", or if you mean it, write {option}" if option else ""
+            raise UserError(f"{origin}: an adversarial prompt, made to measure with; train on others{anyway}")
 
 
 def check_text(path: str, rows: Dataset, column: str, option: str) -> None:

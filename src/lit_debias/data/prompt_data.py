@@ -54,6 +54,8 @@ class PromptDataModule(TableDataModule):
             and ``concept``: it drops rows, takes rows twice, and adds a column ``skew_weight``.
         balance_tau: How little it drops and takes twice, positive.
         seed: Seeds the order and the choices; null takes that of ``seed_everything``.
+        adversarial: Train also on prompts that a column ``adversarial`` labels as made to measure with, as those of
+            ``lit-debias attack`` are; they are refused otherwise.
 
     Raises:
         UserError: a size is not positive, or odd with ``twins``; options do not go together; and in ``setup``, whatever
@@ -86,6 +88,7 @@ class PromptDataModule(TableDataModule):
         balance: Literal["skew"] | None = None,
         balance_tau: float = 1.0,
         seed: int | None = None,
+        adversarial: bool = False,
     ) -> None:
         super().__init__(
             path,
@@ -94,6 +97,7 @@ class PromptDataModule(TableDataModule):
             limits={"train": train_limit, "validation": val_limit, "test": val_limit},
             columns=columns or {},
             seed=seed,
+            adversarial=adversarial,
         )
         self.prompt_column = prompt_column
         self.prompt_kinds = prompt_kinds

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from lit_debias.support.hashing import sha256
 
 LABELS = ("fairness", "neutrality", "relevance", "quality")
+ADVERSARIAL = "adversarial"
+"""Column that labels prompts which are made to measure with, such as those of ``lit-debias attack``."""
 _ABOUT = dict.fromkeys(("category", "group", "theme", "scenario", "template_id", "prompt_kind"), pa.string())
 SCHEMAS = {
     "prompts": pa.schema(

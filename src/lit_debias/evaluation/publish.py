@@ -16,8 +16,10 @@ from lit_debias.evaluation.prepare import Plan
 from lit_debias.evaluation.records import write_json
 from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.runner import Measured
+from lit_debias.evaluation.settings import EvaluationSettings
 from lit_debias.evaluation.table import show
 from lit_debias.export import card
+from lit_debias.rewards.explanation import ExplainingReward
 
 
 def publish(plan: Plan, measured: Measured, console: Console) -> dict[str, Any]:
@@ -30,8 +32,20 @@ def publish(plan: Plan, measured: Measured, console: Console) -> dict[str, Any]:
     for arm in chain.from_iterable(plan.arms.values()):
         if arm.adapter is not None:
             update_card(Path(arm.adapter), results, console)
-    console.print(f"next: lit-debias report {shlex.quote(plan.settings.out)}", markup=False)
+    for line in next_steps(plan.settings):
+        console.print(line, markup=False)
     return results
+
+
+def next_steps(settings: EvaluationSettings) -> list[str]:
+    """Return the commands that take the results further."""
+    out = shlex.quote(settings.out)
+    why = [
+        f"judge '{name}' also says why: lit-debias explain {out} --judge {type(judge).__name__} ..."
+        for name, judge in (settings.judges or {}).items()
+        if isinstance(judge, ExplainingReward)
+    ]
+    return [f"next: lit-debias report {out}", *why]
 
 
 def update_card(adapter: Path, results: dict[str, Any], console: Console) -> None:

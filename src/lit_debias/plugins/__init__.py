@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lit_debias.plugins.manager import hookimpl
     from lit_debias.policy.policy import Policy
     from lit_debias.rewards.contract import examine
+    from lit_debias.rewards.explanation import ExplainingReward, Explanation
     from lit_debias.rewards.identity import UnknownIdentityError, described
     from lit_debias.rewards.reward import Reward, RewardBatch
     from lit_debias.rewards.score_file import ScoreFile
@@ -49,6 +50,8 @@ MODULES = {
     "hookimpl": "lit_debias.plugins.manager",
     "Policy": "lit_debias.policy.policy",
     "examine": "lit_debias.rewards.contract",
+    "ExplainingReward": "lit_debias.rewards.explanation",
+    "Explanation": "lit_debias.rewards.explanation",
     "UnknownIdentityError": "lit_debias.rewards.identity",
     "described": "lit_debias.rewards.identity",
     "Reward": "lit_debias.rewards.reward",
@@ -94,6 +97,8 @@ __all__ = [
     "NO_KEY",
     "PACKAGE_SCHEME",
     "Aggregator",
+    "ExplainingReward",
+    "Explanation",
     "LanguageModel",
     "Policy",
     "Precision",

@@ -16,7 +16,7 @@ CLASSES = {
     ),
     "lit-debias-fluency": ("Fluency", "Variety"),
     "lit-debias-informativeness": ("Informativeness",),
-    "lit-debias-judge": ("LLMJudge",),
+    "lit-debias-judge": ("LLMJudge", "StructuredJudge"),
     "lit-debias-rules": ("Rules",),
     "lit-debias-vllm": ("ColocatedVLLMEngine", "VLLMEngine"),
 }

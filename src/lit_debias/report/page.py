@@ -17,6 +17,7 @@ from lit_debias.evaluation.table import against
 from lit_debias.report.curves import find_curves
 from lit_debias.report.examples import largest_changes, side_by_side
 from lit_debias.report.keys import arm_keys
+from lit_debias.report.reasons import reasons
 from lit_debias.report.scales import apart, as_config, disagreements
 from lit_debias.report.sources import Evaluation, find_evaluations, log_folders, read_config, read_records
 from lit_debias.report.tables import TARGET, headline, meanings, measure_rows, over_runs, run_rows
@@ -113,6 +114,7 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
             )
             if example[2]
         ],
+        "reasons": reasons(first, records, notes),
         "training": list(curve_charts(curves, scales)),
         "config": config,
         "settings": redact_config(
@@ -158,6 +160,7 @@ def contents(shown: dict[str, Any]) -> dict[str, str]:
         **{figure.name: figure.title for figure in shown["figures"]},
         **({"twins": "Twins"} if shown["twins"] else {}),
         **{name: title for name, title, _ in shown["examples"]},
+        **({"reasons": "Why answers are biased"} if shown["reasons"] else {}),
         **({"training": "Training curves"} if shown["training"] else {}),
         "origin": "Where this comes from",
     }

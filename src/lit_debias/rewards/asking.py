@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_debias.errors import UserError, cause_of
+from lit_debias.rewards.explanation import ExplainingReward, Explanation
 from lit_debias.rewards.reward import Reward, RewardBatch
 from lit_debias.support.text import counted
 
+T = TypeVar("T")
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -68,8 +70,27 @@ def ask(name: str, reward: Reward, batch: RewardBatch) -> Sequence[float | None]
     Raises:
         RewardError: it raised something; the message says where, and the cause is chained.
     """
+    return _call(name, reward.score, batch)
+
+
+def ask_why(name: str, judge: ExplainingReward, batch: RewardBatch) -> list[Explanation | None]:
+    """Return N explanations of a batch, of which the judge gets a copy of its own.
+
+    Raises:
+        RewardError: as in :func:`ask`; or it returned something else than an explanation or None for each completion.
+    """
+    found = list(_call(name, judge.explain, batch))
+    if len(found) != len(batch) or not all(one is None or isinstance(one, Explanation) for one in found):
+        raise RewardError(
+            f"reward '{name}': explain returned {counted(len(found), 'value')} for "
+            f"{counted(len(batch), 'completion')}; return an Explanation or None for each"
+        )
+    return found
+
+
+def _call(name: str, method: Callable[[RewardBatch], Sequence[T]], batch: RewardBatch) -> Sequence[T]:
     try:
-        return reward.score(batch.copy())
+        return method(batch.copy())
     except UserError as error:
         raise RewardError(f"reward '{name}': {error}") from error
     except SystemExit as error:  # it must not end a run as if all were well

@@ -8,15 +8,15 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lit_debias.errors import UserError
 from lit_debias.support.hashing import sha256
 
 Key = tuple[str | int, ...]
 """What was scored: texts, and what else tells two scores apart."""
-KeptScores = tuple[float, ...]
-"""Its D scores."""
+KeptScores = tuple[Any, ...]
+"""Its D scores; or what else was paid for, as JSON, such as a judge's explanation."""
 
 K = TypeVar("K", bound=Key)
 T = TypeVar("T")

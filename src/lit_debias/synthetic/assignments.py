@@ -49,7 +49,7 @@ class Assignment:
 
     def key(self, author: Mapping[str, Any]) -> str:
         """Return what identifies the answer that ``author`` gives to this, so that nothing is asked twice."""
-        return sha256([json.dumps([author, self.instruction], sort_keys=True)])
+        return key_of(author, self.instruction)
 
     def record(self, text: str) -> dict[str, Any]:
         """Return the answer as a row of the responses."""
@@ -64,6 +64,11 @@ class Assignment:
             "hard_negative": "",
             **labels(self.style),
         }
+
+
+def key_of(author: Mapping[str, Any], instruction: str) -> str:
+    """Return what identifies the answer that ``author`` gives to an instruction."""
+    return sha256([json.dumps([author, instruction], sort_keys=True)])
 
 
 def assign(

@@ -46,6 +46,25 @@ MEANINGS = {
     "split": "the split",
 }
 
+_ATTACK = """---
+language: en
+pretty_name: lit-debias adversarial prompts
+tags: [synthetic, bias, fairness, adversarial]
+---
+
+# Adversarial prompts
+
+> **Content warning.** {kept} prompts that invite a stereotype about a group. A language model wrote them; nothing in
+> them is claimed to be true. **They are made to measure with:** each is labelled `adversarial`, and training on them is
+> refused.
+
+Measure with `lit-debias evaluate --data FOLDER --judges ...`; `lit-debias explain` then says what was biased, and why.
+No prompt shares eight words in a row with a training prompt of the data that is named below, or is nearly one.
+
+{settings}
+
+{outcomes}
+"""
 _CARD = """---
 language: en
 license: apache-2.0
@@ -167,6 +186,15 @@ def written_section(settings: Mapping[str, Any], outcomes: Mapping[str, int]) ->
         kept=outcomes["kept"],
         settings=_table(["setting", "value"], [[f"`{name}`", plain(value)] for name, value in settings.items()]),
         outcomes=_table(["outcome", "responses"], [[name, number] for name, number in outcomes.items()]),
+    )
+
+
+def attack_card(settings: Mapping[str, Any], outcomes: Mapping[str, int]) -> str:
+    """Return the card of prompts that a language model wrote to measure with."""
+    return _ATTACK.format(
+        kept=outcomes["kept"],
+        settings=_table(["setting", "value"], [[f"`{name}`", plain(value)] for name, value in settings.items()]),
+        outcomes=_table(["outcome", "prompts"], [[name, number] for name, number in outcomes.items()]),
     )
 
 

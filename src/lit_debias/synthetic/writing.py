@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ from lit_debias.errors import UserError
 from lit_debias.rewards.reward import Reward
 from lit_debias.support.atomic import new_folder
 from lit_debias.support.hashing import sha256
-from lit_debias.synthetic.assignments import INTENSITIES, Assignment, assign
+from lit_debias.synthetic.assignments import INTENSITIES, assign
 from lit_debias.synthetic.authors import Author
 from lit_debias.synthetic.card import written_section
 from lit_debias.synthetic.sieve import Sieve
@@ -95,8 +95,13 @@ def check_folders(data: Path, out: Path) -> None:
         raise UserError(f"--data {data} is no folder of 'lit-debias synthesize'; make one with --out {data}")
     if (data / ANSWERS).exists():
         raise UserError(f"--data {data} holds written responses already; name the folder that it was made from")
+    check_out(out, "write")
+
+
+def check_out(out: Path, command: str) -> None:
+    """Raise :class:`UserError` where ``out`` holds what another command has made."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / ANSWERS).is_file()):
-        raise UserError(f"--out {out} holds something that 'lit-debias write' has not made; name another folder")
+        raise UserError(f"--out {out} holds something that 'lit-debias {command}' has not made; name another folder")
 
 
 def check_numbers(intensities: Sequence[int], limit: int | None) -> None:
@@ -107,7 +112,18 @@ def check_numbers(intensities: Sequence[int], limit: int | None) -> None:
         raise UserError(f"limit={limit}; write 1 or more")
 
 
-def collect(path: Path, author: Author, assignments: Sequence[Assignment]) -> list[str | None]:
+class Asked(Protocol):
+    """What an author is asked for."""
+
+    @property
+    def instruction(self) -> str:
+        """What the author is told."""
+
+    def key(self, author: Mapping[str, Any]) -> str:
+        """Return what identifies the answer of an author."""
+
+
+def collect(path: Path, author: Author, assignments: Sequence[Asked]) -> list[str | None]:
     """Return the answer to each assignment, from the file where it is there, and else from the author.
 
     Raises:

@@ -1,14 +1,15 @@
-"""A reward for lit-debias that asks a language model behind an OpenAI-compatible endpoint."""
+"""Rewards for lit-debias that ask a language model behind an OpenAI-compatible endpoint."""
 
 from lit_debias import Reward, hookimpl
 from lit_debias_judge.reward import LLMJudge
-from lit_debias_judge.template import FAIRNESS
+from lit_debias_judge.structured import TYPES, StructuredJudge
+from lit_debias_judge.template import EXPLANATION, FAIRNESS
 from lit_debias_judge.usage import Usage
 
-__all__ = ["FAIRNESS", "LLMJudge", "Usage", "lit_debias_rewards"]
+__all__ = ["EXPLANATION", "FAIRNESS", "TYPES", "LLMJudge", "StructuredJudge", "Usage", "lit_debias_rewards"]
 
 
 @hookimpl
 def lit_debias_rewards() -> list[type[Reward]]:
     """Return the rewards of this distribution."""
-    return [LLMJudge]
+    return [LLMJudge, StructuredJudge]

@@ -27,6 +27,8 @@ class Usage:
     """Requests that were sent again."""
     unreadable: int = 0
     """Answers without a score that could be parsed."""
+    dropped: int = 0
+    """Keywords of explanations that their completion does not hold."""
     failed: int = 0
     """Requests that never got an answer."""
     prompt_tokens: int = 0
@@ -46,4 +48,5 @@ class Usage:
             f"cache, {counted(self.retries, 'retry', 'retries')}, {self.unreadable} unreadable, {self.failed} failed; "
             f"{self.prompt_tokens} + {counted(self.completion_tokens, 'token')}, cost {self.cost:.6g}"
         )
+        line += f"; {counted(self.dropped, 'keyword')} dropped" if self.dropped else ""
         return f"{line} (without {counted(self.uncounted, 'answer')} that named no tokens)" if self.uncounted else line
