@@ -16,6 +16,7 @@ from lit_debias.evaluation.records import write_json
 from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.runner import Measured
 from lit_debias.evaluation.table import show
+from lit_debias.evaluation.texts import add_texts
 from lit_debias.export import card
 
 
@@ -69,5 +70,6 @@ def results_of(plan: Plan, measured: Measured) -> dict[str, Any]:
     for measure, source in readers.items():
         if measure in results["measures"]:
             results["measures"][measure]["label"] += f" ({source})"
+    add_texts(results, measured.texts, plan.texts)
     add_figures(results, measured.figures, plan.benchmarks)
     return results

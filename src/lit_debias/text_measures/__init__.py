@@ -1,7 +1,8 @@
-"""Measures of texts, whatever wrote them: ``Sentiment()(texts, groups, clusters)`` returns figures with intervals."""
+"""Measures of texts, whatever wrote them: ``Polarity()(texts, groups, clusters)`` returns figures with intervals."""
 
 from __future__ import annotations
 
+from lit_debias.text_measures.chosen import MEASURES, measures_of
 from lit_debias.text_measures.cooccurrence import Cooccurrence
 from lit_debias.text_measures.honest import Honest
 from lit_debias.text_measures.log_odds import LogOdds
@@ -10,12 +11,6 @@ from lit_debias.text_measures.polarity import Polarity
 from lit_debias.text_measures.representation import Associations, Representation
 from lit_debias.text_measures.scored import Labels, Toxicity
 from lit_debias.text_measures.sentiment import Sentiment
-
-MEASURES: dict[str, type[TextMeasure]] = {
-    cls.name: cls
-    for cls in (Sentiment, Toxicity, Labels, Representation, Associations, Cooccurrence, Polarity, LogOdds, Honest)
-}
-"""Name -> class of the measures that ``--text_measures`` takes."""
 
 __all__ = [
     "MEASURES",
@@ -30,4 +25,5 @@ __all__ = [
     "TextMeasure",
     "Texts",
     "Toxicity",
+    "measures_of",
 ]
