@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,8 +163,15 @@ def measured(measure: TextMeasure, texts: Texts) -> dict[str, Any]:
     there = {name: one for name, one in found.items() if one.n and math.isfinite(one.value)}
     return {
         "estimates": {f"{SECTION}/{name}": to_kept(estimate) for name, estimate in there.items()},
-        "words": {heading: own for heading, own in words.items() if own},
+        "words": {heading: [list(pair) for pair in own] for heading, own in words.items() if own},
     }
+
+
+def missing(texts: TextFigures, there: Iterable[str]) -> list[str]:
+    """Return notes on measures that have no figure among the names that are there."""
+    names = list(there)
+    empty = [one for one in texts.measures if not any(name.startswith(f"{SECTION}/{one.name}_") for name in names)]
+    return [f"{one.title}: nothing came out that could be counted" for one in empty]
 
 
 def add_texts(results: dict[str, Any], read: Mapping[str, Sequence[Read]], texts: TextFigures) -> None:
@@ -183,5 +190,5 @@ def add_texts(results: dict[str, Any], read: Mapping[str, Sequence[Read]], texts
         for name, estimate in found.items():
             put(results, arm, name, estimate, pooled["before"].get(name), texts.figure(name), SECTION)
     results["settings"]["text_measures"] = texts.about
-    results["notes"] += texts.notes
+    results["notes"] += texts.notes + missing(texts, results["measures"])
     results["words"] = {arm: found[0].words for arm, found in read.items() if found[0].words}
