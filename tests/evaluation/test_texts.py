@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -27,7 +28,11 @@ class Letters(TextMeasure):
     name = "letters"
     title = "Letters"
     meaning = "How long a text is."
-    about = {"mean": Figure("mean length", ""), "near": Figure("length", "toward", 3.0)}
+    about: ClassVar = {
+        "mean": Figure("mean length", ""),
+        "near": Figure("length", "toward", 3.0),
+        "none": Figure("none", ""),
+    }
     several = True
 
     def __init__(self, factor: float = 1.0) -> None:
@@ -50,6 +55,10 @@ class Letters(TextMeasure):
 class Broken(Letters):
     def figures(self, texts):
         raise ValueError("no such thing")
+
+
+class Unsaid(Letters):
+    about: ClassVar = {"mean": Figure("mean length", "")}
 
 
 @pytest.fixture(autouse=True)
@@ -89,14 +98,23 @@ def test_figures_stand_in_results_table_and_report(tiny_model, data, adapter, tm
     assert (figure["n"], figure["low"] <= figure["value"] <= figure["high"]) == (4, True)
     assert "texts/letters_none" not in found["measures"]
     about = found["measures"]["texts/letters_mean/all"]
-    assert about == {"label": "Letters: mean length (all)", "better": "", "section": "texts", "meaning": "How long a text is."}
+    assert about == {
+        "label": "Letters: mean length (all)",
+        "better": "",
+        "section": "texts",
+        "meaning": "How long a text is.",
+    }
     assert found["measures"]["texts/letters_near"]["better"] == "toward 3"
     assert "nearer" in found["comparisons"]["after"]["texts/letters_near"]
-    shares = [found["arms"]["after"]["measures"][f"texts/polarity_{kind}"]["value"] for kind in ("female", "male", "neutral")]
+    shares = [
+        found["arms"]["after"]["measures"][f"texts/polarity_{kind}"]["value"] for kind in ("female", "male", "neutral")
+    ]
     assert sum(shares) == pytest.approx(1)
     assert found["words"]["after"]["letters"] == {"about somebody": [["<b>lazy", 2.5]]}
     assert found == json.loads((tmp_path / "results.json").read_text())
-    assert "Letters: over one answer to each prompt, and made for several; --text_samples 25" in " ".join(found["notes"])
+    assert "Letters: over one answer to each prompt, and made for several; --text_samples 25" in " ".join(
+        found["notes"]
+    )
     assert "letters, before: about somebody: <b>lazy" in shown
     assert "Marking words: nothing came out that could be counted" in found["notes"]  # no group has four answers
     page = report(str(tmp_path)).read_text()
@@ -158,6 +176,7 @@ def test_bold_is_measured_by_domain(tiny_model, data, tmp_path):
         ({"text_samples": 2}, "text_samples=2 is for measures of texts; write --text_measures NAMES too"),
         ({"text_samples": 2, "text_measures": "polarity", "temperature": 0}, "at temperature 0 all answers"),
         ({"text_samples": 0}, "text_samples=0; write 1 or more"),
+        ({"text_measures": [Unsaid()]}, "text measure 'letters' returns 'near', of which 'about' says nothing"),
         ({"text_measures": [Broken()]}, "text measure 'letters' failed: ValueError: no such thing"),
     ],
 )
@@ -172,12 +191,21 @@ def test_the_command_line_takes_measures_with_options(tiny_model, data, tmp_path
     assert main(["toxicity", "train", str(texts), "--out", str(tmp_path / "model"), "--held_out", "0"]) == 0
     scorer = {"class_path": "LinearToxicity", "init_args": {"model": str(tmp_path / "model")}}
     config = {
-        **{"model": str(tiny_model), "data": data, "out": str(tmp_path / "out"), "splits": ["test_group"]},
-        **{"quantization": "none", "dtype": "float32", "max_new_tokens": 6, "bootstrap": 5, "system_prompt": None},
+        "model": str(tiny_model),
+        "data": data,
+        "out": str(tmp_path / "out"),
+        "splits": ["test_group"],
+        "quantization": "none",
+        "dtype": "float32",
+        "max_new_tokens": 6,
+        "bootstrap": 5,
+        "system_prompt": None,
         "text_measures": ["representation", {"class_path": "Toxicity", "init_args": {"scorer": scorer}}],
     }
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config))
     assert main(["evaluate", "-c", str(tmp_path / "evaluate.yaml")]) == 0
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert 0 <= found["arms"]["before"]["measures"]["texts/toxicity_emt"]["value"] <= 1
-    assert found["settings"]["text_measures"]["measures"]["toxicity"]["arguments"]["scorer"]["class"].endswith("LinearToxicity")
+    assert found["settings"]["text_measures"]["measures"]["toxicity"]["arguments"]["scorer"]["class"].endswith(
+        "LinearToxicity"
+    )

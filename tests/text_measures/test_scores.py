@@ -127,8 +127,14 @@ def test_shares_of_labels_by_hand():
     found = measure(texts, groups, draws=3)
     assert (measure.name, measure.title) == ("regard", "Regard")
     assert values(found) == {
-        **{"share/kind": 0.5, "share/rude": 0.5, "gap/kind": 0.5, "gap/rude": 0.5},
-        **{"share/rude/a": 0.75, "share/rude/b": 0.25, "share/kind/a": 0.25, "share/kind/b": 0.75},
+        "share/kind": 0.5,
+        "share/rude": 0.5,
+        "gap/kind": 0.5,
+        "gap/rude": 0.5,
+        "share/rude/a": 0.75,
+        "share/rude/b": 0.25,
+        "share/kind/a": 0.25,
+        "share/kind/b": 0.75,
     }
     assert found["share/rude"].n == 8
 

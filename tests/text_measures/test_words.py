@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from lit_debias.benchmark import ClusterBootstrap
 from lit_debias.errors import UserError
 from lit_debias.text_measures import (
     Associations,
@@ -18,7 +19,6 @@ from lit_debias.text_measures import (
 )
 from lit_debias.text_measures.counting import CHUNK
 from lit_debias.text_measures.log_odds import z_scores
-from lit_debias.benchmark import ClusterBootstrap
 
 TWO = {"first": ["x"], "second": ["y"]}
 
@@ -73,7 +73,7 @@ def test_cooccurrence_by_hand():
 
 def test_weights_fall_with_the_distance():
     measure = Cooccurrence({"first": ["she"], "second": ["he"]}, window=None, decay=0.5)
-    assert list(measure.neighbours("old she the big red car".split())) == [
+    assert list(measure.neighbours(["old", "she", "the", "big", "red", "car"])) == [
         (0, "old", 0.5),
         (0, "big", 0.25),
         (0, "red", 0.125),
@@ -139,7 +139,9 @@ def test_honest_by_hand(lexicon, female, score, of_female):
     found = Honest(lexicon).figures(texts)
     assert found["score"].value == pytest.approx(score)
     assert "score/male" not in found  # three texts are too few for a group's figure
-    four = Texts.of([own + ["tall"] for own in answers], ["", ""], ["male", "female"], ClusterBootstrap(["1", "2"], 5, 0))
+    four = Texts.of(
+        [[*own, "tall"] for own in answers], ["", ""], ["male", "female"], ClusterBootstrap(["1", "2"], 5, 0)
+    )
     found = Honest(lexicon).figures(four)
     assert found["score/male"].value == 0
     assert found["gap"].value == found["score/female"].value == pytest.approx(of_female * 3 / 4)

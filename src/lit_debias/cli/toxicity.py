@@ -24,8 +24,8 @@ def train(
 ) -> None:
     """Train a linear model of toxicity on texts of your own, for LinearToxicity as a judge, reward or scorer.
 
-    It is logistic regression over words and runs of words, weights as safetensors and words as JSON. A part of the texts
-    is held out to say what the model is worth, and not trained on.
+    It is logistic regression over words and runs of words, weights as safetensors and words as JSON. A part of the
+    texts is held out to say what the model is worth, and not trained on.
 
     Args:
         data: Texts with labels: a .jsonl, .json, .csv or .parquet file.

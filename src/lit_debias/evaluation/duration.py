@@ -12,8 +12,8 @@ from lit_debias.data.tables import Row
 from lit_debias.evaluation.examiner import Examiner
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.suite import RewardSuite
-from lit_debias.support.text import counted
 from lit_debias.support.progress import ignore
+from lit_debias.support.text import counted
 
 TIMED = (1, 8)
 """Items of each benchmark that are timed one after the other: the first warms up, the last are as many as a batch."""
@@ -78,7 +78,8 @@ def how_long_texts(examiner: Examiner, policy: Policy, rows: Sequence[Row], samp
     seconds = (time.perf_counter() - start) / max(1, len(few)) * len(rows)
     each = f", as long for each of {arms} arms" if arms > 1 else ""
     total = counted(samples * len(rows), "answer")
-    return f"texts: {samples} answers to each of {counted(len(rows), 'prompt')}, {total}: about {in_words(seconds)}{each}"
+    prompts = counted(len(rows), "prompt")
+    return f"texts: {samples} answers to each of {prompts}, {total}: about {in_words(seconds)}{each}"
 
 
 def in_words(seconds: float) -> str:

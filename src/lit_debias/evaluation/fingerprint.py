@@ -41,8 +41,8 @@ def identify_model(source: str) -> list[Any]:
 def describe(value: Any) -> Any:
     """Return what an object is, as JSON: texts and numbers, files by their content, rewards by their ``identity()``.
 
-    Benchmarks and measures of texts are described likewise. What cannot tell gets another description at each call, so that nothing that was
-    kept passes for its own.
+    Benchmarks and measures of texts are described likewise. What cannot tell gets another description at each call,
+    so that nothing that was kept passes for its own.
     """
     if isinstance(value, (Reward, Benchmark, TextMeasure)):
         return identify(value) or {"class": type(value).__qualname__, "unknown": uuid4().hex}

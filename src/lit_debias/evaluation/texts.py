@@ -61,8 +61,8 @@ class TextFigures:
             raise UserError(f"text_samples={samples} is for measures of texts; write --text_measures NAMES too")
         if samples > 1 and temperature == 0:
             raise UserError(
-                f"text_samples={samples}, and at temperature 0 all answers to a prompt are one; write a temperature, or "
-                "leave text_samples out"
+                f"text_samples={samples}, and at temperature 0 all answers to a prompt are one; write a temperature, "
+                "or leave text_samples out"
             )
         return cls(measures, samples, seed, bootstrap)
 
@@ -79,8 +79,8 @@ class TextFigures:
         if self.samples > 1 or not names:
             return []
         return [
-            f"{', '.join(names)}: over one answer to each prompt, and made for several; --text_samples {SEVERAL} samples "
-            "more"
+            f"{', '.join(names)}: over one answer to each prompt, and made for several; --text_samples {SEVERAL} "
+            "samples more"
         ]
 
     def read(self, path: Path, key: str, records: Sequence[Record], sample: Callable[[], Answers]) -> Read:
@@ -152,7 +152,7 @@ def measured(measure: TextMeasure, texts: Texts) -> dict[str, Any]:
     """Return a measure's figures and words as their file has them; figures that rest on nothing are left out.
 
     Raises:
-        UserError: it fails.
+        UserError: it fails, or returns what it does not describe.
     """
     try:
         found, words = figures_of(measure, texts), measure.words(texts)
@@ -160,6 +160,12 @@ def measured(measure: TextMeasure, texts: Texts) -> dict[str, Any]:
         raise
     except Exception as error:
         raise UserError(f"text measure '{measure.name}' failed: {cause_of(error)}") from error
+    for name in found:
+        if name.partition("/")[0] not in described(measure):
+            raise UserError(
+                f"text measure '{measure.name}' returns '{name.removeprefix(f'{measure.name}_')}', of which 'about' says "
+                "nothing; describe it there"
+            )
     there = {name: one for name, one in found.items() if one.n and math.isfinite(one.value)}
     return {
         "estimates": {f"{SECTION}/{name}": to_kept(estimate) for name, estimate in there.items()},
@@ -178,17 +184,19 @@ def add_texts(results: dict[str, Any], read: Mapping[str, Sequence[Read]], texts
     """Put the figures and words of every arm into the results, section "texts"; nothing where there are no measures.
 
     Args:
-        results: Its ``measures``, ``arms`` and ``comparisons`` get more, and it gets ``words``: arm -> measure -> heading
-            -> words with their values, of an arm with several seeds those of the first.
+        results: Its ``measures``, ``arms`` and ``comparisons`` get more, and it gets ``words``: arm -> measure ->
+            heading -> words with their values, of an arm with several seeds those of the first.
         read: Name of the arm -> what was found of each of its replicas.
         texts: What was measured.
     """
     if not texts.measures:
         return
-    pooled = {arm: pool_measures([one.figures for one in found], stream(arm, texts.seed)) for arm, found in read.items()}
+    pooled = {
+        arm: pool_measures([one.figures for one in replicas], stream(arm, texts.seed)) for arm, replicas in read.items()
+    }
     for arm, found in pooled.items():
         for name, estimate in found.items():
             put(results, arm, name, estimate, pooled["before"].get(name), texts.figure(name), SECTION)
     results["settings"]["text_measures"] = texts.about
     results["notes"] += texts.notes + missing(texts, results["measures"])
-    results["words"] = {arm: found[0].words for arm, found in read.items() if found[0].words}
+    results["words"] = {arm: replicas[0].words for arm, replicas in read.items() if replicas[0].words}

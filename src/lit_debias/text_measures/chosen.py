@@ -34,14 +34,11 @@ def measures_of(chosen: Chosen) -> list[TextMeasure]:
         UserError: there is no such measure, it needs options or an extra, or two have one name.
     """
     entries = [name.strip() for name in chosen.split(",")] if isinstance(chosen, str) else list(chosen)
-    found: list[TextMeasure] = []
-    for entry in entries:
-        if isinstance(entry, TextMeasure):
-            found.append(entry)
-        elif entry == ALL_OFFLINE:
-            found += [one for one in offline() if one.name not in entries]
-        elif entry and entry not in entries[: entries.index(entry)]:
-            found.append(make(entry))
+    named = dict.fromkeys(entry for entry in entries if entry not in ("", ALL_OFFLINE))
+    found = [one if isinstance(one, TextMeasure) else make(one) for one in named]
+    if ALL_OFFLINE in entries:
+        there = {measure.name for measure in found}
+        found += [measure for measure in offline() if measure.name not in there]
     names = [measure.name for measure in found]
     for name in names:
         if names.count(name) > 1:

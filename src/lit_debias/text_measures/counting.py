@@ -55,7 +55,7 @@ def chunks(width: int) -> Iterator[tuple[int, int]]:
 
 
 def total_variation(counts: Array) -> Array:
-    """Return half the sum of ``|p_a - 1/A|`` for counts [A, S] of A groups, NaN where all are 0: [S] in [0, 1 - 1/A]."""
+    """Return ``1/2 sum_a |p_a - 1/A|`` [S] for counts [A, S] of A groups, in [0, 1 - 1/A]; NaN where all are 0."""
     total = counts.sum(axis=0)
     shares = np.full(counts.shape, np.nan)
     np.divide(counts, total, out=shares, where=total > 0)

@@ -72,7 +72,7 @@ def from_all(values: Scores, texts: Texts) -> Estimate:
 
 
 def _from_all(weights: Array, members: Array, widths: Array) -> Array:
-    """Return the mean distance [S] of samples with weights [S, n] of sorted scores, that lie ``widths`` [n - 1] apart."""
+    """Return the mean distance [S] of samples with weights [S, n] of sorted scores ``widths`` [n - 1] apart."""
     whole = np.cumsum(weights, axis=1)
     whole = whole / whole[:, -1:]
     total, count = np.zeros(len(weights)), np.zeros(len(weights))

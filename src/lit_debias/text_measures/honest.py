@@ -19,12 +19,12 @@ class Honest(TextMeasure):
     """HONEST (Nozza et al. 2021): the share of completions with a hurtful word, ``sum 1[hurtful] / (|T| K)``.
 
     A completion counts once, however many hurtful words it has. The paper completes templates with single words, K = 20
-    a template; here a completion is a text, all of it or its first ``first`` words, so that longer ones are hurtful more
-    often: compare texts of one length.
+    a template; here a completion is a text, all of it or its first ``first`` words, so that longer ones are hurtful
+    more often: compare texts of one length.
 
     Args:
         lexicon: File with the hurtful words: one entry a line, or a table of HurtLex (columns between tabs, one of
-            which is ``lemma``). No lexicon comes with lit-debias; HurtLex is CC BY-NC-SA 4.0, see whether you may use it.
+            which is ``lemma``). No lexicon comes with lit-debias; HurtLex is CC BY-NC-SA 4.0.
         first: Words of each text that are looked at; null for all.
         level: Entries of HurtLex of this level, ``conservative`` or ``inclusive``; null for all.
 

@@ -1,4 +1,4 @@
-"""Toxicity by a linear model over words and runs of words: no hub, no code in its file, a second for thousands of texts."""
+"""Toxicity by a linear model over words and runs of words: no hub, and no code in its files."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class LinearModel:
             tensors = load_file(folder / WEIGHTS)
             weights, [bias] = tensors["weights"].double(), tensors["bias"].tolist()
             vocabulary = {gram: number for number, gram in enumerate(about["vocabulary"])}
-            if about["format"] != FORMAT or weights.shape != (len(about["vocabulary"]),) or len(vocabulary) < len(weights):
+            if about["format"] != FORMAT or weights.shape != (len(vocabulary),):
                 raise ValueError("its weights are not those of its vocabulary")
             return cls(vocabulary, weights, float(bias), int(about["longest"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

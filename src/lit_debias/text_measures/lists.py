@@ -7,6 +7,11 @@ from collections.abc import Mapping, Sequence
 from lit_debias.errors import UserError
 from lit_debias.support.text import APOSTROPHE, words
 
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 WordLists = Mapping[str, Sequence[str]]
 """Group -> its words."""
 GENDER: WordLists = {
@@ -14,22 +19,25 @@ GENDER: WordLists = {
     "male": ("he", "him", "his", "himself", "man", "men", "he's", "boy", "boys"),
 }
 """The nine words a side of BOLD (Dhamala et al. 2021)."""
-OCCUPATIONS = tuple(
-    "accountant actor baker banker builder carer carpenter chef cleaner cook dancer dentist designer developer doctor "
-    "driver electrician engineer farmer firefighter gardener hairdresser housekeeper judge lawyer librarian manager "
-    "mechanic nanny nurse officer painter pilot plumber professor programmer receptionist scientist secretary singer "
-    "soldier surgeon teacher waiter writer".split()
+OCCUPATIONS = _split(
+    "accountant actor baker banker builder carer carpenter chef cleaner cook dancer dentist designer developer "
+    "doctor driver electrician engineer farmer firefighter gardener hairdresser housekeeper judge lawyer "
+    "librarian manager mechanic nanny nurse officer painter pilot plumber professor programmer receptionist "
+    "scientist secretary singer soldier surgeon teacher waiter writer"
 )
 """Occupations in common use, chosen here; HELM's list is another one."""
 STOP_WORDS = frozenset(
-    "a about above after again against all also am an and any are as at be because been before being below between both "
-    "but by can could did do does doing down during each even ever every few for from further get gets got had has have "
-    "having here how if in into is it its itself just like made make makes many may me might more most much must my "
-    "myself no nor not now of off often on once one only or other our ours ourselves out over own said same say says "
-    "should so some such than that the their theirs them themselves then there these they this those through to too "
-    "under until up us very was we well were what when where which while who whom whose why will with would yet you "
-    "your yours yourself yourselves i'm it's don't doesn't didn't isn't aren't wasn't weren't can't won't that's there's "
-    "they're we're you're i've they've we've you've i s t re ve ll d m".split()
+    _split(
+        "a about above after again against all also am an and any are as at be because been before being below "
+        "between both but by can could did do does doing down during each even ever every few for from further get "
+        "gets got had has have having here how if in into is it its itself just like made make makes many may me "
+        "might more most much must my myself no nor not now of off often on once one only or other our ours "
+        "ourselves out over own said same say says should so some such than that the their theirs them themselves "
+        "then there these they this those through to too under until up us very was we well were what when where "
+        "which while who whom whose why will with would yet you your yours yourself yourselves i'm it's don't "
+        "doesn't didn't isn't aren't wasn't weren't can't won't that's there's they're we're you're i've they've "
+        "we've you've i s t re ve ll d m"
+    )
 )
 """Words that say little by themselves."""
 
@@ -42,7 +50,8 @@ def check_lists(who: str, lists: WordLists) -> dict[str, frozenset[str]]:
         lists: Group -> its words.
 
     Raises:
-        UserError: there are fewer than two groups, a list is empty, an entry is no single word, or two groups share one.
+        UserError: there are fewer than two groups, a list is empty, an entry is no single word, or two groups
+            share one.
     """
     if len(lists) < 2:
         raise UserError(f"{who} needs two groups of words or more, such as {{female: [she, her], male: [he, him]}}")

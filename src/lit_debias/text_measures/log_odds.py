@@ -17,10 +17,10 @@ LISTED = 10
 
 
 class LogOdds(TextMeasure):
-    """Words that mark a group ("Fightin' Words", Monroe et al. 2008), as Marked Personas uses them (arXiv 2305.18189).
+    """Words that mark a group ("Fightin' Words", Monroe et al. 2008), as in Marked Personas (arXiv 2305.18189).
 
-    For the texts about a group (counts ``y1_w`` of ``n1`` words) against all others (``y2_w`` of ``n2``), with the prior
-    ``a_w`` and its sum ``a0``,
+    For the texts about a group (counts ``y1_w`` of ``n1`` words) against all others (``y2_w`` of ``n2``), with the
+    prior ``a_w`` and its sum ``a0``,
 
         delta_w = log[(y1_w + a_w) / (n1 + a0 - y1_w - a_w)] - log[(y2_w + a_w) / (n2 + a0 - y2_w - a_w)]
         z_w = delta_w / sqrt(1 / (y1_w + a_w) + 1 / (y2_w + a_w))

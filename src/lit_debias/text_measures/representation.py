@@ -73,8 +73,8 @@ class Associations(TextMeasure):
     name = "associations"
     title = "Associations"
     meaning = (
-        "How unequally words such as occupations stand in texts with words of one group and of another: 0 where they do "
-        "alike (HELM's stereotypical associations)."
+        "How unequally words such as occupations stand in texts with words of one group and of another: 0 where they "
+        "do alike (HELM's stereotypical associations)."
     )
     about: Mapping[str, Figure] = {"tvd": Figure("distance to equal shares, mean over words", "lower", 0.0)}
 

@@ -11,8 +11,8 @@ from lit_debias.benchmark.benchmark import Estimates, Figure
 from lit_debias.benchmark.measuring import NAME
 from lit_debias.benchmark.statistics import ClusterBootstrap, Estimate
 from lit_debias.errors import UserError
-from lit_debias.rewards.asking import check_scores, prepare
 from lit_debias.rewards.asking import ask as ask_reward
+from lit_debias.rewards.asking import check_scores, prepare
 from lit_debias.rewards.reward import Reward, RewardBatch
 from lit_debias.support.devices import best_device
 from lit_debias.text_measures.measure import MOST_GROUPS, TextMeasure, Texts, by_group, each_group, gap, nothing
@@ -170,7 +170,8 @@ def scores_of(name: str, reward: Reward, texts: Texts) -> list[float | None]:
     for score in found:
         if score is not None and not 0 <= score <= 1:
             raise UserError(
-                f"{name}: {type(reward).__name__} returned {score:.3g}; a scorer must score from 0 (toxic) to 1 (harmless)"
+                f"{name}: {type(reward).__name__} returned {score:.3g}; a scorer must score from 0 (toxic) to 1 "
+                "(harmless)"
             )
     return found
 

@@ -14,11 +14,11 @@ from lit_debias.text_measures.measure import TextMeasure, Texts, each_group
 class Sentiment(TextMeasure):
     """Counterfactual sentiment bias (Huang et al. 2020, arXiv 1911.03064), with VADER (Hutto & Gilbert 2014).
 
-    A text's score is VADER's compound c, mapped to [0, 1] by ``(c + 1) / 2``, as the paper's scores lie there. The field
-    has several distances between scores, and all of them are here: ``individual`` is the paper's I.F., W1 between the
-    texts of twins, averaged over twins; ``group`` is its G.F., W1 between a group's scores and those of all, averaged
-    over groups; ``twins`` is W1 between the scores of one group and of the other over all their twins. They are distances
-    of distributions, so groups with one mean may differ. An empty text has no score.
+    A text's score is VADER's compound c, mapped to [0, 1] by ``(c + 1) / 2``, as the paper's scores lie there. The
+    field has several distances between scores, and all of them are here: ``individual`` is the paper's I.F., W1 between
+    the texts of twins, averaged over twins; ``group`` is its G.F., W1 between a group's scores and those of all,
+    averaged over groups; ``twins`` is W1 between the scores of one group and of the other over all their twins. They
+    are distances of distributions, so groups with one mean may differ. An empty text has no score.
 
     Raises:
         UserError: the extra ``sentiment`` is not installed.

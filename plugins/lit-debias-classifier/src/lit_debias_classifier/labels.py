@@ -50,7 +50,12 @@ class LabelValues:
         if wrong or missing:
             fault = f"has no label '{wrong[0]}'" if wrong else f"has the label '{missing[0]}' too, which needs a value"
             raise UserError(f"{who} {fault}; its labels: {', '.join(numbers)}")
-        return cls([numbers[name] for name in values], list(values.values()), exclusive, sorted(numbers, key=numbers.__getitem__))
+        return cls(
+            [numbers[name] for name in values],
+            list(values.values()),
+            exclusive,
+            sorted(numbers, key=numbers.__getitem__),
+        )
 
     def probabilities(self, logits: Tensor) -> list[dict[str, float]]:
         """Return label -> probability for each row of logits [N, L], of all labels of the model."""
