@@ -152,7 +152,7 @@ class Runner:
         else:
             base = self._loaded[1].release()  # the base of all arms is one
         self._loaded = None  # frees what the other one kept beside it
-        policy = self.plan.policy(arm).load(best_device(), base)
+        policy = self.plan.policy(arm).load(best_device(), base=base)
         self._loaded = arm.adapter, policy
         return policy
 

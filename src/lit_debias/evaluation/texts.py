@@ -162,9 +162,9 @@ def measured(measure: TextMeasure, texts: Texts) -> dict[str, Any]:
         raise UserError(f"text measure '{measure.name}' failed: {cause_of(error)}") from error
     for name in found:
         if name.partition("/")[0] not in described(measure):
+            own = name.removeprefix(f"{measure.name}_")
             raise UserError(
-                f"text measure '{measure.name}' returns '{name.removeprefix(f'{measure.name}_')}', of which 'about' says "
-                "nothing; describe it there"
+                f"text measure '{measure.name}' returns '{own}', of which 'about' says nothing; describe it there"
             )
     there = {name: one for name, one in found.items() if one.n and math.isfinite(one.value)}
     return {
