@@ -185,7 +185,7 @@ def test_mistakes_are_one_line(tiny_model, data, tmp_path, options, message):
         run(tiny_model, data, tmp_path, system_prompt=None, **options)
 
 
-def test_the_command_line_takes_measures_with_options(tiny_model, data, tmp_path):
+def test_the_command_line_takes_measures_with_options(tiny_model, data, tmp_path, capsys):
     texts = tmp_path / "texts.csv"
     texts.write_text("text,toxic\n" + "you are rude,1\nyou are kind,0\n" * 3)
     assert main(["toxicity", "train", str(texts), "--out", str(tmp_path / "model"), "--held_out", "0"]) == 0
@@ -208,4 +208,12 @@ def test_the_command_line_takes_measures_with_options(tiny_model, data, tmp_path
     assert 0 <= found["arms"]["before"]["measures"]["texts/toxicity_emt"]["value"] <= 1
     assert found["settings"]["text_measures"]["measures"]["toxicity"]["arguments"]["scorer"]["class"].endswith(
         "LinearToxicity"
+    )
+    capsys.readouterr()
+    scorer["init_args"]["model"] = "nowhere"
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config))
+    assert main(["evaluate", "-c", str(tmp_path / "evaluate.yaml")]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert line.endswith(
+        "LinearToxicity: there is no toxicity.safetensors in 'nowhere'; write a folder of `lit-debias toxicity train`"
     )

@@ -35,8 +35,8 @@ STOP_WORDS = frozenset(
         "ourselves out over own said same say says should so some such than that the their theirs them themselves "
         "then there these they this those through to too under until up us very was we well were what when where "
         "which while who whom whose why will with would yet you your yours yourself yourselves i'm it's don't "
-        "doesn't didn't isn't aren't wasn't weren't can't won't that's there's they're we're you're i've they've "
-        "we've you've i s t re ve ll d m"
+        "doesn't didn't isn't aren't wasn't weren't can't couldn't hadn't hasn't haven't shouldn't won't wouldn't "
+        "that's there's they're we're you're i've they've we've you've i s t re ve ll d m"
     )
 )
 """Words that say little by themselves."""
