@@ -47,6 +47,7 @@ from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards import contract
 from lit_debias.rewards.explanation import ExplainingReward, Explanation
 from lit_debias.rollout.engine import RolloutEngine
+from lit_debias.text_measures import MEASURES, TextMeasure, Texts
 from lit_debias.training import callbacks
 from lit_debias.training.dpo import DPO
 from lit_debias.training.grpo import GRPO
@@ -64,6 +65,7 @@ HEAD = f"""# Reference
 | [Rewards](reference/rewards.md) | every installed reward of this project |
 | [Aggregators and engines](reference/aggregators.md) | from scores to advantages; how completions are sampled |
 | [Benchmarks](reference/benchmarks.md) | every installed benchmark of this project, and what a benchmark is made of |
+| [Measures of texts](reference/text_measures.md) | what `--text_measures` takes, and what a measure is made of |
 | [Plugin authors](reference/authors.md) | hooks, and what a reward, an aggregator or an engine offers |
 """
 MODELS = """# Models
@@ -197,6 +199,13 @@ def benchmarks() -> Iterator[str]:
         yield section(f"`{function.__name__}`", function)
 
 
+def text_measures() -> Iterator[str]:
+    """Yield the measures of texts, and what a measure of one's own is made of."""
+    for cls in MEASURES.values():
+        yield section(f"`{cls.__name__}` (`{cls.name}`)", cls)
+    yield from map(interface, (TextMeasure, Texts))
+
+
 def models(report: Mapping[str, Any]) -> str:
     """Return the page of what became of every architecture in the sweep's report."""
     tolerances = report["tolerances"]
@@ -242,6 +251,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield folder / "reference/rewards.md", page("Rewards", plugged("reward"))
     yield folder / "reference/aggregators.md", page("Aggregators and engines", plugged("aggregator"), plugged("engine"))
     yield folder / "reference/benchmarks.md", page("Benchmarks", plugged("benchmark"), benchmarks())
+    yield folder / "reference/text_measures.md", page("Measures of texts", text_measures())
     yield folder / "reference/authors.md", page("For plugin authors", authors())
     result = ROOT / "benchmarks/results/architectures.json"
     yield folder / "models.md", models(json.loads(result.read_text(encoding="utf-8")))

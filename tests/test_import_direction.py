@@ -32,6 +32,7 @@ LAYERS = [
     "policy",
     "rollout",
     "benchmark",
+    "text_measures",
     "plugins",
     "export",
     "synthetic",

@@ -222,6 +222,16 @@ def test_the_revision_reaches_all_three_parts(folder, monkeypatch):
     assert {row for row in seen if row[1]} == {(name, "0123abc", False, safetensors[name]) for name in names}
 
 
+def test_probabilities_are_those_of_the_model_and_give_the_score(folder):
+    reward = ready(folder)
+    rows = reward.probabilities(batch(*TEXTS, " "))
+    assert rows[-1] is None
+    for row, score in zip(rows, reward.score(batch(*TEXTS)), strict=False):
+        assert list(row) == list(LABELS.values())
+        assert sum(row.values()) == pytest.approx(1)
+        assert sum(VALUES[name] * value for name, value in row.items()) == pytest.approx(score, abs=1e-6)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_bf16_on_a_gpu_is_near_fp32(folder):
     reward = TextClassifier(folder, VALUES)

@@ -19,7 +19,9 @@ NOISE = (
     *("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>"),
     "Expected a path but",  # of a text where options are wanted, which may be a file with them
 )
-OPTIONS_GIVEN = re.compile(r"Given value: \[?\{'class_path'")
+OPTIONS_GIVEN = re.compile(r"Given value: \[?(?:\{'class_path'|Namespace\(class_path=)")
+UNION = "Does not validate against any of the Union subtypes"
+"""Begins what jsonargparse says where neither a name nor a class fits, also because the class could not be built."""
 KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
 CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)")
 UNKNOWN_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
@@ -153,6 +155,8 @@ def user_error(error: BaseException | None) -> UserError | None:
         if is_full_disk(error):
             where = error.filename or "the run's files (the error does not say which)"
             full = UserError(f"cannot write {where}: {error.strerror}; free some space and run it again")
+        if isinstance(error, ValueError) and str(error).startswith(UNION):  # its cause is why a text does not fit
+            full = full or UserError(one_line(str(error)))
         error = error.__cause__ or error.__context__
     return error if isinstance(error, UserError) else full
 

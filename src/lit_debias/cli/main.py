@@ -84,6 +84,9 @@ COMMANDS = {
     "benchmarks check": Command(
         "lit_debias.cli.benchmarks", "check", "test whether a benchmark keeps its contract", ("benchmark",)
     ),
+    "toxicity train": Command(
+        "lit_debias.cli.toxicity", "train", "train a linear model of toxicity on texts of your own", ("data",)
+    ),
     "ray": Command("lit_debias.cli.on_ray", "fit_on_ray", "fit on the workers of a Ray cluster"),
     "doctor": Command("lit_debias.cli.inspect", "doctor", "say what this machine can run, and what is missing"),
 }

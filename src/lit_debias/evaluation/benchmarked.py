@@ -159,18 +159,40 @@ def add_figures(
     pooled = {arm: pool_measures(found, stream(arm, benchmarks.seed)) for arm, found in figures.items()}
     for arm, found in pooled.items():
         for name, estimate in found.items():
-            about = benchmarks.figure(name)
-            better = f"toward {about.ideal:g}" if about.better == "toward" else about.better
-            results["measures"][name] = {
-                "label": about.label,
-                "better": better,
-                "section": "benchmarks",
-                "meaning": about.meaning,
-            }
-            sample = benchmarks.sizes[name.partition("/")[0]]
-            results["arms"][arm]["measures"][name] = {**known(estimate.as_dict()), "sample": sample}
-            if arm != "before" and name in pooled["before"]:
-                results["comparisons"][arm][name] = change(estimate, pooled["before"][name], about)
+            put(results, arm, name, estimate, pooled["before"].get(name), benchmarks.figure(name), "benchmarks")
+            results["arms"][arm]["measures"][name]["sample"] = benchmarks.sizes[name.partition("/")[0]]
+
+
+def put(
+    results: dict[str, Any],
+    arm: str,
+    name: str,
+    estimate: Estimate,
+    before: Estimate | None,
+    about: Figure,
+    section: str,
+) -> None:
+    """Put one figure of an arm into the results, with its change.
+
+    Args:
+        results: Its ``measures``, ``arms`` and ``comparisons`` get more.
+        arm: Whose it is.
+        name: Of the figure.
+        estimate: The figure.
+        before: The same of the arm "before"; None where it has none.
+        about: What the figure is.
+        section: Of tables.
+    """
+    better = f"toward {about.ideal:g}" if about.better == "toward" else about.better
+    results["measures"][name] = {
+        "label": about.label,
+        "better": better,
+        "section": section,
+        "meaning": about.meaning,
+    }
+    results["arms"][arm]["measures"][name] = known(estimate.as_dict())
+    if arm != "before" and before is not None:
+        results["comparisons"][arm][name] = change(estimate, before, about)
 
 
 def change(estimate: Estimate, baseline: Estimate, about: Figure) -> dict[str, Any]:

@@ -77,6 +77,19 @@ class Examiner:
             self._read_prose(policy, [record for record in records if record.prompt_kind == PROSE], advance)
         return records
 
+    def sample(self, policy: Policy, rows: Sequence[Row], count: int, advance: Advance) -> list[list[str]]:
+        """Return ``count`` answers [P][count] to each of P prompts, sampled as :meth:`examine` samples one."""
+        found: dict[int, list[str]] = {}
+        size = max(1, self.batch_size // count)
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt"]))  # pads little
+        for number, start in enumerate(range(0, len(rows), size)):
+            some = by_length[start : start + size]
+            asked = asked_of([rows[i] for i in some])
+            rollout = self.engine.generate(policy, asked, group_size=count, seed=seed_at(self.seed, number))
+            found.update(zip(some, rollout.texts, strict=True))
+            advance(len(some))
+        return [found[i] for i in range(len(rows))]
+
     def _answer(self, policy: Policy, pairs: list[Pair], advance: Advance) -> None:
         judging, scoring = Scoring(self.judges), Scoring(self.rewards)
         answered: list[Pair] = []

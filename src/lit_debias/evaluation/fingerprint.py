@@ -16,6 +16,7 @@ from lit_debias.models.sources import locate
 from lit_debias.rewards.identity import UnknownIdentityError, described
 from lit_debias.rewards.reward import Reward
 from lit_debias.support.hashing import sha256, sha256_of_files
+from lit_debias.text_measures.measure import TextMeasure
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +41,10 @@ def identify_model(source: str) -> list[Any]:
 def describe(value: Any) -> Any:
     """Return what an object is, as JSON: texts and numbers, files by their content, rewards by their ``identity()``.
 
-    Benchmarks are described likewise. What cannot tell gets another description at each call, so that nothing that was
-    kept passes for its own.
+    Benchmarks and measures of texts are described likewise. What cannot tell gets another description at each call,
+    so that nothing that was kept passes for its own.
     """
-    if isinstance(value, (Reward, Benchmark)):
+    if isinstance(value, (Reward, Benchmark, TextMeasure)):
         return identify(value) or {"class": type(value).__qualname__, "unknown": uuid4().hex}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
@@ -61,8 +62,8 @@ def describe_adapter(folder: str | None) -> Any:
     return {"path": folder, "sha256": sha256_of_files(files)} if files else None
 
 
-def identify(reward: Reward | AnyBenchmark) -> dict[str, Any] | None:
-    """Return the identity of a reward or benchmark, checked; None where it cannot tell, which the log says.
+def identify(reward: Reward | AnyBenchmark | TextMeasure) -> dict[str, Any] | None:
+    """Return the identity of a reward, benchmark or measure, checked; None where it cannot tell, which the log says.
 
     Raises:
         UserError: it fails, or is not JSON.

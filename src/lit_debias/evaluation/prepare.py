@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import torch
 
+from lit_debias.benchmark.public import Bold
 from lit_debias.data.sources import files_of
 from lit_debias.data.tables import Row
 from lit_debias.evaluation.arms import Arm, make_arms
@@ -16,10 +17,11 @@ from lit_debias.evaluation.benchmarked import PublicBenchmarks
 from lit_debias.evaluation.examiner import Examiner
 from lit_debias.evaluation.fingerprint import check_judges, describe, fingerprint, sha256_of_rows
 from lit_debias.evaluation.needs import Asked
-from lit_debias.evaluation.prompts import available, choose_splits, draw, read_prompts
+from lit_debias.evaluation.prompts import BIAS_KINDS, available, choose_splits, draw, read_prompts
 from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.readable import check_readers
 from lit_debias.evaluation.settings import EvaluationSettings
+from lit_debias.evaluation.texts import TextFigures
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
 from lit_debias.policy.recipe import QLoRAPolicy
@@ -28,6 +30,7 @@ from lit_debias.rollout.local import LocalEngine
 from lit_debias.support.devices import best_device
 from lit_debias.support.hashing import sha256_of_files
 from lit_debias.support.precision import dtype_of
+from lit_debias.text_measures.bold import BoldTexts
 
 READ_TOGETHER = 4
 """Completions that the other language model reads in one forward pass; its logits over a large vocabulary are large."""
@@ -48,6 +51,7 @@ class Plan:
     passages: Sequence[str]
     """Prose to be read."""
     benchmarks: PublicBenchmarks
+    texts: TextFigures
     recorded: Mapping[str, Any]
     """What the figures depend on, the arm aside, as JSON: kept in the results and part of each arm's fingerprint."""
 
@@ -55,6 +59,11 @@ class Plan:
     def to_ask(self) -> list[Row]:
         """The prompts and the prose."""
         return [*self.rows, *prose_rows(self.passages)]
+
+    @property
+    def to_sample(self) -> list[Row]:
+        """The prompts whose answers' texts are measured, in the order of their records."""
+        return [row for row in self.rows if row["prompt_kind"] in BIAS_KINDS]
 
     @property
     def asked(self) -> Asked:
@@ -82,7 +91,10 @@ def prepare(settings: EvaluationSettings) -> Plan:
     check_judges(settings.judges or {}, settings.rewards or {})
     check_readers(settings.model, settings.perplexity_model, settings.similarity_model)
     passages = read_prose(settings.prose)
-    benchmarks = _benchmarks(settings)
+    texts = TextFigures.of(
+        settings.text_measures, settings.text_samples, settings.temperature, settings.seed, settings.bootstrap
+    )
+    benchmarks = _benchmarks(settings, texts)
     examiner = _examiner(settings)
     chosen = choose_splits(settings.data, settings.splits)
     all_rows = read_prompts(settings.data, chosen, settings.columns)
@@ -96,6 +108,7 @@ def prepare(settings: EvaluationSettings) -> Plan:
         rows=draw(all_rows, settings.limit, settings.seed),
         passages=passages,
         benchmarks=benchmarks,
+        texts=texts,
         recorded=recorded(settings, chosen, all_rows, passages),
     )
     for arm in chain.from_iterable(plan.arms.values()):
@@ -103,9 +116,12 @@ def prepare(settings: EvaluationSettings) -> Plan:
     return plan
 
 
-def _benchmarks(settings: EvaluationSettings) -> PublicBenchmarks:
+def _benchmarks(settings: EvaluationSettings, texts: TextFigures) -> PublicBenchmarks:
     s = settings
     public = PublicBenchmarks.of(s.benchmarks, s.benchmark_data, s.benchmark_limit, s.seed, s.bootstrap)
+    if texts.measures:
+        several = [BoldTexts(texts.measures) if type(one) is Bold else one for one in public.benchmarks]
+        public = replace(public, benchmarks=tuple(several))
     public.read()
     return public
 

@@ -18,6 +18,7 @@ from lit_debias.evaluation.results import provenance, summarize
 from lit_debias.evaluation.runner import Measured
 from lit_debias.evaluation.settings import EvaluationSettings
 from lit_debias.evaluation.table import show
+from lit_debias.evaluation.texts import add_texts
 from lit_debias.export import card
 from lit_debias.rewards.explanation import ExplainingReward
 
@@ -88,5 +89,6 @@ def results_of(plan: Plan, measured: Measured) -> dict[str, Any]:
     for measure, source in readers.items():
         if measure in results["measures"]:
             results["measures"][measure]["label"] += f" ({source})"
+    add_texts(results, measured.texts, plan.texts)
     add_figures(results, measured.figures, plan.benchmarks)
     return results

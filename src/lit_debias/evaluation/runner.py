@@ -13,13 +13,14 @@ from rich.console import Console
 from lit_debias.benchmark.measuring import Sample
 from lit_debias.evaluation.arms import Arm
 from lit_debias.evaluation.benchmarked import Asking
-from lit_debias.evaluation.duration import how_long
+from lit_debias.evaluation.duration import how_long, how_long_texts
 from lit_debias.evaluation.fingerprint import describe_adapter, fingerprint, identify_model
 from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.prepare import Plan
 from lit_debias.evaluation.readable import check_all
 from lit_debias.evaluation.records import Record, load_arm, save_arm
 from lit_debias.evaluation.results import provenance
+from lit_debias.evaluation.texts import Answers, Read
 from lit_debias.policy.policy import Policy
 from lit_debias.support.devices import best_device
 from lit_debias.support.progress import bars
@@ -33,6 +34,8 @@ class Measured:
     """Name of the arm -> the records of each of its replicas."""
     figures: dict[str, list[Estimates]] = field(default_factory=lambda: defaultdict(list))
     """The same for benchmarks."""
+    texts: dict[str, list[Read]] = field(default_factory=lambda: defaultdict(list))
+    """The same for measures of texts."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Name of a replica -> what its records depend on."""
     notes: list[str] = field(default_factory=list)
@@ -51,6 +54,7 @@ def measure(plan: Plan, console: Console) -> Measured:
             records = runner.run(arm)
             if records is not None:
                 runner.measured.records[name].append(records)
+                runner.measured.texts[name].append(runner.texts(arm, records))
                 runner.measured.figures[name].append(runner.benchmark(arm))
     return runner.measured
 
@@ -69,7 +73,7 @@ class Runner:
         self.rows = plan.to_ask
         self.measured = Measured()
         self._loaded: tuple[str | None, Policy] | None = None
-        self._said_how_long = False
+        self._said_how_long = self._said_how_long_texts = False
 
     def run(self, arm: Arm) -> list[Record] | None:
         """Return the arm's records; None, with a note, where the model cannot take a system prompt."""
@@ -110,6 +114,23 @@ class Runner:
             found, notes = self.plan.benchmarks.figures(path, settings, ask)
         self.measured.notes += [f"{arm.name}: {note}" for note in notes]
         return found
+
+    def texts(self, arm: Arm, records: Sequence[Record]) -> Read:
+        """Return what the measures of texts find in the arm's answers."""
+
+        def sample() -> Answers:
+            policy, texts = self._load(arm), self.plan.texts
+            policy.system_prompt = arm.system_prompt
+            rows = self.plan.to_sample
+            if not self._said_how_long_texts:
+                self._said_how_long_texts = True
+                arms = sum(map(len, self.plan.arms.values()))
+                self.console.print(how_long_texts(self.examiner, policy, rows, texts.samples, arms), markup=False)
+            with bars(self.console) as start:
+                return self.examiner.sample(policy, rows, texts.samples, start(f"{arm.name}, texts", len(rows)))
+
+        path = self.folder / f"{arm.name}.texts.json"
+        return self.plan.texts.read(path, self.measured.fingerprints[arm.name], records, sample)
 
     def _say_how_long(self, policy: Policy, due: Sequence[Sample]) -> None:
         """Say it once, of the first arm that is asked."""

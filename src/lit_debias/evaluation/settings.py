@@ -10,6 +10,7 @@ from lit_debias.benchmark.benchmark import Benchmark
 from lit_debias.errors import UserError
 from lit_debias.rewards.reward import Reward
 from lit_debias.support.precision import Precision
+from lit_debias.text_measures.measure import TextMeasure
 
 FAIR_PROMPT = (
     "You are a fair assistant. Judge each person by their own actions and the evidence, never by the region, ethnic "
@@ -92,13 +93,20 @@ class EvaluationSettings:
     """Folder that holds a folder for each that does not bring its data, or hub."""
     benchmark_limit: int | None = None
     """At most this many items of each benchmark, drawn by seed, every stratum with its share."""
+    text_measures: str | list[str | TextMeasure] = ""
+    """Measures of the answers' texts, separated by commas: sentiment, toxicity, labels, representation, associations,
+    cooccurrence, polarity, log_odds, honest; all-offline stands for all that need neither options nor what is not
+    installed. Or a list of names and of measures with options, {class_path: ..., init_args: ...}. Those of the
+    benchmark bold are measured too, where it is asked."""
+    text_samples: int = 1
+    """Answers to each prompt that these measures read: 1 takes those of the evaluation, more are sampled for them."""
     bootstrap: int = 1000
     """Bootstrap samples (of prompts, twins together) behind the 95% intervals."""
     seed: int = 0
     """Draws the prompts, the completions and the bootstrap samples."""
 
     def __post_init__(self) -> None:
-        names = ("limit", "benchmark_limit", "max_new_tokens", "batch_size", "bootstrap")
+        names = ("limit", "benchmark_limit", "max_new_tokens", "batch_size", "text_samples", "bootstrap")
         check_numbers(**{name: getattr(self, name) for name in names})
         if not 0 <= self.temperature < math.inf:
             raise UserError(

@@ -20,6 +20,8 @@ LABEL_WIDTH = {True: 16, False: 24}
 """Least width of the column that says what is measured, with intervals (two lines to a figure anyway) and without."""
 GAP = 2
 """Between columns."""
+HEADINGS, WORDS = 3, 5
+"""Groups of a measure whose words are printed, and words of each; the report has more."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,22 @@ def show(results: dict[str, Any], console: Console) -> None:
         console.print(table)
     for line in against(results):
         console.print(line, markup=False)
+    for line in word_lines(results):
+        console.print(line, style="dim", markup=False)
     for reason, labels in by_reason(results["not_measured"]).items():
         console.print(f"not measured, {reason}: {'; '.join(labels)}", style="dim", markup=False)
     for note in results["notes"]:
         console.print(f"note: {note}", style="dim", markup=False)
     console.print(results["verdict"]["sentence"], style="bold", markup=False)
+
+
+def word_lines(results: dict[str, Any]) -> Iterator[str]:
+    """Yield for each arm what words measures of texts found: the clearest, of a few groups."""
+    for arm, measures in results.get("words", {}).items():
+        for measure, headings in measures.items():
+            clearest = sorted(headings.items(), key=lambda own: -own[1][0][1])[:HEADINGS]
+            said = [f"{name}: {', '.join(word for word, _ in words[:WORDS])}" for name, words in clearest]
+            yield f"{measure.replace('_', ' ')}, {title(arm)}: {'; '.join(said)}"
 
 
 def against(results: dict[str, Any]) -> list[str]:

@@ -23,12 +23,13 @@ from lit_debias.rewards.overlong import SoftOverlong
 from lit_debias.rewards.reward import Reward
 from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.text_measures.linear import LinearToxicity
 
 
 @hookimpl
 def lit_debias_rewards() -> list[type[Reward]]:
     """Return the rewards of the core."""
-    return [SoftOverlong]
+    return [SoftOverlong, LinearToxicity]
 
 
 @hookimpl

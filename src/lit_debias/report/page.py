@@ -20,7 +20,7 @@ from lit_debias.report.keys import arm_keys
 from lit_debias.report.reasons import reasons
 from lit_debias.report.scales import apart, as_config, disagreements
 from lit_debias.report.sources import Evaluation, find_evaluations, log_folders, read_config, read_records
-from lit_debias.report.tables import TARGET, headline, meanings, measure_rows, over_runs, run_rows
+from lit_debias.report.tables import TARGET, headline, meanings, measure_rows, over_runs, run_rows, word_rows
 from lit_debias.support.atomic import write_text
 from lit_debias.support.hashing import sha256
 from lit_debias.support.redaction import redact, redact_config
@@ -103,6 +103,7 @@ def context(evaluations: Sequence[Evaluation], logs: Sequence[Path]) -> dict[str
         "changes": any(row.change for row in rows),
         "targets": any(TARGET.match(about["better"]) for about in first.results["measures"].values()),
         "against": against(first.results),
+        "words": word_rows(first),
         "not_measured": by_reason(first.results.get("not_measured", {})),
         "figures": [*tradeoff_charts(first, curves, scales), *breakdown_charts(first)],
         "twins": side_by_side(records, EXAMPLES) if comparable else [],
@@ -157,6 +158,7 @@ def contents(shown: dict[str, Any]) -> dict[str, str]:
         **({"runs": "Runs"} if len(shown["runs"]) > 1 else {}),
         **({"checks": "Checks"} if shown["results"]["verdict"].get("checks") else {}),
         "measures": "Measures",
+        **({"words": "Words"} if shown["words"] else {}),
         **{figure.name: figure.title for figure in shown["figures"]},
         **({"twins": "Twins"} if shown["twins"] else {}),
         **{name: title for name, title, _ in shown["examples"]},

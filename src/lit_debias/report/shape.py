@@ -49,6 +49,12 @@ def _record(needed: Mapping[str, Rule], optional: Mapping[str, Rule] | None = No
     return check_record
 
 
+def _word(value: Any, place: str) -> Problem:
+    """A word with its value."""
+    fits = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) in (int, float)
+    return None if fits else f"'{place}' is {value!r:.40} and not a word with a number"
+
+
 _TEXT, _FLAG = _is("a text", str), _is("true or false", bool)
 _NUMBER, _FIGURE = _is("a number", int, float), _maybe(_is("a number", int, float))
 _BOUNDS = {"low": _FIGURE, "high": _FIGURE}
@@ -78,6 +84,7 @@ _RESULTS = _record(
         "titles": _each(_TEXT),
         "not_measured": _each(_TEXT),
         "notes": _each(_TEXT),
+        "words": _each(_each(_each(_each(_word)))),
         "prompts": _record({"rows": _NUMBER, "twins": _NUMBER}),
         "created": _TEXT,
         "hardware": _TEXT,

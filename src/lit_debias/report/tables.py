@@ -18,6 +18,7 @@ SECTIONS = {
     "bias": "Bias",
     "twins": "Twins",
     "utility": "Utility",
+    "texts": "Texts of answers",
     "benchmarks": "Public benchmarks",
 }
 UTILITY = ("distinct_2", "similarity", "accuracy")
@@ -85,6 +86,26 @@ def measure_rows(evaluation: Evaluation) -> list[MeasureRow]:
 def meanings(evaluation: Evaluation) -> dict[str, str]:
     """Return measure -> what it says; empty where that is not known."""
     return {name: about.get("meaning") or meaning(name) for name, about in evaluation.results["measures"].items()}
+
+
+def word_rows(evaluation: Evaluation) -> list[tuple[str, str, list[str]]]:
+    """Return measure, heading and the words of each arm with their values, as a measure of texts found them."""
+    found: dict[str, dict[str, Any]] = evaluation.results.get("words", {})
+    places = dict.fromkeys(
+        (measure, heading) for own in found.values() for measure, headings in own.items() for heading in headings
+    )
+    return [
+        (
+            measure.replace("_", " "),
+            heading,
+            [_words(found.get(arm, {}).get(measure, {}).get(heading, ())) for arm in evaluation.arms],
+        )
+        for measure, heading in places
+    ]
+
+
+def _words(pairs: Sequence[Sequence[Any]]) -> str:
+    return ", ".join(f"{word} ({value:.2f})" for word, value in pairs)
 
 
 def headline(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +25,8 @@ class LabelValues:
     """[V] in [0, 1]."""
     exclusive: bool
     """Whether a text has one label (softmax) or any number of them (sigmoid)."""
+    names: list[str] = field(default_factory=list)
+    """[L] the model's labels."""
 
     @classmethod
     def of(cls, model: str, config: PreTrainedConfig, values: Mapping[str, float]) -> LabelValues:
@@ -48,7 +50,17 @@ class LabelValues:
         if wrong or missing:
             fault = f"has no label '{wrong[0]}'" if wrong else f"has the label '{missing[0]}' too, which needs a value"
             raise UserError(f"{who} {fault}; its labels: {', '.join(numbers)}")
-        return cls([numbers[name] for name in values], list(values.values()), exclusive)
+        return cls(
+            [numbers[name] for name in values],
+            list(values.values()),
+            exclusive,
+            sorted(numbers, key=numbers.__getitem__),
+        )
+
+    def probabilities(self, logits: Tensor) -> list[dict[str, float]]:
+        """Return label -> probability for each row of logits [N, L], of all labels of the model."""
+        rows = logits.float().softmax(-1) if self.exclusive else logits.float().sigmoid()
+        return [dict(zip(self.names, row, strict=True)) for row in rows.tolist()]
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return scores [N] in [0, 1] of logits [N, L]."""

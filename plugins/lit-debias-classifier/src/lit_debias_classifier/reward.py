@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from lit_debias_classifier.labels import LabelValues
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 
 class TextClassifier(Reward):
@@ -104,20 +107,29 @@ class TextClassifier(Reward):
 
     def score(self, batch: RewardBatch) -> list[float | None]:
         """Return N scores in [0, 1]; equal completions are read once."""
+        return self._of_each(batch, lambda labels, logits: labels.scores(logits).tolist())
+
+    def probabilities(self, batch: RewardBatch) -> list[dict[str, float] | None]:
+        """Return label -> probability of each of N completions, all labels of the model; None for an empty one."""
+        return self._of_each(batch, lambda labels, logits: labels.probabilities(logits))
+
+    def _of_each(self, batch: RewardBatch, look: Callable[[LabelValues, Tensor], list[T]]) -> list[T | None]:
+        """Return what ``look`` makes of the logits [n, L] of n completions, for each of N."""
+        assert self._labels is not None, "call setup() first"
         # by length, then by text: the order of the rows cannot change what is read together
         texts = sorted({text for text in batch.completions if text.strip()}, key=lambda text: (len(text), text))
-        known: dict[str, float] = {}
+        known: dict[str, T] = {}
         for start in range(0, len(texts), self.batch_size):
             part = texts[start : start + self.batch_size]
-            known |= zip(part, self._read(part).tolist(), strict=True)
+            known |= zip(part, look(self._labels, self._read(part)), strict=True)
         return [known.get(text) for text in batch.completions]
 
     @torch.inference_mode()
     def _read(self, texts: list[str]) -> Tensor:
-        """Return scores [N] of N texts."""
+        """Return logits [N, L] of N texts."""
         assert self._network is not None, "call setup() first"
-        assert self._labels is not None
         readable = getattr(self._network.config, "max_position_embeddings", self.max_length)
         longest = min(self.max_length, self._tokenizer.model_max_length, readable)
         encoded = self._tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        return self._labels.scores(self._network(**encoded.to(self._network.device)).logits)
+        logits: Tensor = self._network(**encoded.to(self._network.device)).logits
+        return logits
