@@ -46,12 +46,13 @@ def test_the_score_by_hand():
     assert found["accuracy_ambiguous"] == 0.6
     assert found["difference_ambiguous"] == pytest.approx(0.2 - 0.1)
     assert found["bias_ambiguous"] == pytest.approx(0.4123105625617661)
-    found = values(items, [*[right] * 6, target, target, unread, unread])
+    found = values(items, [*[right] * 6, target, target, unread, unread], Sesgo(mode="sampled"))
     assert found["accuracy_ambiguous"] == 0.6  # unread answers stay in N
     assert found["bias_ambiguous"] == pytest.approx(0.4472135955)
     assert found["unparsed"] == 0.2
     found = values(items, [*[right] * 6, target, other, unread, unread])
     assert found["bias_ambiguous"] == 0  # the sign of 0 is 0; its size would be 0.4
+    assert "unparsed" not in found
 
 
 def test_polarity_turns_what_follows_the_stereotype_and_conditions_stay_apart():

@@ -101,6 +101,8 @@ class Sesgo(Benchmark[Question, Chosen]):
             mine = [None if row is None else row[number * self.k : (number + 1) * self.k] for row in answers]
             of_part = figures(items, mine, bootstrap)
             found |= {f"temperature_{temperature:g}/{name}": figure for name, figure in of_part.items()}
+        if self.mode == "choices":  # a choice can always be read
+            return {name: figure for name, figure in found.items() if not name.endswith("unparsed")}
         return found
 
     def _written(self, model: Model, items: Sequence[Question]) -> list[Chosen]:
