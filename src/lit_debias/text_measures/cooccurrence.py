@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lit_debias.benchmark.benchmark import Estimates, Figure
 from lit_debias.benchmark.statistics import Array, Estimate
@@ -139,7 +140,7 @@ class Near:
 
     def scores(
         self, texts: Texts, sizes: tuple[Array, Array], start: int, stop: int, smoothing: float
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, NDArray[np.bool_]]:
         """Return ``bias(w)`` [1 + B, W] of some words, NaN where a group is never named, and which words count."""
         counts = [side.within(start, stop).sums(texts.bootstrap, stop - start) for side in self.sides]
         named = [texts.bootstrap.sums(row) for row in self.mentions]
