@@ -15,6 +15,11 @@ from lit_debias.plugins.manager import components, get_plugin_manager
 CORE = ["bbq", "bold", "cbbq", "crows_pairs", "stereoset", "winogender"]
 
 
+@pytest.fixture(autouse=True)
+def _without_plugins_of_this_repository(monkeypatch):
+    monkeypatch.setenv("LIT_DEBIAS_DISABLED_PLUGINS", "scenarios")
+
+
 class NeedsOption(Numbers):
     """Numbers with an option."""
 
