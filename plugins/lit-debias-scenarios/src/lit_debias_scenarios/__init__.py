@@ -3,11 +3,12 @@
 from lit_debias.benchmark import Benchmark
 from lit_debias.plugins import hookimpl
 from lit_debias_scenarios.agents import Agents
+from lit_debias_scenarios.recommendation import Recommendation
 
-__all__ = ["Agents", "lit_debias_benchmarks"]
+__all__ = ["Agents", "Recommendation", "lit_debias_benchmarks"]
 
 
 @hookimpl
 def lit_debias_benchmarks() -> list[type[Benchmark]]:  # type: ignore[type-arg]  # of whatever items
     """Return the benchmarks of this distribution."""
-    return [Agents]
+    return [Agents, Recommendation]

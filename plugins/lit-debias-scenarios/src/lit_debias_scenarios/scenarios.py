@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_debias.plugins import UserError, read_yaml
+from lit_debias_scenarios.reading import named, names_to_texts
 
 OWN = Path(__file__).with_name("agents.yaml")
-NAME = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,18 @@ def read_scenarios(file: str | None) -> Scenarios:
     path = Path(file).expanduser() if file else OWN
     content = read_yaml(path, "scenarios")
     where = f"scenarios '{path}'"
-    axes = {axis: _texts(groups, f"{where}, axis {axis}", 2) for axis, groups in _entries(content, "axes", where)}
+    axes = {axis: names_to_texts(groups, f"{where}, axis {axis}", 2) for axis, groups in named(content, "axes", where)}
     details = content.get("details")
     if not isinstance(details, list) or not details or not all(isinstance(d, str) and d for d in details):
         raise UserError(f"{where}: 'details' is no list of texts; write one or more, the same for every group")
-    return Scenarios([_scenario(*entry, where) for entry in _entries(content, "scenarios", where)], axes, details)
+    return Scenarios([_scenario(*entry, where) for entry in named(content, "scenarios", where)], axes, details)
 
 
 def _scenario(name: str, entry: Any, where: str) -> Scenario:
     where = f"{where}, scenario {name}"
     if not isinstance(entry, dict):
         raise UserError(f"{where} is no mapping; write situation, actions and explicit")
-    actions = _texts(entry.get("actions"), f"{where}, actions", 2)
+    actions = names_to_texts(entry.get("actions"), f"{where}, actions", 2)
     for key in ("situation", "explicit"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise UserError(f"{where}: '{key}' is missing; write a text")
@@ -71,24 +70,3 @@ def _scenario(name: str, entry: Any, where: str) -> Scenario:
     if favourable and favourable not in actions:
         raise UserError(f"{where}: favourable is '{favourable}'; write one of {', '.join(actions)}")
     return Scenario(name, entry["situation"], actions, entry["explicit"], str(entry.get("about", "")), favourable)
-
-
-def _entries(content: Any, key: str, where: str) -> list[tuple[str, Any]]:
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not found:
-        raise UserError(f"{where}: '{key}' is missing; write a mapping of names")
-    return [(_name(name, where), entry) for name, entry in found.items()]
-
-
-def _texts(value: Any, where: str, fewest: int) -> dict[str, str]:
-    if not isinstance(value, dict) or len(value) < fewest or not all(isinstance(v, str) and v for v in value.values()):
-        raise UserError(f"{where}: write a mapping of {fewest} or more names to texts")
-    if len(set(value.values())) < len(value):
-        raise UserError(f"{where}: two texts are equal; write different ones")
-    return {_name(name, where): text for name, text in value.items()}
-
-
-def _name(name: Any, where: str) -> str:
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise UserError(f"{where}: {name!r:.40} is no name; write letters, digits, _ and -, in quotes where YAML asks")
-    return name
