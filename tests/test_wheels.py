@@ -33,7 +33,7 @@ REWARDS = {
     "variety": {"class_path": "Variety"},
 }
 OFFICIAL = {"DebertaFairness", "Fluency", "Variety", "CounterfactualConsistency", "Informativeness", "TextClassifier"}
-OFFICIAL |= {"LLMJudge", "Rules", "ColocatedVLLMEngine", "VLLMEngine", "Agents", "Recommendation"}
+OFFICIAL |= {"LLMJudge", "Rules", "ColocatedVLLMEngine", "VLLMEngine", "Agents", "Ceb", "CebWriting", "Recommendation"}
 
 
 @pytest.fixture(scope="module")
