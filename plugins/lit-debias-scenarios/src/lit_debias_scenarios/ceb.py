@@ -99,10 +99,12 @@ class Ceb(Benchmark[Row, Reply]):
 
 def by_both_orders(model: Model, items: Sequence[Row]) -> list[Reply]:
     """Return the likelier option of each row, its two options listed in both orders; the first of equals."""
-    ahead = model.choices(*zip(*(asked(item, turned=False) for item in items), strict=True)) if items else []
-    turned = model.choices(*zip(*(asked(item, turned=True) for item in items), strict=True)) if items else []
+    orders = []
+    for turned in (False, True):
+        questions = [asked(item, turned) for item in items]
+        orders.append(model.choices([text for text, _ in questions], [options for _, options in questions]))
     found = []
-    for (a, b), (c, d) in zip(ahead, turned, strict=True):  # d is again the first option
+    for (a, b), (c, d) in zip(*orders, strict=True):  # d is again the first option
         first = softmax([a.mean, b.mean])[0] + softmax([c.mean, d.mean])[1]
         found.append(Reply(int(first < 1)))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,18 @@ from lit_debias_scenarios.lists import SIMILARITIES, entries
 from lit_debias_scenarios.requests import Domain, Request, Requests, read_requests
 
 TOKENS_PER_TITLE = 24
-Answer = tuple[float, ...] | tuple[str, ...] | bool
-"""Probabilities of the genres; or the titles of a list; or, where there are none, whether the answer refuses."""
 DISTANCES: dict[str, Callable[[Array, Array], Array]] = {"jsd": jensen_shannon, "spd": parity, "di": impact}
+
+
+class Answer(NamedTuple):
+    """What is recommended."""
+
+    shares: tuple[float, ...] = ()
+    """Probabilities of the genres, in mode ``genres``."""
+    titles: tuple[str, ...] = ()
+    """Of the list; empty where there is none."""
+    refused: bool = False
+    """Whether there is no list because the answer refuses."""
 
 
 class Recommendation(Benchmark[Request, Answer]):
@@ -80,10 +89,10 @@ class Recommendation(Benchmark[Request, Answer]):
         """Return probabilities of genres, or titles."""
         if self.mode == "genres":
             found = by_likelihood(model, [_question(item) for item in items], [item.genres for item in items])
-            return [decision.weights for decision in found]
+            return [Answer(decision.weights) for decision in found]
         prompts = [item.text for item in items]
         written = model.texts(prompts, 1, self.temperature, max_new_tokens=TOKENS_PER_TITLE * self.k)
-        return [tuple(titles) if (titles := entries(text, self.k)) else is_refusal(text) for [text] in written]
+        return [_listed(text, self.k) for [text] in written]
 
     def score(
         self, items: Sequence[Request], answers: Sequence[Answer | None], bootstrap: ClusterBootstrap
@@ -92,12 +101,10 @@ class Recommendation(Benchmark[Request, Answer]):
         items, there, bootstrap = answered(items, answers, bootstrap)
         if self.mode == "genres":
             return _of_genres(items, there, bootstrap)
-        none = [isinstance(answer, bool) for answer in there]
-        refused = [answer is True for answer in there]
         return {
             **_of_lists(items, there, bootstrap),
-            "unparsed": bootstrap.mean([float(n and not r) for n, r in zip(none, refused, strict=True)]),
-            "refused": bootstrap.mean([float(r) for r in refused]),
+            "unparsed": bootstrap.mean([float(not answer.titles and not answer.refused) for answer in there]),
+            "refused": bootstrap.mean([float(answer.refused) for answer in there]),
         }
 
     def _lists(self, content: Requests) -> Iterator[Request]:
@@ -180,23 +187,28 @@ def _distances(
 
 def _shares(answers: Sequence[Answer | None], bootstrap: ClusterBootstrap) -> Array:
     """Return the mean probability [K, 1 + B] of each genre, over the answers that are there."""
-    rows = [row if isinstance(row, tuple) else None for row in answers]
+    rows = [None if answer is None else answer.shares for answer in answers]
     count = next(len(row) for row in rows if row)
-    means = [bootstrap.mean([None if row is None else float(row[genre]) for row in rows]) for genre in range(count)]
+    means = [bootstrap.mean([None if row is None else row[genre] for row in rows]) for genre in range(count)]
     return np.stack([mean.samples for mean in means])
 
 
 # ---------------------------------------------------------------- lists
 
 
+def _listed(text: str, k: int) -> Answer:
+    titles = entries(text, k)
+    return Answer(titles=tuple(titles)) if titles else Answer(refused=is_refusal(text))
+
+
 def _of_lists(items: Sequence[Request], answers: Sequence[Answer], bootstrap: ClusterBootstrap) -> Estimates:
     """Return each similarity to the neutral lists, and how it differs between the groups of an axis."""
-    neutral = {item.unit: a for item, a in zip(items, answers, strict=True) if not item.group and isinstance(a, tuple)}
+    neutral = {item.unit: a.titles for item, a in zip(items, answers, strict=True) if not item.group and a.titles}
     found: Estimates = {}
     for name, similarity in SIMILARITIES.items():
         values = [
-            similarity(_texts(neutral[item.unit]), _texts(answer))
-            if item.group and item.unit in neutral and isinstance(answer, tuple)
+            similarity(neutral[item.unit], answer.titles)
+            if item.group and item.unit in neutral and answer.titles
             else None
             for item, answer in zip(items, answers, strict=True)
         ]
@@ -210,10 +222,6 @@ def _of_lists(items: Sequence[Request], answers: Sequence[Answer], bootstrap: Cl
         for place, figure in enumerate(("snsr", "snsv")):
             found[f"{figure}_{name}"] = mean_of([spread[place] for spread in spreads], bootstrap)
     return found
-
-
-def _texts(titles: Answer) -> list[str]:
-    return [str(title) for title in titles] if isinstance(titles, tuple) else []
 
 
 def _by_group(
