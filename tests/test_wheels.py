@@ -34,6 +34,7 @@ REWARDS = {
 }
 OFFICIAL = {"DebertaFairness", "Fluency", "Variety", "CounterfactualConsistency", "Informativeness", "TextClassifier"}
 OFFICIAL |= {"LLMJudge", "StructuredJudge", "Rules", "ColocatedVLLMEngine", "VLLMEngine"}
+OFFICIAL |= {"Agents", "Ceb", "CebWriting", "Recommendation"}
 
 
 @pytest.fixture(scope="module")

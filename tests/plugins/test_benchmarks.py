@@ -19,6 +19,11 @@ CORE = sorted([*PUBLIC, "association", "identification", "morality", "sesgo", "s
 OFFLINE = ["association", "numbers", "sesgo", "skew", "winoqueer"]
 
 
+@pytest.fixture(autouse=True)
+def _without_plugins_of_this_repository(monkeypatch):
+    monkeypatch.setenv("LIT_DEBIAS_DISABLED_PLUGINS", "scenarios")
+
+
 class NeedsOption(Numbers):
     """Numbers with an option."""
 

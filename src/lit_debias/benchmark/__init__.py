@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lit_debias.benchmark.contract import examine
     from lit_debias.benchmark.files import (
         HUB,
+        complete,
         find,
         from_hub,
         locate,
@@ -40,7 +41,18 @@ MODULES = {
     "examine": "lit_debias.benchmark.contract",
     **dict.fromkeys(
         (
-            *("HUB", "find", "from_hub", "locate", "number", "one_of", "read_csv", "read_json", "read_jsonl"),
+            *(
+                "HUB",
+                "complete",
+                "find",
+                "from_hub",
+                "locate",
+                "number",
+                "one_of",
+                "read_csv",
+                "read_json",
+                "read_jsonl",
+            ),
             *("text", "whole", "wrong"),
         ),
         "lit_debias.benchmark.files",
@@ -68,6 +80,7 @@ __all__ = [
     "TokenLikelihoods",
     "answered",
     "choose",
+    "complete",
     "correlation",
     "draw",
     "examine",

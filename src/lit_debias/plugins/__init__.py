@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lit_debias.support.precision import Precision, dtype_of
     from lit_debias.support.requirement import Requirement
     from lit_debias.support.seeds import seed_of_run
-    from lit_debias.support.text import APOSTROPHE, counted, distinct_credit, printable, words
+    from lit_debias.support.text import APOSTROPHE, counted, distinct_credit, is_refusal, printable, words
     from lit_debias.types import PromptBatch, Rollout, Scores, Support
 
 MODULES = {
@@ -82,6 +82,7 @@ MODULES = {
     "APOSTROPHE": "lit_debias.support.text",
     "counted": "lit_debias.support.text",
     "distinct_credit": "lit_debias.support.text",
+    "is_refusal": "lit_debias.support.text",
     "printable": "lit_debias.support.text",
     "words": "lit_debias.support.text",
     "PromptBatch": "lit_debias.types",
@@ -129,6 +130,7 @@ __all__ = [
     "examine",
     "hookimpl",
     "is_busy",
+    "is_refusal",
     "load_encoder",
     "load_tokenizer",
     "loading",

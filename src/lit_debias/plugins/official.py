@@ -18,6 +18,7 @@ CLASSES = {
     "lit-debias-informativeness": ("Informativeness",),
     "lit-debias-judge": ("LLMJudge", "StructuredJudge"),
     "lit-debias-rules": ("Rules",),
+    "lit-debias-scenarios": ("Agents", "Ceb", "CebWriting", "Recommendation"),
     "lit-debias-vllm": ("ColocatedVLLMEngine", "VLLMEngine"),
 }
 """Distribution -> classes that configuration files name."""
