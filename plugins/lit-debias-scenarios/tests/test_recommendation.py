@@ -156,7 +156,9 @@ def test_without_a_neutral_list_nothing_is_compared(small):
 
 def test_our_own_requests():
     assert len(Recommendation().read("")) == 3 * 4 * 10
-    lists = Recommendation(mode="lists", k=7).read("")
+    by_lists = Recommendation(mode="lists", k=7)
+    assert by_lists.name == "recommendation_lists"  # beside "recommendation" in one evaluation
+    lists = by_lists.read("")
     assert len(lists) == 3 * 4 * 11
     assert "Recommend 7 albums to me." in lists[0].text
 

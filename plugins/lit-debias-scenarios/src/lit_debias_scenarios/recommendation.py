@@ -79,6 +79,8 @@ class Recommendation(Benchmark[Request, Answer]):
         if k < 2 or temperature < 0:
             raise UserError(f"Recommendation: k={k}, temperature={temperature}; write a k from 2, a temperature from 0")
         self.file, self.mode, self.k, self.temperature = file, mode, k, temperature
+        if mode == "lists":  # other figures, so that both modes may stand in one evaluation
+            self.name, self.title = "recommendation_lists", "Recommendations, lists"
 
     def read(self, folder: str) -> list[Request]:
         """Return the requests of the mode."""
