@@ -106,6 +106,12 @@ def test_equal_groups_do_not_differ(small):
     assert found["p_value"].value == 1
 
 
+def test_one_person_has_no_p_value(small):
+    found = figures(Agents(small(), personas=1), Believes(BELIEFS))
+    assert found["dpd/hiring"].value == pytest.approx(0.25)
+    assert (found["p_value"].n, found["significant"].n) == (0, 0)
+
+
 def test_the_largest_difference_over_actions():
     shares = np.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5], [0.5, 0.5, 0.0]])
     assert parity_difference(shares) == 0.5

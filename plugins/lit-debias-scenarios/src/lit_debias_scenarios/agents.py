@@ -141,7 +141,7 @@ class Agents(Benchmark[Situation, Decision]):
     def _p(self, cells: Sequence[Cell]) -> float | None:
         if self.mode == "sampled":
             return chi_square_p([cell.counts for cell in cells])
-        blocks = [cell.blocks for cell in cells if len(cell.blocks)]
+        blocks = [cell.blocks for cell in cells if len(cell.blocks) > 1]  # of one, every permutation is as far apart
         return permutation_p(blocks, PERMUTATIONS, self.seed) if blocks else None
 
     # ---------------------------------------------------------------- items
