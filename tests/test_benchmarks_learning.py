@@ -187,6 +187,7 @@ def test_the_same_completions_move_trls_adapter_alike(tmp_path):
     assert gate["passed"], gate
 
 
+@pytest.mark.processes
 def test_lit_debias_learns_for_real(tmp_path):
     plan = Plan(steps=2, completion_tokens=4, group_size=2, prompts=1, dtype="float32")
     folder = Trainers(tmp_path, sys.executable, 5.0).learn(OURS, plan)

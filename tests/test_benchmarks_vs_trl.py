@@ -259,6 +259,7 @@ def test_the_graphed_arm_is_the_one_whose_parity_is_checked(tmp_path, monkeypatc
     assert asked == [OURS, TUNED, GRAPHED, TUNED]
 
 
+@pytest.mark.processes
 def test_a_real_item_runs_on_a_cpu_with_a_tiny_shape(tmp_path, monkeypatch):
     options = gpu.parser().parse_args(["--shape", "tiny"])
     every = list(gpu.items(options, "cpu", tmp_path / "shapes"))

@@ -331,6 +331,7 @@ def two(tmp_path_factory) -> list[dict]:
     return [json.loads(out.read_text()) for out in outs]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_two_processes(two, scenario):
     first, second = (told[scenario] for told in two)

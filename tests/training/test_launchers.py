@@ -24,7 +24,10 @@ JOB = {
     "SLURM_NODELIST": "node-[7-8]",
 }
 PREEMPTED = {"class_path": "machine_faults.Preempted"}
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
 
 
 @pytest.fixture
