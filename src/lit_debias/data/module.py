@@ -47,7 +47,11 @@ class TableDataModule(LightningDataModule, ABC):
     """
 
     table: ClassVar[Table]
-    split_options: ClassVar[Mapping[Role, str]]
+    split_options: ClassVar[Mapping[Role, str]] = {
+        "train": "train_split",
+        "validation": "val_split",
+        "test": "test_split",
+    }
     """Role -> the option that names its splits."""
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -41,11 +41,6 @@ class PreferenceDataModule(TableDataModule):
     """
 
     table: ClassVar[Table] = "preferences"
-    split_options: ClassVar[Mapping[Role, str]] = {
-        "train": "train_split",
-        "validation": "val_split",
-        "test": "test_split",
-    }
 
     def __init__(
         self,

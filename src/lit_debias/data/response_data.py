@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -47,11 +46,6 @@ class ResponseDataModule(TableDataModule):
     """
 
     table: ClassVar[Table] = "responses"
-    split_options: ClassVar[Mapping[Role, str]] = {
-        "train": "train_split",
-        "validation": "val_split",
-        "test": "test_split",
-    }
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lit_debias.support.packages import PACKAGE_SCHEME
     from lit_debias.support.precision import Precision, dtype_of
     from lit_debias.support.requirement import Requirement
-    from lit_debias.support.seeds import seed_of_run
+    from lit_debias.support.seeds import seed_at, seed_of_rank, seed_of_run
     from lit_debias.support.text import APOSTROPHE, counted, distinct_credit, is_refusal, printable, words
     from lit_debias.types import PromptBatch, Rollout, Scores, Support
 
@@ -78,6 +78,8 @@ MODULES = {
     "Precision": "lit_debias.support.precision",
     "dtype_of": "lit_debias.support.precision",
     "Requirement": "lit_debias.support.requirement",
+    "seed_at": "lit_debias.support.seeds",
+    "seed_of_rank": "lit_debias.support.seeds",
     "seed_of_run": "lit_debias.support.seeds",
     "APOSTROPHE": "lit_debias.support.text",
     "counted": "lit_debias.support.text",
@@ -144,6 +146,8 @@ __all__ = [
     "read_yaml",
     "refusal",
     "resolve",
+    "seed_at",
+    "seed_of_rank",
     "seed_of_run",
     "sha256",
     "words",

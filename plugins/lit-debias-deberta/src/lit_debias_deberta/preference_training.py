@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_debias.plugins import Precision, UserError, rank, seed_of_run, world_size
+from lit_debias.plugins import Precision, UserError, rank, seed_at, seed_of_rank, seed_of_run, world_size
 from lit_debias_deberta.checkpoint import TEST, write_json
 from lit_debias_deberta.encoder_module import EncoderModule
 from lit_debias_deberta.losses import preference_loss
@@ -182,7 +182,7 @@ class PreferenceMixture(EncoderModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of N pairs; dropout depends on the step alone, so that a resumed run draws the same."""
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * world_size() + rank())
+        torch.manual_seed(seed_of_rank(seed_at(self.seed, self.global_step)))
         chosen, rejected = self._logits(batch)
         margins = chosen - rejected
         weights = self.weights[[self.number[user] for user in batch["user"]]].to(margins)
@@ -264,7 +264,7 @@ class PreferenceMixture(EncoderModule):
         """Put the network to its start, with heads of its own for each trial, and deal the users to groups."""
         assert self.network is not None
         groups, _ = self.search.current
-        seed = self.seed * 1_000_003 + len(self.search.finished)
+        seed = seed_at(self.seed, len(self.search.finished))
         self.search.begin(start_weights(len(self.number), groups, self.start, seed))
         self.network.encoder.load_state_dict(self.initial, strict=False)
         with torch.random.fork_rng(devices=[]):
