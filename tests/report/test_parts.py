@@ -5,12 +5,13 @@ import pytest
 import yaml
 from report_material import many_arms, training_row
 
+from lit_debias.report import report
 from lit_debias.report.charts import intervals, joined, lines, pareto_front, running_mean, smoothing, tradeoff
 from lit_debias.report.figures import curve_charts, group_terms, largest_parts, tradeoff_axes, tradeoff_charts
 from lit_debias.report.keys import INKS, Key, arm_keys
 from lit_debias.report.page import MISSING, figure, signed, standing
 from lit_debias.report.sources import Evaluation
-from lit_debias.report.tables import direction, mark, over_runs
+from lit_debias.report.tables import direction, mark, measure_rows, over_runs
 from lit_debias.synthetic.taxonomy import WORDING, group_meanings
 
 
@@ -264,3 +265,56 @@ def test_the_colour_of_the_verdict():
     assert standing([passed, failed]) == ""
     assert standing([failed, passed]) == "bad"
     assert standing([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "part_of"),
+    [
+        ("bbq/s_amb", "BBQ: bias score, ambiguous", ""),
+        ("bbq/s_amb/Age", "BBQ (Age): bias score, ambiguous", "BBQ"),
+        ("stereoset/overall/ss", "StereoSet (overall): stereotype score", ""),
+        ("stereoset/ss/intersentence", "StereoSet (intersentence): stereotype score", "StereoSet"),
+        ("bias_intensity/a/b", "bias intensity (a/b)", ""),
+    ],
+)
+def test_figures_of_parts_go_under_their_benchmark(name, label, part_of):
+    section = "bias" if name.startswith("bias") else "benchmarks"
+    about = {"label": label, "better": "lower", "section": section, "meaning": ""}
+    (row,) = measure_rows(evaluation(measures={name: about}, comparisons={}))
+    assert row.part_of == part_of
+
+
+def test_the_page_folds_the_figures_of_parts(tmp_path):
+    of_arm = {"measures": {name: part(0.5) for name in ("bbq/s_amb", "bbq/s_amb/Age")}}
+    labels = {"bbq/s_amb": "BBQ: bias score", "bbq/s_amb/Age": "BBQ (Age): bias score"}
+    measures = {
+        name: {"label": label, "better": "lower", "section": "benchmarks", "meaning": ""}
+        for name, label in labels.items()
+    }
+    many_arms(tmp_path)
+    path = tmp_path / "results.json"
+    results = json.loads(path.read_text())
+    results["measures"] |= measures
+    for own in results["arms"].values():
+        own["measures"] |= of_arm["measures"]
+    path.write_text(json.dumps(results))
+    page = report(str(tmp_path)).read_text()
+    open_, folded = page.split("<summary>BBQ: figures of its parts (1)</summary>")
+    assert "BBQ: bias score" in open_
+    assert "BBQ (Age)" not in open_
+    assert "BBQ (Age)" in folded
+
+
+def test_the_page_shows_what_judges_of_other_families_say(tmp_path):
+    many_arms(tmp_path)
+    path = tmp_path / "results.json"
+    assert 'id="opinions"' not in report(str(tmp_path)).read_text()
+    results = json.loads(path.read_text())
+    change = {"difference": -0.25, "low": -0.5, "high": -0.125, "clear": True, "n": 9}
+    own = {"measure": results["verdict"]["measure"], "judge": "a <lexicon>", "says": "fairer", "change": change}
+    results["verdict"]["opinions"] = [own]
+    path.write_text(json.dumps(results))
+    row = report(str(tmp_path)).read_text().split('id="opinions"')[1].split("<tbody>")[1].split("</tbody>")[0]
+    assert "a &lt;lexicon&gt;" in row
+    assert "-0.250" in row
+    assert 'class="result good">fairer<' in row

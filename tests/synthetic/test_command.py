@@ -55,7 +55,7 @@ def test_the_card_warns_counts_and_configures(folder):
     assert f"| train | {count} |" in card
     assert "Content warning" in card
     assert "generator version" in card
-    assert "| regional |" in card.split("## Variety")[1].split("## Columns")[0]
+    assert "| regional |" in card.split("## From the grammar")[1].split("## Columns")[0]
 
 
 def test_datasets_loads_the_folder(folder, tmp_path):

@@ -124,6 +124,18 @@ def test_the_command_writes_a_model(data, tmp_path, capsys):
     assert rude < kind
 
 
+def test_labels_may_say_how_harmless_a_text_is(tmp_path, capsys):
+    rows = [{"text": row.text, "toxic": row.toxic, "fairness": 1 - row.toxic} for row in TEXTS]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    for name, options in {"toxic": [], "fair": ["--harmless", "fairness"]}.items():
+        assert main(["toxicity", "train", str(file), "--out", str(tmp_path / name), "--held_out", "0", *options]) == 0
+    weights = [(tmp_path / name / WEIGHTS).read_bytes() for name in ("toxic", "fair")]
+    assert weights[0] == weights[1]
+    rude, kind = ready(tmp_path / "fair").score(batch("rude", "kind"))
+    assert rude < kind
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [

@@ -1,4 +1,4 @@
-"""A tiny DeBERTa-v2 with a tokenizer trained here, as a folder that ``from_pretrained`` reads."""
+"""A tiny DeBERTa-v2, and a tiny Llama, with a tokenizer trained here, as a folder that ``from_pretrained`` reads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import DebertaV2Config, DebertaV2Model, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from lit_debias_deberta.checkpoint import Manifest, build_network, save_network
 
@@ -48,6 +48,31 @@ def encoder(tmp_path_factory) -> str:
         position_biased_input=False,
     )
     DebertaV2Model(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def causal(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("causal")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet)
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        eos_token_id=0,
+    )
+    LlamaModel(config).save_pretrained(folder)
     return str(folder)
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lit_debias.errors import UserError
-from lit_debias_deberta.human_text import PROMPT, Contrast, interval, measure, read
+from lit_debias_deberta.contrasts import Contrast
+from lit_debias_deberta.human_text import PROMPT, interval, measure, read
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 STEREOSET = {
@@ -79,6 +80,39 @@ def test_reads_the_fairer_text_first(folder):
     ]
 
 
+def test_bbq_sets_the_conclusion_that_a_context_allows_against_the_biased_one(tmp_path):
+    def row(number, question, label, info=("old", "nonOld", "unknown")):
+        answers = {f"ans{i}": answer for i, answer in enumerate(("The grandfather", "the grandson", "Not known"))}
+        about = {"answer_info": {f"ans{i}": ["x", group] for i, group in enumerate(info)}, "label": label}
+        return {"example_id": number, "question_index": "1", "category": "Age", "context": "Two men met.",
+                "question": question, **answers, **about}  # fmt: skip
+
+    rows = [
+        row(0, "Who was slow?", 2),  # the context decides nothing
+        row(1, "Who was slow?", 1),  # against the stereotype
+        row(2, "Who was slow?", 0),  # for the stereotype: left out
+        row(3, "Which man was slow?", 2),
+        row(4, "Who was slow?", 2),  # nobody wrote down which answer is biased: left out
+    ]
+    (tmp_path / "bbq").mkdir()
+    with gzip.open(tmp_path / "bbq" / "Age.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(map(json.dumps, rows)))
+    metadata = "category,example_id,target_loc\nAge,0,0\nAge,1,0\nAge,2,0\nAge,3,1\nAge,4,\n"
+    (tmp_path / "bbq" / "additional_metadata.csv").write_text(metadata)
+    prompt, unknown = "Two men met. Who was slow?", "It cannot be told who was slow."
+    assert sorted(read(str(tmp_path)), key=str) == [
+        Contrast(
+            "BBQ, ambiguous", "Age", "Age 1", "Two men met. Which man was slow?",
+            "It cannot be told which man was slow.", "Which man was slow? The grandson.",
+        ),
+        Contrast("BBQ, ambiguous", "Age", "Age 1", prompt, unknown, "The grandfather was slow."),
+        Contrast("BBQ, disambiguated", "Age", "Age 1", prompt, "The grandson was slow.", "The grandfather was slow."),
+    ]  # fmt: skip
+    (tmp_path / "bbq" / "additional_metadata.csv").unlink()
+    with pytest.raises(UserError, match="holds none of the files"):
+        read(str(tmp_path))
+
+
 def test_share_by_hand():
     pairs = [Contrast("S", kind, str(n), "p", f"{fair}", f"{biased}") for n, (kind, fair, biased) in enumerate(
         [("a", 0.9, 0.1), ("a", 0.2, 0.4), ("b", 0.5, 0.5), ("b", 0.8, 0.6)]
@@ -112,7 +146,8 @@ def test_mistakes(folder, tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public benchmarks are not at ../shared/data")
 def test_the_real_files():
     pairs = read(str(SHARED))
-    expected = {"StereoSet intersentence": 2123, "StereoSet intrasentence": 2106, "CrowS-Pairs": 1508, "CBBQ": 3156}
+    expected = {"StereoSet intersentence": 2123, "StereoSet intrasentence": 2106, "CrowS-Pairs": 1508, "CBBQ": 3156,
+                "BBQ, ambiguous": 1100, "BBQ, disambiguated": 1100}  # fmt: skip
     assert Counter(pair.source for pair in pairs) == expected
     assert Counter(pair.kind for pair in pairs if pair.source == "CBBQ") == {"region": 2176, "ethnicity": 980}
     assert all(pair.fairer != pair.less_fair for pair in pairs if pair.source == "CBBQ")

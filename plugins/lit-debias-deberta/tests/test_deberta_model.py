@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from lit_debias.errors import UserError
 from lit_debias_deberta import RewardModel, RewardScorer
 from lit_debias_deberta.batches import group_ids, labels_of
+from lit_debias_deberta.checkpoint import build_network, load_network
 
 FAIR = ["Judge each person by what he does.", "The record shows this person is honest.", "Each works hard."]
 BIASED = ["They are all lazy.", "Nobody should hire them.", "All from Henan are lazy and nobody should hire them."]
@@ -249,3 +250,50 @@ def test_it_trains_in_bf16_only_where_that_is_fast(encoder, tmp_path, monkeypatc
         logits = model(["a"], ["b"])
     assert seen == [fast]
     assert logits.dtype == torch.float32
+
+
+# -------------------------------------------------------------------- a causal language model as the encoder
+
+
+def test_a_pair_reads_the_same_alone_and_beside_a_longer_one(causal):
+    network = build_network(causal, max_length=64).eval()
+    short, long = ("Who?", "No one."), ("Describe the new neighbour.", "The record shows that this person is honest.")
+    with torch.inference_mode():
+        alone = network.read([short[0]], [short[1]])
+        beside = network.read(*zip(short, long, strict=True))
+    assert torch.allclose(alone[0], beside[0], atol=1e-6)
+    encoding, sides = network.encode([short], 64)
+    assert network.tokenizer.decode(encoding["input_ids"][0]) == "Who?\n\nNo one."
+    assert network.tokenizer.decode(encoding["input_ids"][0][sides[0] == 1]) == "No one."
+
+
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The 'val_dataloader' does not have many workers")
+def test_lora_trains_the_top_layer_and_is_merged(causal, tmp_path):
+    seed_everything(0, verbose=False)
+    losses = Losses()
+    module = model(causal, tmp_path, max_length=64, lora_rank=2, trainable_layers=1)
+    trainer(tmp_path, max_epochs=6, callbacks=[losses]).fit(module, Planted())
+    assert losses.values[-1] < 0.7 * losses.values[0]
+    trained = load_network(tmp_path / "out")
+    before = build_network(causal, max_length=64)
+    changed = {
+        name
+        for (name, old), new in zip(before.encoder.named_parameters(), trained.encoder.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert changed == {name for name in changed if name.startswith("layers.2.") and name.endswith("proj.weight")}
+    assert len(changed) == 7
+    with torch.inference_mode():
+        logits = trained.read(["Describe the neighbour."] * 6, FAIR + BIASED)[:, 0]
+        assert logits[:3].min() > logits[3:].max()
+        merged = module.network.eval().read(["Describe the neighbour."] * 6, FAIR + BIASED)[:, 0]
+        assert torch.allclose(logits, merged, atol=1e-5)
+    assert not list((tmp_path / "out").glob("adapter*"))
+
+
+def test_lora_needs_a_layer_to_train(causal, tmp_path):
+    with pytest.raises(UserError, match="lora_rank=0; write at least 1"):
+        model(causal, tmp_path, lora_rank=0)
+    with pytest.raises(UserError, match="no linear layer of the encoder trains"):
+        model(causal, tmp_path, lora_rank=2, trainable_layers=0).configure_model()

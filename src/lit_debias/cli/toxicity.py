@@ -16,6 +16,7 @@ def train(
     out: str,
     text: str = "text",
     toxic: str = "toxic",
+    harmless: str | None = None,
     ngrams: int = 2,
     min_texts: int = 2,
     penalty: float = 1.0,
@@ -33,6 +34,8 @@ def train(
         text: Column of the texts.
         toxic: Column of the labels: numbers from 0 (harmless) to 1 (toxic), such as shares of annotators, or true and
             false.
+        harmless: Column of labels that go the other way, from 0 (toxic) to 1 (harmless), in the place of ``toxic``; the
+            responses of lit-debias's data have such ones in the column fairness.
         ngrams: Words of the longest run that counts.
         min_texts: Texts that a word or run must occur in to count.
         penalty: Of the squared weights, 1 / C of scikit-learn; more makes a text's few words say less.
@@ -48,7 +51,7 @@ def train(
     folder = Path(out).expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "toxicity.json").is_file()):
         raise UserError(f"out '{out}' is there and holds no such model; write a folder that is new or empty")
-    rows, test = split(read_labelled(data, text, toxic), held_out, seed)
+    rows, test = split(read_labelled(data, text, harmless or toxic, harmless=harmless is not None), held_out, seed)
     model = fit(rows, ngrams, min_texts, penalty)
     quality = quality_of(model, test)
     options = {"ngrams": ngrams, "min_texts": min_texts, "penalty": penalty, "held_out": held_out, "seed": seed}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from lit_debias.conversations import answer_of
 from lit_debias.data.augmentation import augment, said
 from lit_debias.data.counterfactuals import Swaps
 from lit_debias.data.module import require_column
+from lit_debias.data.sources import ORIGIN
+from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
 from lit_debias.support.skew import Pair, extremes, resample, shares_of, weights
 from lit_debias.support.text import counted
@@ -45,6 +48,33 @@ def without_ties(path: str, rows: Dataset, responses: Sequence[str], groups: Seq
     twins = f", and {counted(others, 'twin')} of theirs" if others else ""
     left_out = f"{len(tied):,} of {counted(len(rows), 'row')} left out, as {names} are the same text{twins}"
     return rows.select(kept), left_out
+
+
+def with_given_twins(rows: Dataset, prompt_column: str) -> Dataset:
+    """Add the twins that rows give as ``counterfactual_prompt`` alone, as ``lit-debias evaluate`` asks them too.
+
+    A twin has the row's columns, with the groups exchanged and nothing in ``biased``: that says something about the
+    other group.
+    """
+    if not {"twin_id", "counterfactual_prompt"} <= set(rows.column_names):
+        return rows
+    counts = Counter(rows["twin_id"])
+    alone = [row for row in rows if counts[row["twin_id"]] == 1 and row["counterfactual_prompt"]]
+    twins = [_twin_of(row, prompt_column) for row in alone]
+    return concatenate_datasets([rows, Dataset.from_list(twins, features=rows.features)]) if twins else rows
+
+
+def _twin_of(row: Row, prompt_column: str) -> Row:
+    exchanged = {
+        "prompt_id": f"{row['prompt_id']}-twin",
+        ORIGIN: f"{row[ORIGIN]} (its twin)",
+        prompt_column: row["counterfactual_prompt"],
+        "counterfactual_prompt": row[prompt_column],
+        "group": row.get("counterfactual_group"),
+        "counterfactual_group": row.get("group"),
+        "biased": "",
+    }
+    return row | {name: value for name, value in exchanged.items() if name in row}
 
 
 def _are_one(values: Sequence[object]) -> bool:

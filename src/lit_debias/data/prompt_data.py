@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_debias.conversations import read_prompt, words_of
 from lit_debias.data.augmentation import key_of
-from lit_debias.data.changes import Changed, balanced, weighed, with_twins, without_ties
+from lit_debias.data.changes import Changed, balanced, weighed, with_given_twins, with_twins, without_ties
 from lit_debias.data.counterfactuals import swaps_of
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_prompts_of
 from lit_debias.data.sources import ORIGIN, Table, split_names
@@ -46,7 +46,8 @@ class PromptDataModule(TableDataModule):
         val_limit: Validate and test on a seeded choice of so many prompts.
         prompt_kinds: Keep these kinds (open, leading, forced_choice, control); all by default.
         twins: Keep the two prompts of each ``twin_id``, which differ in the group alone, in one batch and on one rank,
-            for rewards that compare their completions; each rank's share of a batch is then even.
+            for rewards that compare their completions; each rank's share of a batch is then even. A twin that a row
+            gives as ``counterfactual_prompt`` alone is added.
         augment: ``cda`` adds to each training prompt with its responses a counterfactual twin, in which the groups of a
             category give way to their counterparts in the taxonomy, pronouns of gender among them; for SFT and DPO.
         augment_categories: Categories whose groups are swapped, such as [gender]; all by default.
@@ -124,6 +125,7 @@ class PromptDataModule(TableDataModule):
         rows = rows if self.prompt_kinds is None else self._of_kinds(rows, self.prompt_kinds)
         if self.twins:
             self._check_even(role)
+            rows = with_given_twins(rows, self.prompt_column)
             check_twins(self.path, rows, self.prompt_column)
         return rows
 

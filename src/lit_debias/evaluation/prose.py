@@ -10,6 +10,7 @@ from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
 from lit_debias.evaluation.prompts import DEFAULTS, PROSE
 from lit_debias.support.files import read_text
+from lit_debias.support.text import passages
 
 LONGEST = 2000
 """Characters of a passage; more may not fit a small model's context."""
@@ -33,12 +34,6 @@ def read_prose(path: str | None) -> list[str]:
                 "separated by blank lines"
             )
     return found
-
-
-def passages(text: str) -> list[str]:
-    """Return what blank lines separate, each passage in one line."""
-    lines = [line.strip() for line in text.splitlines()]
-    return [passage for block in "\n".join(lines).split("\n\n") if (passage := " ".join(block.split()))]
 
 
 def prose_rows(found: Sequence[str]) -> list[Row]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from lit_debias.evaluation.benchmarked import add_figures
 from lit_debias.evaluation.contamination import contaminated, notes_of, trained_on
 from lit_debias.evaluation.needs import not_measured, notes
+from lit_debias.evaluation.opinions import add_opinions
 from lit_debias.evaluation.prepare import Plan
 from lit_debias.evaluation.records import write_json
 from lit_debias.evaluation.results import provenance, summarize
@@ -91,4 +92,5 @@ def results_of(plan: Plan, measured: Measured) -> dict[str, Any]:
             results["measures"][measure]["label"] += f" ({source})"
     add_texts(results, measured.texts, plan.texts)
     add_figures(results, measured.figures, plan.benchmarks)
+    add_opinions(results)
     return results

@@ -157,6 +157,7 @@ def contents(shown: dict[str, Any]) -> dict[str, str]:
     return {
         **({"runs": "Runs"} if len(shown["runs"]) > 1 else {}),
         **({"checks": "Checks"} if shown["results"]["verdict"].get("checks") else {}),
+        **({"opinions": "Judges"} if shown["results"]["verdict"].get("opinions") else {}),
         "measures": "Measures",
         **({"words": "Words"} if shown["words"] else {}),
         **{figure.name: figure.title for figure in shown["figures"]},

@@ -69,6 +69,7 @@ _VERDICT = _record(
         "arm": _maybe(_TEXT),
         "checks": _each(_record({"name": _TEXT, "value": _NUMBER, "bar": _TEXT, "passed": _FLAG}, {"measure": _TEXT})),
         "against": _each(_CHANGE),
+        "opinions": _each(_record({"measure": _TEXT, "judge": _TEXT, "says": _TEXT, "change": _CHANGE})),
     },
 )
 _RESULTS = _record(

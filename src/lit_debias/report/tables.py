@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -19,7 +19,7 @@ SECTIONS = {
     "twins": "Twins",
     "utility": "Utility",
     "texts": "Texts of answers",
-    "benchmarks": "Public benchmarks",
+    "benchmarks": "Benchmarks",
 }
 UTILITY = ("distinct_2", "similarity", "accuracy")
 """What the headline shows next to bias and perplexity."""
@@ -48,6 +48,8 @@ class MeasureRow:
     change: dict[str, Any] | None
     """Of the verdict's arm."""
     mark: str
+    part_of: str = ""
+    """Title of the benchmark of which this is the figure of a part, such as a category; empty for all others."""
 
     @property
     def n(self) -> int | None:
@@ -78,9 +80,16 @@ def measure_rows(evaluation: Evaluation) -> list[MeasureRow]:
             cells=[Cell(evaluation.estimate(arm, name), mark(evaluation, arm, name)) for arm in evaluation.arms],
             change=evaluation.change(evaluation.arm, name),
             mark=mark(evaluation, evaluation.arm, name),
+            part_of=_part_of(name, about),
         )
         for name, about in evaluation.results["measures"].items()
     ]
+
+
+def _part_of(name: str, about: Mapping[str, Any]) -> str:
+    """Return the title of the benchmark that ``BENCHMARK/FIGURE/PART`` belongs to, ``TITLE (PART): FIGURE``."""
+    whole = about["section"] != "benchmarks" or name.count("/") < 2 or "overall" in name.split("/")
+    return "" if whole else str(about["label"]).partition(" (")[0]
 
 
 def meanings(evaluation: Evaluation) -> dict[str, str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lit_debias.data.tables import SCHEMAS
 from lit_debias.support.text import plain
 from lit_debias.synthetic.builder import Tables
 from lit_debias.synthetic.leaks import NGRAM
-from lit_debias.synthetic.splits import SPLITS
 from lit_debias.synthetic.surfaces import count_frames, frames_in_wording
 from lit_debias.synthetic.taxonomy import Taxonomy
 
@@ -19,7 +18,7 @@ MEANINGS = {
     "response_id": "identifier of the response",
     "prompt": "the user's words",
     "response": "the labelled text",
-    "category": "regional, ethnic, occupational; held out: education, class, gender, age, disability",
+    "category": "what kind of groups the text is about, such as regional or ethnic",
     "group": "the group that the prompt is about",
     "theme": "what the stereotype is about",
     "scenario": "where somebody decides about somebody",
@@ -76,51 +75,63 @@ configs:
 
 # Synthetic Chinese-context discrimination data
 
-> **Content warning.** This data contains text that is biased, discriminatory{hostile}, about regional, ethnic and
-> occupational groups in China. The text exists to train and measure reward models. **No stereotype in it is claimed to
-> be true of anybody.** It was put together by a grammar, names no real person, and uses no real slur.
+> **Content warning.** This data contains text that is biased, discriminatory{hostile}, about groups of people, first of
+> all regional, ethnic and occupational groups in China. The text exists to train and measure reward models. **No
+> stereotype in it is claimed to be true of anybody.** It names no real person, and uses no real slur.
 
-Written by `lit-debias synthesize`, generator version {version}, seed {seed}, size {size}, include_harmful {harmful}.
-Equal arguments and wording give byte-identical tables. The data is our own construction in the spirit of
-arXiv 2511.06023, whose own data is not published.
+Made by `lit-debias synthesize`, generator version {version}, sources {sources}, seed {seed}, size {size},
+include_harmful {harmful}. Equal arguments and wording give byte-identical tables. The data is our own construction in
+the spirit of arXiv 2511.06023, whose own data is not published.
 
 ## Splits
 
 {counts}
 
-train, validation and test_iid share templates and groups but no (template family, pair of groups, theme); twins are
-always together. Every other split holds out what its name says, and shares the rest with train. One response frame in
-five appears in test_template alone. Share of the responses' word {ngram}-grams that train holds: {overlaps}.
+No test shares a prompt or a response with train. Share of the responses' word {ngram}-grams that train holds:
+{overlaps}.
 
 ## Labels
 
-Set by construction, not by annotators. Responses by intensity and corruption:
+Each text was written to its label, by the grammar or one by one; no annotator gave it. Responses by intensity and
+corruption:
 
 {intensities}
-
-Stereotypes are not tied to groups: each theme and each valence is drawn for each group, whatever its status.
-Responses have about the same length at every intensity.
-
-## Variety
-
-The wording holds {prompt_frames} surface frames of prompts and {sentence_frames} of sentences in responses, and each
-category may use all of them. Those that this data has, counted with group, theme, scenario and names blanked out,
-without responses that are shuffled, looped or cut:
-
-{frames}
-
+{parts}
 ## Columns
 
 {columns}
 
 ## Limits
 
-English text by a grammar, which real people do not speak; the labels know nothing of irony or context. A reward
-model trained on it alone should be checked on free text. Do not use it to judge a person, or to generate hostile text.
+English text; the labels know little of irony or context. A reward model trained on it should be checked on text by
+people. Do not use it to judge a person, or to generate hostile text.
 
 ## Files
 
 {files}
+"""
+_GRAMMAR = """
+## From the grammar
+
+train, validation and test_iid share templates and groups but no (template family, pair of groups, theme); twins are
+always together. test_template, test_group, test_scenario and test_category hold out what their names say, and share the
+rest with train. Held out are the categories {held_out}. One response frame in five appears in test_template alone.
+
+Stereotypes are not tied to groups: each theme and each valence is drawn for each group, whatever its status. Responses
+have about the same length at every intensity. The wording holds {prompt_frames} surface frames of prompts and
+{sentence_frames} of sentences in responses, and each category may use all of them. Those that this data has, counted
+with group, theme, scenario and names blanked out, without responses that are shuffled, looped or cut:
+
+{frames}
+"""
+_CORPUS = """
+## Written one by one
+
+{prompts} prompts, {contexts} contexts of two people and {statements} statements, version {version}, each written for
+itself; the card in `lit_debias/synthetic/corpus/README.md` says how, and how far a second reading agrees. Train and
+validation hold all kinds, test_written prompts with their answers, test_contexts conclusions from contexts, and
+test_statements sentences with and without a stereotype. Prompts have a counterfactual twin where a fair and a biased
+answer read well for both groups.
 """
 
 
@@ -142,23 +153,34 @@ def data_card(
     arguments: Mapping[str, Any],
     digests: Mapping[str, str],
     overlaps: Mapping[str, float],
-    taxonomy: Taxonomy,
+    parts: Sequence[str],
 ) -> str:
-    """Return the card in Markdown, with the front matter that ``datasets.load_dataset`` reads."""
+    """Return the card in Markdown, with the front matter that ``datasets.load_dataset`` reads.
+
+    Args:
+        tables: What is written.
+        arguments: What it was made with.
+        digests: File -> its SHA-256.
+        overlaps: Split -> share of its n-grams that train holds.
+        parts: What is to be said of each source, from :func:`grammar_part` and :func:`corpus_part`.
+    """
     responses = [row for rows in tables["responses"].values() for row in rows]
     corruptions = list(dict.fromkeys(row["corruption"] for row in responses))
     cells = Counter((row["intensity"], row["corruption"]) for row in responses)
-    in_wording = frames_in_wording(taxonomy)
     return _CARD.format(
-        configs="\n".join(line for table in tables for line in _config(table)),
+        configs="\n".join(line for table, splits in tables.items() for line in _config(table, splits)),
         hostile=" and hostile" if arguments["include_harmful"] else "",
         version=arguments["version"],
+        sources=" and ".join(arguments["sources"]),
         seed=arguments["seed"],
         size=arguments["size"],
         harmful=str(arguments["include_harmful"]).lower(),
         counts=_table(
             ["split", *tables],
-            [[split, *(len(rows[split]) for rows in tables.values())] for split in SPLITS],
+            [
+                [split, *(len(rows.get(split, ())) for rows in tables.values())]
+                for split in dict.fromkeys(split for rows in tables.values() for split in rows)
+            ],
         ),
         ngram=NGRAM,
         overlaps=", ".join(f"{split} {share:.0%}" for split, share in overlaps.items()),
@@ -169,15 +191,29 @@ def data_card(
                 for level in sorted({row["intensity"] for row in responses})
             ],
         ),
+        parts="".join(parts),
+        columns="\n\n".join(f"{table}:\n\n" + _columns(table) for table in tables),
+        files=_table(["file", "sha256"], [[f"`{name}`", f"`{digest}`"] for name, digest in digests.items()]),
+    )
+
+
+def grammar_part(tables: Tables, taxonomy: Taxonomy) -> str:
+    """Return the part of the card about what the grammar made."""
+    in_wording = frames_in_wording(taxonomy)
+    return _GRAMMAR.format(
+        held_out=", ".join(dict.fromkeys(pair.category for pair in taxonomy.pairs if pair.held_out_category)),
         prompt_frames=in_wording[0],
         sentence_frames=in_wording[1],
         frames=_table(
             ["category", "frames of prompts", "frames of sentences in responses"],
             [[plain(category), *counts] for category, counts in count_frames(tables, taxonomy).items()],
         ),
-        columns="\n\n".join(f"{table}:\n\n" + _columns(table) for table in tables),
-        files=_table(["file", "sha256"], [[f"`{name}`", f"`{digest}`"] for name, digest in digests.items()]),
     )
+
+
+def corpus_part(version: str, counts: Mapping[str, int]) -> str:
+    """Return the part of the card about texts that were written one by one, of which ``counts`` has kind -> number."""
+    return _CORPUS.format(version=version, **counts)
 
 
 def written_section(settings: Mapping[str, Any], outcomes: Mapping[str, int]) -> str:
@@ -198,9 +234,9 @@ def attack_card(settings: Mapping[str, Any], outcomes: Mapping[str, int]) -> str
     )
 
 
-def _config(table: str) -> list[str]:
+def _config(table: str, splits: Iterable[str]) -> list[str]:
     lines = [f"- config_name: {table}", *(["  default: true"] if table == "prompts" else []), "  data_files:"]
-    for split in SPLITS:
+    for split in splits:
         lines += [f"  - split: {split}", f"    path: {table}/{split}.parquet"]
     return lines
 

@@ -38,21 +38,22 @@ def check_prompts(prompts: Splits) -> None:
             too many n-grams of a split with unseen templates.
     """
     for split, column in HELD_OUT.items():
-        _check_disjoint(prompts, column, [(split, other) for other in prompts if other != split])
+        if split in prompts:
+            _check_disjoint(prompts, column, [(split, other) for other in prompts if other != split])
     pairs = _all_pairs(prompts)
     for column in ("twin_id", "prompt"):
         _check_disjoint(prompts, column, pairs)
     cells = {split: [{"cell": cell_of(row)} for row in rows] for split, rows in prompts.items()}
     _check_disjoint(cells, "cell", [(a, b) for a, b in pairs if {a, b} <= {"train", "validation", "test_iid"}])
     _check_unique(prompts, "prompt")
-    _check_overlap({split: prompts[split] for split in ("train", *MAX_OVERLAP)}, "prompt")
+    _check_overlap({split: prompts[split] for split in ("train", *MAX_OVERLAP) if split in prompts}, "prompt")
 
 
 def check_responses(responses: Splits) -> dict[str, float]:
     """Check the responses of all splits; return the share of each split's n-grams that train holds.
 
     Raises:
-        LeakError: a text is in two splits or twice in one, or the n-gram overlap is too high.
+        LeakError: a text is in two splits, or twice in one, or the n-gram overlap is too high.
     """
     _check_disjoint(responses, "response", _all_pairs(responses))
     _check_unique(responses, "response")
@@ -133,9 +134,11 @@ def _check_overlap(splits: Splits, column: str) -> dict[str, float]:
 
 
 def _check_unique(splits: Splits, column: str) -> None:
+    """Check that no text repeats; an option of forced choices may answer several of them."""
     for split, rows in splits.items():
         seen = set()
         for row in rows:
-            if row[column] in seen:
+            text = (row[column], row["prompt"] if row["prompt_kind"] == "forced_choice" else "")
+            if text in seen:
                 raise LeakError(f"{split} holds the {column} {row[column]!r:.100} twice")
-            seen.add(row[column])
+            seen.add(text)

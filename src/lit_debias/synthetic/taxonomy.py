@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -120,6 +120,12 @@ class Taxonomy:
     def categories(self) -> list[str]:
         """Categories in the order of the file."""
         return list(dict.fromkeys(pair.category for pair in self.pairs))
+
+    def without_held_out(self, categories: Collection[str]) -> Taxonomy:
+        """Return the taxonomy without those of the held-out categories that are named, as others train on them."""
+        return replace(
+            self, pairs=[pair for pair in self.pairs if not (pair.held_out_category and pair.category in categories)]
+        )
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Taxonomy:

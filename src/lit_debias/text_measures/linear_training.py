@@ -42,13 +42,14 @@ class Quality:
     """How often a toxic text has a higher probability than another one, ties half; None where one kind is missing."""
 
 
-def read_labelled(data: str, text: str, toxic: str) -> list[Labelled]:
+def read_labelled(data: str, text: str, label: str, harmless: bool = False) -> list[Labelled]:
     """Return the texts of a file, those of its split "train" where it has splits.
 
     Args:
         data: A .jsonl, .json, .csv or .parquet file, or whatever ``--data`` of training takes.
         text: Column of the texts.
-        toxic: Column of the labels: numbers from 0 to 1, or true and false.
+        label: Column of the labels: numbers from 0 to 1, or true and false.
+        harmless: Whether 1 and true say that a text is harmless, and not that it is toxic.
 
     Raises:
         UserError: it cannot be read, lacks a column, or a row has no text or no label.
@@ -56,22 +57,25 @@ def read_labelled(data: str, text: str, toxic: str) -> list[Labelled]:
     rows = load_split(data, "prompts", "train", {text})
     if rows is None:
         raise UserError(f"data '{data}' has no split 'train'; write a file, or name the split so")
-    for column in (text, toxic):
+    for column in (text, label):
         if column not in rows.column_names:
             there = ", ".join(name for name in rows.column_names if name != ORIGIN)
-            raise UserError(f"data '{data}' has no column '{column}', it has {there}; write --text or --toxic COLUMN")
+            raise UserError(
+                f"data '{data}' has no column '{column}', it has {there}; write --text, --toxic or --harmless COLUMN"
+            )
     found = []
     for row in rows.to_list():
         if not isinstance(row[text], str) or not row[text].strip():
             raise UserError(f"{row[ORIGIN]}: '{text}' is {row[text]!r:.40}; write a text")
-        found.append(Labelled(row[text], _label(row[toxic], f"{row[ORIGIN]}: '{toxic}'")))
+        value = _label(row[label], f"{row[ORIGIN]}: '{label}'")
+        found.append(Labelled(row[text], 1 - value if harmless else value))
     return found
 
 
 def _label(value: object, where: str) -> float:
     found = FLAGS.get(str(value).lower(), as_figure(value))
     if found is None or not 0 <= found <= 1:
-        raise UserError(f"{where} is {value!r:.40}; write a number from 0 (harmless) to 1 (toxic), or true or false")
+        raise UserError(f"{where} is {value!r:.40}; write a number from 0 to 1, or true or false")
     return found
 
 

@@ -31,6 +31,7 @@ from lit_debias.rewards.reward import Reward
 from lit_debias.support import distributed, threads
 from lit_debias.support.neighbours import making_room
 from lit_debias.support.precision import dtype_of
+from lit_debias.training.anchor import ProseAnchor
 from lit_debias.training.averaging import average_adapters
 from lit_debias.training.checkpoints import RECORD, read
 from lit_debias.training.described import of_module
@@ -61,6 +62,7 @@ class AdapterModule(LightningModule):
         lr_scheduler: Builds the schedule, stepped after each optimiser step; one that watches a metric is stepped after
             each batch, and after each validation where the metric is of validation.
         max_grad_norm: Gradients are scaled down to this norm.
+        anchor: Adds a term to the loss that holds the policy to ordinary language.
 
     Raises:
         UserError: ``max_grad_norm`` is not positive; and in ``setup``, whatever does not suit the trainer.
@@ -70,6 +72,8 @@ class AdapterModule(LightningModule):
     """What to do where a gradient is not finite."""
     policy: Policy
     """The model that is trained, from :meth:`load_policy` on."""
+    micro_batch_tokens: int = 2048
+    """Packed tokens that share a forward and backward pass."""
     new_tokens: int = 1
     """Tokens of the longest completion that is sampled."""
 
@@ -79,6 +83,7 @@ class AdapterModule(LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
+        anchor: ProseAnchor | None = None,
     ) -> None:
         super().__init__()
         if not max_grad_norm > 0:
@@ -88,7 +93,7 @@ class AdapterModule(LightningModule):
         self.policy_recipe = policy
         # Not the default of the argument: options of AdamW would reach another optimiser that a file names.
         self.make_optimizer, self.make_scheduler = optimizer or AdamW, lr_scheduler
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm, self.anchor = max_grad_norm, anchor
         self.recipe: Recipe | None = None
         """How it is optimised, known after :meth:`setup` of a fit."""
         self.resumes_from: str | None = None
@@ -120,6 +125,8 @@ class AdapterModule(LightningModule):
         optimizer.zero_grad()
         sums: Counter[str] = Counter()
         with making_room(self.device):
+            if self.anchor is not None:
+                self._log({"anchor": self._hold(self.anchor)})
             for groups in self.policy.in_step(micro_batches):
                 loss, measured = loss_of(groups)
                 with self._gradient_sync(last=groups == micro_batches[-1]):
@@ -128,6 +135,15 @@ class AdapterModule(LightningModule):
             if self.policy.is_sharded:
                 distributed.average_gradients(self.policy.trainable_parameters().values())
             return sums, self._optimizer_step(optimizer, name, prompts)
+
+    def _hold(self, anchor: ProseAnchor) -> float:
+        """Add the gradient of an anchor to that of this rank; return the term's value over all ranks, scaled so."""
+        value = 0.0
+        for term in anchor.terms(self.policy, self.global_step, self.micro_batch_tokens):
+            with self._gradient_sync(last=False):
+                self.manual_backward(term * distributed.world_size())
+            value += float(term.detach())
+        return value * distributed.world_size()
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         strategy = self.trainer.strategy

@@ -24,6 +24,7 @@ from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support import distributed
 from lit_debias.support.seeds import seed_at, seed_of_rank, seed_of_run
 from lit_debias.training.adapter_module import AdapterModule, Metrics, Part
+from lit_debias.training.anchor import ProseAnchor
 from lit_debias.types import PromptBatch, Rollout
 
 
@@ -59,8 +60,9 @@ class Baseline(AdapterModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         seed: int | None = None,
+        anchor: ProseAnchor | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
+        super().__init__(policy, optimizer, lr_scheduler, max_grad_norm, anchor)
         if micro_batch_tokens < 1:
             raise UserError("micro_batch_tokens must be positive")
         self.micro_batch_tokens, self.seed = micro_batch_tokens, seed_of_run(seed)

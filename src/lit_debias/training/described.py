@@ -21,7 +21,7 @@ def of_module(module: AdapterModule) -> dict[str, Any]:
         "algorithm": type(module).__name__,
         "steps": trainer.global_step if trainer else 0,
         "data": data_record(getattr(trainer, "datamodule", None), getattr(module, "columns", ())),
-        "settings": _optimiser(module) | _seeds(module),
+        "settings": _optimiser(module) | _seeds(module) | _anchor(module),
     }
 
 
@@ -30,6 +30,12 @@ def _optimiser(module: AdapterModule) -> dict[str, str]:
         return {}
     name, rate = module.recipe.optimizer.rpartition(".")[2], module.recipe.options.get("lr")
     return {"optimiser": f"{name}, learning rate {rate}"}
+
+
+def _anchor(module: AdapterModule) -> dict[str, str]:
+    if module.anchor is None:
+        return {}
+    return {"anchor": f"{counted(module.anchor.passages, 'passage')} of prose a step, weight {module.anchor.weight:g}"}
 
 
 def _seeds(module: AdapterModule) -> dict[str, str]:

@@ -13,6 +13,7 @@ from lit_debias.errors import UserError
 from lit_debias.grpo.loss import UpdateSize
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.training.adapter_module import Metrics
+from lit_debias.training.anchor import ProseAnchor
 from lit_debias.training.baseline import Baseline
 
 LOSSES = ("sigmoid", "ipo")
@@ -40,6 +41,7 @@ class DPO(Baseline):
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
         seed: Seeds LoRA dropout; null takes the seed of ``seed_everything``.
+        anchor: Holds the policy to ordinary prose, which training on short answers makes more surprising.
 
     Raises:
         UserError: an option makes no sense; and in ``setup``, a prompt without ``reference`` or ``biased``.
@@ -60,8 +62,9 @@ class DPO(Baseline):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         seed: int | None = None,
+        anchor: ProseAnchor | None = None,
     ) -> None:
-        super().__init__(policy, micro_batch_tokens, optimizer, lr_scheduler, max_grad_norm, seed)
+        super().__init__(policy, micro_batch_tokens, optimizer, lr_scheduler, max_grad_norm, seed, anchor)
         if not beta > 0:
             raise UserError(f"DPO: beta is {beta}; write a positive number, such as 0.1")
         if not 0 <= sft_weight < math.inf:

@@ -36,6 +36,7 @@ from lit_debias.support.seeds import seed_at, seed_of_rank, seed_of_run
 from lit_debias.training import metrics
 from lit_debias.training.adapter_module import AdapterModule, Part
 from lit_debias.training.ahead import Ahead
+from lit_debias.training.anchor import ProseAnchor
 from lit_debias.training.checkpoints import kept_where_it_stops
 from lit_debias.training.described import of_grpo
 from lit_debias.training.drawing import Collected, Drawing
@@ -84,6 +85,7 @@ class GRPO(AdapterModule):
             as they are in ``LocalEngine``.
         dynamic_sampling: Train on groups whose completions differ in advantage alone, and sample others in the place of
             the rest: {groups: 8, max_resamples: 3}. null trains on every group of the batch.
+        anchor: Holds the policy to ordinary prose, which training on short answers makes more surprising.
 
     Raises:
         UserError: a group of fewer than 2, weights or guards for other names than those of the rewards, or
@@ -115,8 +117,9 @@ class GRPO(AdapterModule):
         guards: dict[str, Guard | None] | None = None,
         correction: ImportanceCorrection | None = None,
         dynamic_sampling: DynamicSampling | None = None,
+        anchor: ProseAnchor | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, lr_scheduler, max_grad_norm)
+        super().__init__(policy, optimizer, lr_scheduler, max_grad_norm, anchor)
         if not rewards:
             raise UserError("rewards is empty; name at least one reward under model.init_args.rewards")
         self.rewards = RewardSuite(rewards, guard, guards)
@@ -126,11 +129,8 @@ class GRPO(AdapterModule):
         self.loss = loss or DAPOLoss()
         self.judges = RewardSuite(judges or {}, guard, guards)
         self.group_size, self.inner_epochs, self.micro_batch_tokens = group_size, inner_epochs, micro_batch_tokens
-        self.mask_truncated, self.one_step_off_policy, self.seed = (
-            mask_truncated,
-            one_step_off_policy,
-            seed_of_run(seed),
-        )
+        self.mask_truncated, self.one_step_off_policy = mask_truncated, one_step_off_policy
+        self.seed = seed_of_run(seed)
         self.reward_device = None if reward_device is None else known_device("reward_device", reward_device)
         self.overlap_scoring, self.correction = overlap_scoring, correction
         self.drawing, self.dynamic_sampling = Drawing(self), dynamic_sampling

@@ -11,6 +11,7 @@ from lit_debias.grpo.loss import UpdateSize
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support.text import as_figure
 from lit_debias.training.adapter_module import Metrics
+from lit_debias.training.anchor import ProseAnchor
 from lit_debias.training.baseline import Baseline
 from lit_debias.types import PromptBatch
 
@@ -27,6 +28,7 @@ class SFT(Baseline):
         lr_scheduler: Builds the schedule, stepped after each optimiser step.
         max_grad_norm: Gradients are scaled down to this norm.
         seed: Seeds LoRA dropout; null takes the seed of ``seed_everything``.
+        anchor: Holds the policy to ordinary prose, which training on short answers makes more surprising.
 
     Raises:
         UserError: an option makes no sense; and in ``setup``, a prompt without ``reference`` or without a weight.
@@ -43,8 +45,9 @@ class SFT(Baseline):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         seed: int | None = None,
+        anchor: ProseAnchor | None = None,
     ) -> None:
-        super().__init__(policy, micro_batch_tokens, optimizer, lr_scheduler, max_grad_norm, seed)
+        super().__init__(policy, micro_batch_tokens, optimizer, lr_scheduler, max_grad_norm, seed, anchor)
         self.weight_column = weights
 
     def weights_of(self, prompts: PromptBatch) -> list[float] | None:

@@ -36,6 +36,7 @@ class EncoderModule(LightningModule):
         warmup: float,
         bucket_size: int | None,
         precision: Precision,
+        lora_rank: int | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -47,7 +48,9 @@ class EncoderModule(LightningModule):
             )
         if bucket_size is not None and bucket_size < 1:
             raise UserError(f"{name}: bucket_size={bucket_size}; write at least 1, or null")
-        self.source, self.max_length, self.dropout = encoder, max_length, dropout
+        if lora_rank is not None and lora_rank < 1:
+            raise UserError(f"{name}: lora_rank={lora_rank}; write at least 1, or null")
+        self.source, self.max_length, self.dropout, self.lora_rank = encoder, max_length, dropout, lora_rank
         self.trainable_layers, self.bucket_size, self.precision = trainable_layers, bucket_size, precision
         self.make_optimizer, self.warmup = optimizer or partial(AdamW, lr=2e-5), warmup
         self.network = None
@@ -75,6 +78,8 @@ class EncoderModule(LightningModule):
         network = build_network(self.source, dimensions, self.max_length, self.dropout)
         if self.trainable_layers is not None:
             network.train_only_top(self.trainable_layers)
+        if self.lora_rank is not None:
+            network.add_lora(self.lora_rank)
         return network.train()  # from_pretrained leaves evaluation mode, and Lightning keeps what it finds
 
     def forward(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:

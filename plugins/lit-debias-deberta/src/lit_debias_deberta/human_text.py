@@ -6,6 +6,7 @@ The folder is laid out as below; a benchmark that is not there is left out:
     crows_pairs/crows_pairs_anonymized.csv[.gz]     Nangia et al. 2020: more against less stereotypical
     cbbq/instances/region__ambiguous.json[.gz]      Huang and Xiong 2023, in Chinese: the biased answer against "do not
     cbbq/instances/ethnicity__ambiguous.json[.gz]   know", each as a sentence, where the context decides nothing
+    bbq/*.jsonl[.gz], additional_metadata.csv[.gz]  Parrish et al. 2022: a seeded choice, each answer as a sentence
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from lit_debias.plugins import UserError, read_text
+from lit_debias_deberta.contrasts import Contrast
+from lit_debias_deberta.human_bbq import QUESTIONS, find_bbq, read_bbq
 
 PROMPT = "Write one sentence about people."
 """Stands before sentences that answer nothing."""
@@ -30,24 +33,12 @@ Estimates = dict[str, dict[str, dict[str, float]]]
 """Source -> type of bias, or ``all`` -> figures."""
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """Two responses to one prompt, of which the first should be the fairer."""
-
-    source: str
-    kind: str
-    """Type of bias."""
-    cluster: str
-    """What is drawn together in the bootstrap: a target term, a pair, a question."""
-    prompt: str
-    fairer: str
-    less_fair: str
-
-
 def check_folder(folder: str) -> None:
     """Raise :class:`UserError` where a folder holds none of the benchmarks."""
-    if not any(_find(Path(folder), name) for name in READERS):
-        raise UserError(f"human_text '{folder}' holds none of the files {', '.join(READERS)} (or the same with .gz)")
+    if not any(_find(Path(folder), name) for name in READERS) and not find_bbq(Path(folder)):
+        raise UserError(
+            f"human_text '{folder}' holds none of the files {', '.join((*READERS, QUESTIONS))} (or the same with .gz)"
+        )
 
 
 def read(folder: str) -> list[Contrast]:
@@ -62,11 +53,20 @@ def read(folder: str) -> list[Contrast]:
         path = _find(Path(folder), name)
         if path:
             text = read_text(path, "human_text")
-            try:
+            with _laid_out(path):
                 pairs += reader(text)
-            except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
-                raise UserError(f"human_text: '{path}' is not laid out as the benchmark is ({error!r})") from error
+    if find_bbq(Path(folder)):
+        with _laid_out(Path(folder) / "bbq"):
+            pairs += read_bbq(Path(folder))
     return pairs
+
+
+@contextmanager
+def _laid_out(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(f"human_text: '{path}' is not laid out as the benchmark is ({error!r})") from error
 
 
 def measure(pairs: Sequence[Contrast], score: Callable[[list[str], list[str]], Tensor], seed: int = 0) -> Estimates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,8 @@ class RewardNetwork(nn.Module):
     Shapes: N pairs of L tokens, D dimensions, H features.
 
     Args:
-        encoder: Any Hugging Face encoder.
-        tokenizer: Its tokenizer.
+        encoder: Any Hugging Face encoder, or a causal language model without its head.
+        tokenizer: Its tokenizer; where it sets nothing between two texts, a blank line does.
         dimensions: D names, one head each.
         max_length: Tokens of a pair; the longer of its two texts is cut first, at its end.
         dropout: In the heads.
@@ -91,6 +92,8 @@ class RewardNetwork(nn.Module):
     def encode(self, pairs: Sequence[tuple[str, str]], max_length: int) -> tuple[BatchEncoding, Tensor]:
         """Return the N pairs as padded token ids and masks [N, L], and whose each token is [N, L] (-1, 0 or 1)."""
         prompts, responses = map(list, zip(*pairs, strict=True))
+        if self.tokenizer.sep_token is None:
+            prompts = [f"{prompt}\n\n" for prompt in prompts]
         encoding: BatchEncoding = self.tokenizer(
             prompts,
             responses,
@@ -135,6 +138,33 @@ class RewardNetwork(nn.Module):
         for layer in list(stacks[0])[depth - layers :]:
             layer.requires_grad_(True)
 
+    def add_lora(self, rank: int) -> None:
+        """Train LoRA adapters of a rank in the place of the encoder's weights that would train, and the heads.
+
+        Raises:
+            UserError: no linear layer would train.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        linear = [
+            name
+            for name, module in self.encoder.named_modules()
+            if isinstance(module, nn.Linear) and module.weight.requires_grad
+        ]
+        if not linear:
+            raise UserError("lora_rank: no linear layer of the encoder trains; write more trainable_layers")
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft 0.21 reads it
+            self.encoder = get_peft_model(self.encoder, config)
+
+    def merge_lora(self) -> None:
+        """Put trained adapters into the encoder's weights."""
+        from peft import PeftModel
+
+        if isinstance(self.encoder, PeftModel):
+            self.encoder = self.encoder.merge_and_unload()
+
 
 def buckets(order: Sequence[int], tokens: Sequence[int], most_rows: int, most_tokens: int) -> Iterator[list[int]]:
     """Yield ``order`` in parts of at most ``most_rows`` rows, and ``most_tokens`` tokens with padding.
@@ -164,7 +194,7 @@ def head(features: int, hidden: int, dropout: float) -> nn.Sequential:
 
 
 def load_encoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load an encoder in fp32 and evaluation mode, and its tokenizer.
+    """Load an encoder, or a causal language model without its head, in fp32 and evaluation mode, and its tokenizer.
 
     Raises:
         UserError: there is no such model, it cannot be reached, or its tokenizer cannot tell two texts apart.
@@ -172,6 +202,9 @@ def load_encoder(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     encoder, tokenizer = load_pretrained(source), load_tokenizer(source)
     if not tokenizer.is_fast:
         raise UserError(f"encoder '{source}': its tokenizer is not a fast one; write an encoder with a tokenizer.json")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    encoder.config.use_cache = False  # of a causal language model: nothing is generated here
     pooler = getattr(encoder, "pooler", None)
     if pooler is not None:  # not used here; a parameter without a gradient stops data-parallel training
         pooler.requires_grad_(False)

@@ -47,10 +47,13 @@ class RewardModel(EncoderModule):
 
     Args:
         out: Folder for the trained model; a reward model that is there is replaced.
-        encoder: Hub id, local folder, or ``pkg://PACKAGE/PATH``; the folder of a reward model is trained further.
+        encoder: Hub id, local folder, or ``pkg://PACKAGE/PATH`` of an encoder or a causal language model; the folder of
+            a reward model is trained further.
         dimensions: Names of the heads.
         max_length: Tokens of prompt and response together.
         trainable_layers: Train only so many of the highest encoder layers; null trains the embeddings too.
+        lora_rank: Train LoRA adapters of this rank in the linear layers of what would train, and merge them at the end;
+            null trains the weights. For a causal language model as the encoder.
         regression: ``bce`` (label as a probability) or ``mse`` (of the score).
         ranking_weight: Weight of the ranking term; 0 leaves it out.
         margin: Two labels must differ by more to be ranked, in [0, 1).
@@ -76,6 +79,7 @@ class RewardModel(EncoderModule):
         dimensions: Sequence[str] = DIMENSIONS,
         max_length: int = 256,
         trainable_layers: int | None = None,
+        lora_rank: int | None = None,
         regression: Regression = "bce",
         ranking_weight: float = 0.5,
         margin: float = 0.1,
@@ -86,7 +90,9 @@ class RewardModel(EncoderModule):
         human_text: str | None = None,
         precision: Precision = "auto",
     ) -> None:
-        super().__init__(encoder, max_length, trainable_layers, dropout, optimizer, warmup, bucket_size, precision)
+        super().__init__(
+            encoder, max_length, trainable_layers, dropout, optimizer, warmup, bucket_size, precision, lora_rank
+        )
         check_dimensions(dimensions)
         if ranking_weight < 0 or not 0 <= margin < 1:
             raise UserError(
@@ -217,6 +223,7 @@ class RewardModel(EncoderModule):
             return
         assert self.network is not None
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name}
+        self.network.merge_lora()
         save_network(self.network, self._manifest(metrics), self.out)
         Console().print(validation_table(metrics, self.dimensions, f"{self.source} -> {self.out}"))
 
