@@ -61,6 +61,21 @@ def test_before_then_after(tiny_model, data, adapter, tmp_path, capsys):
     assert {"lit-debias", "torch", "transformers"} <= set(second["versions"])
 
 
+def test_an_arm_that_is_measured_again_says_what_changed(tiny_model, data, tmp_path, capsys):
+    run(tiny_model, data, tmp_path)
+    capsys.readouterr()
+    run(tiny_model, data, tmp_path, max_new_tokens=5, top_k=3)
+    said = " ".join(capsys.readouterr().out.split())
+    where = tmp_path / "arms" / "before.json"
+    assert f"before: measured again; since {where} these have changed: max_new_tokens, top_k" in said
+    content = json.loads(where.read_text())
+    where.write_text(json.dumps({**content, "fingerprint": "of another version"}))
+    run(tiny_model, data, tmp_path, max_new_tokens=5, top_k=3)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "these have changed: the model's files, or what is measured" in said
+    assert "prompt_only: reused from" in said
+
+
 def test_prompts_of_a_csv_file(tiny_model, tmp_path, capsys):
     file = tmp_path / "mine.csv"
     file.write_text(

@@ -17,7 +17,7 @@ from lit_debias.support.text import as_figure
 Rows = list[dict[str, Any]]
 HUB = "hub"
 """Written in place of a folder: the copies on the Hugging Face hub."""
-PUBLISHED = "take the file as it was published"
+PUBLISHED = "take a published file as it was published"
 WHERE = "__where__"
 """Key of every row: its file and number, as errors name them."""
 
@@ -92,7 +92,9 @@ def complete(rows: Iterable[Any], needed: Sequence[str], path: Path) -> Rows:
     for number, row in enumerate(rows, 1):
         for name in needed:
             if not isinstance(row, dict) or row.get(name) is None:
-                raise UserError(f"benchmarks: '{path}', row {number}: there is no '{name}'; {PUBLISHED}")
+                keys = ", ".join(row) if isinstance(row, dict) else "no keys"
+                where = f"benchmarks: '{path}', row {number}"
+                raise UserError(f"{where}: there is no '{name}', it has {keys:.80}; write it, or {PUBLISHED}")
         found.append({**row, WHERE: f"benchmarks: '{path}', row {number}"})
     return found
 

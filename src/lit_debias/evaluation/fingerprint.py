@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,6 +29,15 @@ def sha256_of_rows(rows: Iterable[Mapping[str, Any]]) -> str:
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """Return the SHA-256 of JSON-like settings, whatever the order of their keys."""
     return sha256([json.dumps(settings, sort_keys=True)])
+
+
+def differences(kept: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Yield the dotted names of settings that two JSON-like values have otherwise."""
+    if isinstance(kept, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*kept, *now]):
+            yield from differences(kept.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+    elif kept != now:
+        yield name
 
 
 def identify_model(source: str) -> list[Any]:

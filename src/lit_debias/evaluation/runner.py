@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ from lit_debias.benchmark.measuring import Sample
 from lit_debias.evaluation.arms import Arm
 from lit_debias.evaluation.benchmarked import Asking
 from lit_debias.evaluation.duration import how_long, how_long_texts
-from lit_debias.evaluation.fingerprint import describe_adapter, fingerprint, identify_model
+from lit_debias.evaluation.fingerprint import describe_adapter, differences, fingerprint, identify_model
 from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.prepare import Plan
 from lit_debias.evaluation.readable import check_all
-from lit_debias.evaluation.records import Record, load_arm, save_arm
+from lit_debias.evaluation.records import Record, load_arm, load_kept, save_arm
 from lit_debias.evaluation.results import provenance
 from lit_debias.evaluation.texts import Answers, Read
 from lit_debias.policy.policy import Policy
 from lit_debias.support.devices import best_device
 from lit_debias.support.progress import bars
+
+SHOWN = 3
+"""Settings that are named where an arm is measured again."""
 
 
 @dataclass
@@ -86,6 +90,7 @@ class Runner:
         if records is not None:
             self.console.print(f"{arm.name}: reused from {path}, nothing that it depends on has changed", markup=False)
         else:
+            self._say_what_changed(arm, path, settings)
             policy = self._load(arm)
             if arm.system_prompt and (obstacle := policy.encoder.why_no_system(arm.system_prompt)):
                 self.measured.notes.append(f"{obstacle}, so nobody could ask it for fairness: no such arm")
@@ -94,6 +99,17 @@ class Runner:
             save_arm(path, key, settings, records)
         self.measured.fingerprints[arm.name] = key
         return records
+
+    def _say_what_changed(self, arm: Arm, path: Path, settings: Mapping[str, Any]) -> None:
+        kept = load_kept(path, "settings")
+        if kept is None:
+            return
+        names = list(differences(kept, json.loads(json.dumps(settings)))) or ["the model's files, or what is measured"]
+        self.console.print(
+            f"{arm.name}: measured again; since {path} these have changed: {', '.join(names[:SHOWN])}"
+            + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""),
+            markup=False,
+        )
 
     def benchmark(self, arm: Arm) -> Estimates:
         """Return the arm's figures of benchmarks; a note says which could not be asked."""
