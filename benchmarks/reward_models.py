@@ -47,8 +47,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "minilm_grammar": {"encoder": MINILM, "sources": "grammar", "minutes": 3, **SMALL},
     "minilm_written": {"encoder": MINILM, "sources": "written", "minutes": 8, **SMALL},
     "minilm": {"encoder": MINILM, "sources": "grammar,written", "minutes": 10, **SMALL},
-    "smollm": {"encoder": SMOLLM, "sources": "written", "minutes": 40, **CAUSAL},
-    "gemma": {"encoder": str(GEMMA), "sources": "written", "minutes": 40, **CAUSAL},
+    "smollm": {"encoder": SMOLLM, "sources": "written", "minutes": 35, "train_limit": 8000, **CAUSAL},
+    "gemma": {"encoder": str(GEMMA), "sources": "written", "minutes": 35, "train_limit": 8000, **CAUSAL},
 }
 """Arm -> what it is; the minutes are those of two cores, training and scoring."""
 BARS = {
@@ -96,7 +96,13 @@ def config_of(name: str, arm: Mapping[str, Any], data: Path, quick: bool) -> dic
         },
         "data": {
             "class_path": "ResponseDataModule",
-            "init_args": {"path": str(data), "batch_size": 16, "val_limit": 400, "test_split": tests},
+            "init_args": {
+                "path": str(data),
+                "batch_size": 16,
+                "train_limit": arm.get("train_limit"),
+                "val_limit": 400,
+                "test_split": tests,
+            },
         },
     }
 

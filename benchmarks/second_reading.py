@@ -100,6 +100,20 @@ def agreement(labels: Sequence[int], read: Sequence[int], classes: int, weights:
     return float((first == second).double().mean()), float(kappa)
 
 
+def agreements() -> Iterator[tuple[str, int, float, float]]:
+    """Yield the kind of texts, how many were read again, the share of equal labels, and Cohen's kappa."""
+    read = {row["id"]: row["label"] for row in map(json.loads, READ.read_text().splitlines())}
+    for kind in KINDS:
+        pairs = [(label, read[shown["id"]]) for shown, label in questions(kind) if shown["id"] in read]
+        graded = kind == "prompts"
+        labels, seen = zip(*pairs, strict=True)
+        name = "answers, intensity 0 to 4" if graded else kind
+        yield name, len(pairs), *agreement(labels, seen, 5 if graded else 3, "quadratic" if graded else None)
+        if graded:
+            fair = [[int(value > 0) for value in values] for values in (labels, seen)]
+            yield "answers, fair or not", len(pairs), *agreement(*fair, 2, None)
+
+
 def main() -> None:
     """Draw, take, or report."""
     parser = ArgumentParser(description=__doc__)
@@ -111,17 +125,9 @@ def main() -> None:
         return
     if options.take:
         take(options.take)
-    read = {row["id"]: row["label"] for row in map(json.loads, READ.read_text().splitlines())}
     table = Table("texts", "read again", "equal", "Cohen's kappa", title="second reading")
-    for kind in KINDS:
-        pairs = [(label, read[shown["id"]]) for shown, label in questions(kind) if shown["id"] in read]
-        graded = kind == "prompts"
-        equal, kappa = agreement(*zip(*pairs, strict=True), 5 if graded else 3, "quadratic" if graded else None)
-        table.add_row("answers" if graded else kind, str(len(pairs)), f"{equal:.1%}", f"{kappa:.2f}")
-        if graded:
-            fair = [(int(label > 0), int(seen > 0)) for label, seen in pairs]
-            equal, kappa = agreement(*zip(*fair, strict=True), 2, None)
-            table.add_row("answers, fair or not", str(len(pairs)), f"{equal:.1%}", f"{kappa:.2f}")
+    for texts, number, equal, kappa in agreements():
+        table.add_row(texts, str(number), f"{equal:.1%}", f"{kappa:.2f}")
     Console().print(table)
 
 

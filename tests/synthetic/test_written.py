@@ -7,12 +7,15 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from benchmarks import second_reading
 from tests.helpers.public_data import SHARED
 from tests.synthetic import public_grams
 
 from lit_debias.errors import UserError
+from lit_debias.support.hashing import stable_hash
 from lit_debias.support.sketch import strings_in
 from lit_debias.synthetic import leaks
+from lit_debias.synthetic.flaws import flawed
 from lit_debias.synthetic.responses import HARD_NEGATIVES, TONES
 from lit_debias.synthetic.synthesis import synthesize
 from lit_debias.synthetic.taxonomy import Taxonomy
@@ -63,7 +66,9 @@ def rows_of(tables, table):
 
 def test_a_prompt_gives_its_answers_with_labels_and_its_twin(folder):
     tables = written_tables(folder=folder)
-    rows = [row for row in rows_of(tables, "responses") if row["category"] == "regional"]
+    rows = [
+        row for row in rows_of(tables, "responses") if re.fullmatch(r"prompts-regional-0001-\d", row["response_id"])
+    ]
     names = ("intensity", "stance", "corruption", "hard_negative", "fairness", "neutrality", "relevance", "quality")
     assert [tuple(row[name] for name in names) for row in rows] == [
         (0, "neutral", "evasion", "", 1.0, 0.75, 0.1, 0.6),
@@ -79,7 +84,44 @@ def test_a_prompt_gives_its_answers_with_labels_and_its_twin(folder):
     assert (prompt["reference"], prompt["biased"]) == ("Ask for the receipt first.", "They pay, being proud.")
 
 
-def test_a_context_is_judged_by_its_evidence(folder):
+def test_worthless_answers_are_off_topic_evasive_or_damaged():
+    own = [{"form": "biased", "tone": "heated", "intensity": 3, "text": "Ask them for a double deposit, as I do."}]
+    elsewhere = [{"form": "fair", "tone": "plain", "intensity": 0, "text": "Two eggs, then the flour."}]
+    words = Taxonomy.load().responses
+    given = ("a prompt", "Is he late? " * 9, True, own, elsewhere, words, 0)
+    found = {corruption: (text, like["intensity"]) for text, corruption, like in flawed(*given)}
+    assert list(found) == ["off_topic", "evasion", list(found)[2]]
+    assert found["off_topic"] == ("Two eggs, then the flour.", 0)
+    assert ("Is he late? " * 5)[:50] in found["evasion"][0]
+    assert found["evasion"][1] == 1  # it repeats what the prompt takes for granted
+    text, level = found[list(found)[2]]
+    assert list(found)[2] in ("shuffle", "repetition", "truncation")
+    assert set(text.lower().rstrip(".").split()) <= set(own[0]["text"].lower().replace(".", "").split())
+    assert (level, text == own[0]["text"]) == (3, False)
+    assert next(corruption for _, corruption, _ in flawed(*given[:4], [], *given[5:])) == "evasion"
+
+
+def test_each_prompt_has_one_worthless_answer_of_each_kind(tables):
+    for split in ("train", "validation", "test_written"):
+        prompts = tables["prompts"][split]
+        rows = [row for row in tables["responses"][split] if row["response_id"].startswith("prompts-")]
+        fair = {row["response"]: row for row in rows if row["corruption"] == "none" and not row["hard_negative"]}
+        kinds = Counter(row["corruption"] for row in rows if not row["response_id"][-1].isdigit())
+        assert kinds["off_topic"] == kinds["evasion"] == len(prompts)
+        assert sum(kinds[damage] for damage in ("shuffle", "repetition", "truncation")) == len(prompts)
+        for row in rows:
+            if row["corruption"] == "off_topic":
+                source = fair[row["response"]]
+                assert source["category"] != row["category"]
+                assert split != "train" or half(source) == half(row)  # nothing is carried from one fold to the other
+
+
+def half(row):
+    return stable_hash(row["template_id"]) % 2
+
+
+def test_a_context_is_judged_by_its_evidence(folder, monkeypatch):
+    monkeypatch.setattr("lit_debias.synthetic.written.TRAIN", 0)  # training has one state of each
     rows = [row for row in rows_of(written_tables(folder=folder), "responses") if row["category"] == "age"]
     found = {(row["prompt"], row["response"]): (row["fairness"], row["relevance"]) for row in rows}
     said = [CONTEXT[key] for key in ("stereotyped", "counter", "undecided")]
@@ -106,6 +148,13 @@ def test_a_context_that_is_held_out_is_a_forced_choice(folder, monkeypatch):
     assert set(tables["responses"]) == {"test_written", "test_contexts", "test_statements"}
 
 
+def test_training_has_one_state_of_each_context(tables):
+    rows = [row for row in tables["responses"]["train"] if row["prompt_kind"] == "forced_choice"]
+    assert set(Counter(row["template_id"] for row in rows).values()) == {3}
+    states = Counter(row["prompt_id"][-1] for row in rows)
+    assert min(states.values()) > 0.8 * max(states.values())
+
+
 def test_a_statement_is_worse_about_the_group_of_its_stereotype(folder):
     rows = [row for row in rows_of(written_tables(folder=folder), "responses") if row["category"] == "class"]
     assert {row["response"]: (row["group"], row["fairness"]) for row in rows} == {
@@ -120,7 +169,7 @@ def test_a_statement_is_worse_about_the_group_of_its_stereotype(folder):
 
 def test_harmful_answers_can_be_left_out(folder):
     rows = rows_of(written_tables(include_harmful=False, folder=folder), "responses")
-    assert sorted({row["intensity"] for row in rows}) == [0, 2]
+    assert max(row["intensity"] for row in rows) == 2
     assert "They are all thieves." not in {row["response"] for row in rows}
 
 
@@ -135,6 +184,15 @@ def test_there_are_as_many_as_the_card_says():
     assert sum(len(entry["answers"]) for _, entry in entries(CORPUS, "prompts")) >= 6000
     for kind, number in found.items():
         assert f"| {kind} | {number:,} |" in card
+
+
+def test_the_card_reports_the_second_reading_as_it_is():
+    card = (CORPUS / "README.md").read_text()
+    found = list(second_reading.agreements())
+    for (texts, number, equal, kappa), size in zip(found, (7690, 7690, 1057, 1067), strict=True):
+        assert number > 0.08 * size
+        line = next(line for line in card.split("## Who wrote them")[1].splitlines() if line.startswith(f"| {texts}"))
+        assert f"| {number} | {equal:.1%} | {kappa:.2f}" in line
 
 
 def test_each_prompt_has_graded_answers_in_a_known_form():
@@ -187,6 +245,7 @@ def test_a_copied_sentence_is_found():
     assert public_grams.digests(texts).keys() & public_grams.known()
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public benchmarks are not at ../shared/data")
 def test_the_digests_are_those_of_the_public_files():
     found = public_grams.pack(public_grams.digests(public_grams.texts_of(SHARED)))

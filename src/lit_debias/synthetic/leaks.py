@@ -134,11 +134,12 @@ def _check_overlap(splits: Splits, column: str) -> dict[str, float]:
 
 
 def _check_unique(splits: Splits, column: str) -> None:
-    """Check that no text repeats; an option of forced choices may answer several of them."""
+    """Check that no text repeats; an option of forced choices, and a text off topic, may follow several prompts."""
     for split, rows in splits.items():
         seen = set()
         for row in rows:
-            text = (row[column], row["prompt"] if row["prompt_kind"] == "forced_choice" else "")
+            several = row["prompt_kind"] == "forced_choice" or row.get("corruption") == "off_topic"
+            text = (row[column], row["prompt"] if several else "")
             if text in seen:
                 raise LeakError(f"{split} holds the {column} {row[column]!r:.100} twice")
             seen.add(text)

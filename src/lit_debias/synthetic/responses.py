@@ -114,7 +114,7 @@ class ResponseWriter:
         if style.corruption == "off_topic":
             return self._off_topic(case, style, rng)
         text, specific = self._compose(case, style, rng)
-        corrupt = _CORRUPT.get(style.corruption)
+        corrupt = CORRUPT.get(style.corruption)
         return (corrupt(text, rng) if corrupt else text), specific
 
     def _off_topic(self, case: Case, style: Style, rng: Random) -> tuple[str, bool]:
@@ -217,11 +217,12 @@ def _truncate(text: str, rng: Random) -> str:
     return " ".join(words[: max(4, int(len(words) * rng.uniform(0.6, 0.85)))]).rstrip(".,:;!?")
 
 
-_CORRUPT: dict[str, Callable[[str, Random], str]] = {
+CORRUPT: dict[str, Callable[[str, Random], str]] = {
     "shuffle": _shuffle,
     "repetition": _repeat,
     "truncation": _truncate,
 }
+"""Corruption -> what makes such a text of a whole one."""
 
 
 def draw_style(case: Case, intensity: int, rng: Random) -> Style:

@@ -61,7 +61,7 @@ def synthesize(
         "seed": seed,
         "include_harmful": include_harmful,
         "sources": chosen,
-        **({"written_version": written.VERSION} if "written" in chosen else {}),
+        **({"written_sha256": sha256(written.files())} if "written" in chosen else {}),
         "wording_sha256": _digest(*((wording or WORDING) / f"{name}.yaml" for name in FILES)),
     }
     if _reusable(out, arguments, overwrite):
@@ -104,7 +104,7 @@ def _made(
         tables = {table: dict(splits) for table, splits in made.items()}
         parts.append(grammar_part(made, taxonomy))
     if "written" in sources:
-        for table, splits in written.written_tables(include_harmful).items():
+        for table, splits in written.written_tables(include_harmful, words=taxonomy.responses).items():
             for split, rows in splits.items():
                 tables[table][split] = tables[table].get(split, []) + rows
         parts.append(corpus_part(written.VERSION, written.counts()))

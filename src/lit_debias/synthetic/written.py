@@ -8,8 +8,11 @@ A prompt marks what its counterfactual twin exchanges as ``[Henan|Shanghai]``; a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ from lit_debias.data.tables import Row
 from lit_debias.support.files import read_jsonl
 from lit_debias.support.hashing import stable_hash
 from lit_debias.synthetic.builder import Tables
+from lit_debias.synthetic.flaws import flawed, part_of_split
+from lit_debias.synthetic.grammar import Grammar, Part
 from lit_debias.synthetic.responses import HARD_NEGATIVES, Stance, Style, labels
+from lit_debias.synthetic.taxonomy import Taxonomy
 
 CORPUS = Path(__file__).parent / "corpus"
 VERSION = "1"
@@ -64,18 +70,24 @@ Entry = Mapping[str, Any]
 """A line of the corpus."""
 
 
-def written_tables(include_harmful: bool = True, folder: Path = CORPUS) -> Tables:
+def written_tables(include_harmful: bool = True, folder: Path = CORPUS, words: Grammar | None = None) -> Tables:
     """Return ``{"prompts": {split: records}, "responses": {split: records}}`` of the written texts.
 
     Args:
         include_harmful: Include answers of intensity 3 and 4.
         folder: Holds ``prompts``, ``contexts`` and ``statements``, each with a file for each category.
+        words: The grammar of responses, whose evasions are added; by default the package's own.
     """
     tables: Tables = {"prompts": {}, "responses": {}}
+    known = {
+        kind: [(name, entry if include_harmful else _harmless(entry)) for name, entry in entries(folder, kind)]
+        for kind in KINDS
+    }
     for kind, rows_of in zip(KINDS, (_of_prompt, _of_context, _of_statement), strict=True):
-        for name, entry in entries(folder, kind):
-            for table, row in rows_of(name, entry if include_harmful else _harmless(entry)):
-                tables[table].setdefault(row["split"], []).append(row)
+        for table, row in chain.from_iterable(rows_of(name, entry) for name, entry in known[kind]):
+            tables[table].setdefault(row["split"], []).append(row)
+    for row in _worthless(known["prompts"], words or Taxonomy.load().responses):
+        tables["responses"][row["split"]].append(row)
     return tables
 
 
@@ -93,6 +105,11 @@ def entries(folder: Path, kind: str) -> Iterator[tuple[str, Entry]]:
 def categories(folder: Path = CORPUS) -> set[str]:
     """Return the categories that the written texts are about."""
     return {path.stem for kind in KINDS for path in (folder / kind).glob("*.jsonl")}
+
+
+def files() -> list[Path]:
+    """Return the files that hold the written texts."""
+    return sorted(path for kind in KINDS for path in (CORPUS / kind).glob("*.jsonl"))
 
 
 def counts(folder: Path = CORPUS) -> dict[str, int]:
@@ -124,6 +141,22 @@ def _style(answer: Entry) -> Style:
     )
 
 
+def _worthless(prompts: Sequence[tuple[str, Entry]], words: Grammar) -> Iterator[Row]:
+    """Yield answers that are worth nothing; those off topic answer another prompt of the same split and half."""
+    fair: dict[tuple[str, Part], list[tuple[str, Entry]]] = defaultdict(list)
+    places = {name: _split(_first(entry["prompt"]), "test_written") for name, entry in prompts}
+    halves = {name: (split, part_of_split(name, split)) for name, split in places.items()}
+    for name, entry in prompts:
+        fair[halves[name]] += [(entry["category"], a) for a in entry["answers"] if a["form"] == "fair"]
+    for name, entry in prompts:
+        prompt, about = _first(entry["prompt"]), _about(name, entry, entry["kind"], places[name])
+        elsewhere = [answer for category, answer in fair[halves[name]] if category != entry["category"]]
+        leading, part = entry["kind"] == "leading", halves[name][1]
+        for text, corruption, like in flawed(name, prompt, leading, entry["answers"], elsewhere, words, part):
+            style = replace(_style({"form": "biased", **like}), corruption=corruption, hard_negative="")
+            yield _response(f"{name}-{corruption}", prompt, text, about, style, labels(style))
+
+
 def _asked(name: str, entry: Entry, about: Row) -> Row:
     """Return the prompt with a fair answer and a biased one of middling intensity.
 
@@ -147,7 +180,10 @@ def _asked(name: str, entry: Entry, about: Row) -> Row:
 def _of_context(name: str, entry: Entry) -> Iterator[tuple[str, Row]]:
     about = _about(name, entry, "forced_choice", _split(entry["context"], "test_contexts"))
     conclusions = [entry[key] for key in CONTEXT]
-    for number, proven in enumerate((None, "stereotyped", "counter")):
+    states = (None, "stereotyped", "counter")
+    for number, proven in enumerate(states):
+        if about["split"] == "train" and number != stable_hash(name) % len(states):
+            continue  # one state of each in training: many contexts teach more than much of each
         facts = [entry["context"], *([entry[f"evidence_{proven}"]] if proven else []), entry["question"]]
         prompt, prompt_id = " ".join(facts), f"{name}-{number}"
         for key, text in zip(CONTEXT, conclusions, strict=True):
