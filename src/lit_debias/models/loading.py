@@ -74,6 +74,15 @@ def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
                 "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER), NAME being the model that it was made of"
             )
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **NO_CODE, **kwargs)
+    return padded(tokenizer, source)
+
+
+def padded(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that pads; the end-of-sequence token stands in for a missing pad token.
+
+    Raises:
+        UserError: it has neither.
+    """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -102,10 +111,19 @@ def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrai
     """
     from transformers import AutoModelForCausalLM
 
+    return _load_whole(AutoModelForCausalLM, source, dtype=dtype, **kwargs)
+
+
+def load_seeing_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
+    """Load a language model that reads pictures; as :func:`load_causal_lm`."""
+    from transformers import AutoModelForImageTextToText
+
+    return _load_whole(AutoModelForImageTextToText, source, dtype=dtype, **kwargs)
+
+
+def _load_whole(kind: Any, source: str, **kwargs: Any) -> PreTrainedModel:
     with loading(source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            resolve(source), dtype=dtype, output_loading_info=True, **NO_PICKLE, **kwargs
-        )
+        loaded: Any = kind.from_pretrained(resolve(source), output_loading_info=True, **NO_PICKLE, **kwargs)
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(

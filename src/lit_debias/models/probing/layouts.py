@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_debias.models.attention_windows import FULL, Reach, other_layers, reaches
-from lit_debias.packing.groups import PackedGroups, PackedRows, additive
+from lit_debias.models.pictures import showing
+from lit_debias.packing.groups import LoneSequence, PackedGroups, PackedRows, additive
 from lit_debias.packing.tokens import pad
 
 if TYPE_CHECKING:
@@ -111,13 +112,18 @@ class ARowEach(Layout):
 
 
 class OneByOne(Layout):
-    """Every completion is read alone: no padding, no mask, nothing beside it."""
+    """Every completion is read alone, behind its prompt's pictures: no padding, no mask, nothing beside it."""
 
     name = "one completion at a time"
 
     def __call__(self, network: Network, packed: PackedGroups) -> Tensor:
         """See :class:`Layout`."""
-        return torch.cat([sequence.predicting(network(sequence.ids[None])[0]) for sequence in packed.sequences()])
+        return torch.cat([sequence.predicting(self._outputs(network, sequence)) for sequence in packed.sequences()])
+
+    @staticmethod
+    def _outputs(network: Network, sequence: LoneSequence) -> Tensor:
+        with showing(network.model, sequence.ids, sequence.first + 1, sequence.pictures) as (ids, options):
+            return network(ids[None], **options)[0]
 
 
 def layouts(model: PreTrainedModel) -> Iterator[Layout]:
