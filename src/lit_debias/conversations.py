@@ -104,6 +104,13 @@ def files_in(prompt: Prompt) -> list[str]:
     return [picture["file"] for message in prompt for picture in message.get(PICTURES) or ()]
 
 
+def without_pictures(prompt: Prompt) -> Prompt:
+    """Return what a prompt says, for a model that reads texts alone."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{name: value for name, value in message.items() if name != PICTURES} for message in prompt]
+
+
 def in_parts(message: Message) -> Message:
     """Return a message with its content in parts of text and of images, as chat templates take it."""
     text, parts, done = message["content"], [], 0

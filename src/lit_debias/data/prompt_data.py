@@ -107,6 +107,8 @@ class PromptDataModule(TableDataModule):
         self.prompt_kinds, self.images = prompt_kinds, images
         self.twins = twins
         check_changes(augment, augment_categories, balance, balance_tau, twins)
+        if images is not None and augment:
+            raise UserError("data: augment swaps words, and images may show the group; write the twins as rows")
         self.swaps = swaps_of(augment_categories) if augment else []
         self.balance, self.balance_tau = balance, balance_tau
         self.changes: list[str] = []
@@ -117,7 +119,8 @@ class PromptDataModule(TableDataModule):
     @property
     def texts(self) -> set[str]:
         """Columns of the data that are texts in a CSV file too, the prompts among them."""
-        return super().texts | {self.columns.get(self.prompt_column, self.prompt_column)}
+        names = [self.prompt_column, *([] if self.images is None else [self.images.column])]
+        return super().texts | {self.columns.get(name, name) for name in names}
 
     def prepare(self, rows: Dataset, role: Role) -> Dataset:
         """Check the prompts, keep the wanted kinds, and number the prompts where they have no ids."""

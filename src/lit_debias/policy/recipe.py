@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -74,6 +74,9 @@ class QLoRAPolicy:
     Raises:
         UserError: an argument names nothing or makes no sense.
     """
+
+    reads_pictures: ClassVar[bool] = False
+    """Whether prompts may show some."""
 
     def __init__(
         self,

@@ -85,6 +85,8 @@ class VLMPolicy(QLoRAPolicy):
         UserError: an argument names nothing or makes no sense.
     """
 
+    reads_pictures = True
+
     def __init__(
         self,
         model: str,

@@ -65,6 +65,8 @@ class LocalEngine(RolloutEngine):
         UserError: a value is out of range, or values do not go together.
     """
 
+    reads_pictures = True
+
     def __init__(
         self,
         max_new_tokens: int = 128,
