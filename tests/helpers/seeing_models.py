@@ -16,6 +16,12 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from lit_debias.conversations import with_pictures, words_of
+from lit_debias.models.picture_encoder import load_processor
+from lit_debias.policy.policy import Policy
+from lit_debias.policy.vlm import VLMPolicy
+from lit_debias.types import PromptBatch
+
 IDEFICS3_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}:{% for part in m['content'] %}{% if part['type'] == 'image' %}"
     "<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
@@ -126,3 +132,40 @@ def save_twins(folder: Path, **columns) -> Path:
     file = folder / "train.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     return file
+
+
+def seeing(model: Path, **options) -> Policy:
+    """Return a loaded fp32 policy of rank 4 on a tiny model."""
+    return VLMPolicy(str(model), **{"quantization": "none", "dtype": "float32", "rank": 4, **options}).load("cpu")
+
+
+def showing(prompt, *files) -> PromptBatch:
+    """Return one prompt that shows pictures."""
+    messages = with_pictures(prompt, list(map(str, files)), "prompt")
+    return PromptBatch([words_of(messages)], messages=[messages])
+
+
+def together(*batches: PromptBatch) -> PromptBatch:
+    """Return several prompts."""
+    return PromptBatch([b.texts[0] for b in batches], messages=[b.asked[0] for b in batches])
+
+
+def huggingface_inputs(model: Path, messages, files) -> dict[str, torch.Tensor]:
+    """Return what transformers' own processor makes of a conversation in its own form, and of pictures."""
+    reader = load_processor(str(model))
+    text = reader.apply_chat_template(messages, add_generation_prompt=True)
+    return reader(
+        text=[text], images=[Image.open(file) for file in files], return_tensors="pt", add_special_tokens=False
+    )
+
+
+def huggingface_logprobs(network, inputs, completion) -> torch.Tensor:
+    """Return the log-probs [T] of a completion [T] behind inputs of one prompt, by the network's forward pass."""
+    inputs, prompt = dict(inputs), inputs["input_ids"][0]
+    for name in ("attention_mask", "mm_token_type_ids"):
+        if name in inputs:
+            filled = torch.full((1, len(completion)), int(name == "attention_mask"))
+            inputs[name] = torch.cat((inputs[name], filled), 1)
+    inputs["input_ids"] = torch.cat((prompt, completion))[None]
+    logits = network(**inputs, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]

@@ -50,6 +50,8 @@ def _why_not_loaded(error: Exception) -> str:
             "has no weights in safetensors, and other files are not read, as they could run code; save it with "
             "save_pretrained of a current transformers, where you trust it"
         )
+    if kind := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", reason):
+        return f"is of a kind ({kind[1]}) that is not read here; where it reads pictures, write class_path: VLMPolicy"
     if "ignore_mismatched_sizes" in reason:  # transformers' words for programmers
         reason = "its weights have other sizes than its config.json says"
     return f"cannot be loaded ({reason:.200}); without a network write a whole local folder, or pkg://PACKAGE/PATH"

@@ -79,7 +79,8 @@ class VLMPolicy(QLoRAPolicy):
         max_prompt_tokens: Longest prompt, in tokens after the chat template; a picture takes 64 to several thousand.
         chat_template_kwargs: Variables of the chat template.
         picture_options: Options of the model's own processor of pictures, such as ``{do_image_splitting: false}`` for
-            SmolVLM or ``{max_pixels: 200704}`` for Qwen: fewer parts of a picture are fewer tokens.
+            SmolVLM or ``{size: {shortest_edge: 3136, longest_edge: 200704}}`` for Qwen, whose edges are numbers of
+            pixels: fewer parts of a picture are fewer tokens.
 
     Raises:
         UserError: an argument names nothing or makes no sense.

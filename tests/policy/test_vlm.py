@@ -1,0 +1,237 @@
+"""Policies that read pictures: their log-probs and samples are those of plain Hugging Face, on two architectures."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from seeing_models import (
+    draw,
+    huggingface_inputs,
+    huggingface_logprobs,
+    save_idefics3,
+    save_qwen2_vl,
+    seeing,
+    showing,
+    together,
+)
+from support import loaded, perturb
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForImageTextToText
+
+from lit_debias.errors import UserError
+from lit_debias.models.picture_encoder import PictureEncoder
+from lit_debias.models.probing import layouts
+from lit_debias.policy.recipe import QLoRAPolicy
+from lit_debias.policy.vlm import VLMPolicy
+from lit_debias.rollout import plain_decoders
+from lit_debias.rollout.local import LocalEngine
+from lit_debias.types import PromptBatch
+
+SAVERS = {"idefics3": save_idefics3, "qwen2_vl": save_qwen2_vl}
+WHO = "Who should get the job?"
+ANSWERS = ["the rider", "people are kind"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeing")
+    return {name: save(folder / name) for name, save in SAVERS.items()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    found = {key: folder / name for key, name in draw(folder).items()}
+    found["wide"] = folder / "wide.png"
+    Image.linear_gradient("L").resize((64, 32)).save(found["wide"])
+    return found
+
+
+@pytest.fixture(params=SAVERS)
+def model(request, models):
+    return models[request.param]
+
+
+def text(said):
+    return {"type": "text", "text": said}
+
+
+# -------------------------------------------------------------------- log-probs
+
+
+def test_log_probs_with_a_picture_are_those_of_hugging_face(model, files):
+    policy, file = seeing(model), files["red", "disc"]
+    perturb(policy)
+    rollout = policy.encode(showing(WHO, file), [ANSWERS])
+    inputs = huggingface_inputs(model, [{"role": "user", "content": [{"type": "image"}, text(WHO)]}], [file])
+    assert rollout.prompt_ids[0].tolist() == inputs["input_ids"][0].tolist()
+    plain = AutoModelForImageTextToText.from_pretrained(model)
+    for network, reference in ((policy.causal_lm, False), (plain, True)):
+        found = policy.logprobs(rollout, reference=reference)[0]
+        completions = [
+            ids[mask] for ids, mask in zip(rollout.completion_ids[0], rollout.completion_mask[0], strict=True)
+        ]
+        expected = [huggingface_logprobs(network, inputs, completion) for completion in completions]
+        torch.testing.assert_close(found, pad_sequence(expected, batch_first=True), rtol=1e-4, atol=1e-5)
+
+
+def test_several_pictures_stand_where_the_conversation_has_them(model, files):
+    policy, shown = seeing(model), [files["wide"], files["blue", "square"]]
+    own = [
+        {"role": "user", "content": [text("before "), {"type": "image"}, text(" and "), {"type": "image"}]},
+        {"role": "assistant", "content": "a rider"},
+        {"role": "user", "content": "why?"},
+    ]
+    rollout = policy.encode(showing(own, *shown), [ANSWERS[:1]])
+    theirs = [own[0], {"role": "assistant", "content": [text("a rider")]}, {"role": "user", "content": [text("why?")]}]
+    inputs = huggingface_inputs(model, theirs, shown)
+    assert rollout.prompt_ids[0].tolist() == inputs["input_ids"][0].tolist()
+    expected = huggingface_logprobs(policy.causal_lm, inputs, rollout.completion_ids[0, 0])
+    torch.testing.assert_close(policy.logprobs(rollout)[0, 0], expected, rtol=1e-4, atol=1e-5)
+    other = policy.encode(showing(own, *reversed(shown)), [ANSWERS[:1]])
+    assert not torch.allclose(policy.logprobs(other)[0, 0], expected, atol=0.01)
+
+
+def test_another_picture_gives_other_log_probs_and_the_same_one_the_same(model, files, tmp_path):
+    policy = seeing(model)
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(files["red", "disc"].read_bytes())
+    shown = [files["red", "disc"], copy, files["blue", "disc"], files["red", "square"]]
+    rollout = policy.encode(together(*(showing(WHO, file) for file in shown)), [ANSWERS[:1]] * 4)
+    first, same, *others = policy.logprobs(rollout)
+    assert torch.equal(first, same)
+    assert all((first - other).abs().max() > 1e-3 for other in others)
+    without = policy.logprobs(
+        replace(rollout, pictures=None) if "qwen" in str(model) else policy.encode(PromptBatch([WHO]), [ANSWERS[:1]])
+    )
+    assert (without[0] - first).abs().max() > 1e-3
+
+
+def test_gradients_come_to_every_adapter_of_the_text_decoder_and_to_none_of_the_rest(model, files):
+    policy = seeing(model)
+    perturb(policy)
+    names = policy.trainable_parameters()
+    assert names
+    assert not [name for name in names if "vision" in name or "visual" in name or "connector" in name]
+    rollout = policy.encode(showing(WHO, files["red", "disc"]), [ANSWERS])
+    from lit_debias.packing.tokens import pack_rollout
+
+    policy(pack_rollout(rollout)).logprobs.sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in names.values())
+
+
+# -------------------------------------------------------------------- samples
+
+
+@pytest.mark.parametrize("weights", ["merged", "live"])
+def test_what_is_sampled_has_the_log_probs_of_the_update(model, files, weights):
+    policy = seeing(model)
+    perturb(policy)
+    plain = PromptBatch(["the rider"], messages=[[{"role": "user", "content": "the rider"}]])
+    prompts = together(showing(WHO, files["red", "disc"]), plain, showing(WHO, files["wide"], files["blue", "disc"]))
+    seen = {}
+    engine = LocalEngine(10, weights=weights)
+    rollout = engine.generate(policy, prompts, 4, seed=1, on_group=seen.__setitem__)
+    assert "prompt by prompt" in engine.decoders.name
+    torch.testing.assert_close(policy.logprobs(rollout), rollout.logprobs, rtol=1e-3, atol=1e-4)
+    for number, group in seen.items():
+        torch.testing.assert_close(policy.logprobs(group)[0], policy.logprobs(rollout)[number], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sampled_placeholder_is_text(model, files):
+    """By the cache: the prompt with its picture first, then the completion, in which the model looks for no picture."""
+    policy = seeing(model)
+    perturb(policy)
+    rollout = policy.encode(showing(WHO, files["red", "disc"]), [ANSWERS[1:]])
+    ids = rollout.completion_ids.clone()
+    ids[0, 0, 1:3] = policy.encoder.placeholder
+    network, prompt, shown = policy.causal_lm, rollout.prompt_ids[0], rollout.pictures[0]
+    with torch.no_grad():
+        first = network(input_ids=prompt[None], use_cache=True, **shown.beside(prompt, len(prompt)))
+        rest = network(input_ids=ids[0, 0, :-1][None], past_key_values=first.past_key_values, use_cache=True)
+    logits = torch.cat((first.logits[0, -1:], rest.logits[0])).log_softmax(-1)
+    expected = logits.gather(-1, ids[0, 0][:, None])[:, 0]
+    found = policy.logprobs(replace(rollout, completion_ids=ids))[0, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_decoders_are_compared_with_pictures(models, files, monkeypatch, caplog):
+    """Qwen keeps how far the latest prompt's pictures shift positions; a decoder that forgets it is not used."""
+    monkeypatch.setattr(plain_decoders, "SHIFT", "nothing_of_that_name")
+    policy = seeing(models["qwen2_vl"])
+    perturb(policy)
+    engine = LocalEngine(6)
+    with caplog.at_level(logging.INFO):
+        rollout = engine.generate(
+            policy, together(showing(WHO, files["wide"]), showing(WHO, files["red", "disc"])), 2, 0
+        )
+    assert engine.decoders.name == "Hugging Face's forward pass, without a cache"
+    assert "prompt by prompt: its logits miss the model's own by" in caplog.text
+    torch.testing.assert_close(policy.logprobs(rollout), rollout.logprobs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_way_that_loses_the_pictures_is_refused(model, monkeypatch):
+    from contextlib import nullcontext
+
+    monkeypatch.setattr(layouts, "showing", lambda model, ids, prompt_tokens, pictures: nullcontext((ids, {})))
+    with pytest.raises(UserError, match="no way to compute its log-probs agrees with its own forward pass"):
+        seeing(model)
+
+
+# -------------------------------------------------------------------- what is refused
+
+
+def test_ids_that_are_not_the_processors_are_refused(model, monkeypatch):
+    original = PictureEncoder._parts_of
+    monkeypatch.setattr(PictureEncoder, "_parts_of", lambda self, size: original(self, size)[:-1])
+    with pytest.raises(
+        UserError, match="its processor and its chat template do not put a picture into a prompt in one"
+    ):
+        seeing(model)
+
+
+def test_the_words_of_a_placeholder_are_text(model, files):
+    policy = seeing(model)
+    word = policy.encoder.word
+    ids = policy.prompt_ids(showing(f"what is {word}?", files["red", "disc"]).asked[0])
+    assert ids.count(policy.encoder.placeholder) == 4
+
+
+def test_pictures_are_refused_by_policies_of_text(tiny_model, files):
+    with pytest.raises(UserError, match="QLoRAPolicy reads no pictures, and the prompt 'Who should get the job"):
+        loaded(tiny_model).encode(showing(WHO, files["wide"]), [ANSWERS])
+
+
+def test_models_of_text_are_refused(tiny_model):
+    with pytest.raises(UserError, match=r"\(llama\) reads no pictures; write one that does"):
+        VLMPolicy(str(tiny_model)).load()
+
+
+def test_models_with_pictures_need_the_other_policy(models):
+    with pytest.raises(UserError, match="cannot be loaded .*Idefics3Config"):
+        QLoRAPolicy(str(models["idefics3"])).load()
+
+
+def test_faster_decoders_are_refused_where_they_are_asked_for(models):
+    with pytest.raises(UserError, match="the lean decoder cannot run this model, it has no lean form of Idefics3"):
+        LocalEngine(decoder="lean").prepare(seeing(models["idefics3"]))
+
+
+def test_options_of_the_processor_change_the_parts_of_a_picture(models, files):
+    prompt = showing(WHO, files["wide"]).asked[0]
+    counts = {
+        pixels: seeing(models["qwen2_vl"], picture_options={"max_pixels": pixels}).prompt_ids(prompt)
+        for pixels in (2048, 512)
+    }
+    assert len(counts[2048]) == len(counts[512]) + 6
+    with pytest.raises(UserError, match=r"picture_options: the processor of model .* knows no 'max_pixel'.*max_pixels"):
+        seeing(models["qwen2_vl"], picture_options={"max_pixel": 512})
+
+
+def test_four_bits_compute_what_they_store(models, files):
+    policy = seeing(models["idefics3"], quantization="nf4")
+    perturb(policy)
+    rollout = LocalEngine(5).generate(policy, showing(WHO, files["red", "disc"]), 2, seed=0)
+    torch.testing.assert_close(policy.logprobs(rollout), rollout.logprobs, rtol=0.05, atol=0.05)
