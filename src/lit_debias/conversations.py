@@ -74,7 +74,7 @@ def with_pictures(value: Any, files: Sequence[str], where: str) -> list[Message]
 
 def _places(message: Any) -> list[int]:
     """Return where in a message's joined text its parts for images stand."""
-    content = message.get("content") if isinstance(message, Mapping) else None
+    content: Any = message.get("content") if isinstance(message, Mapping) else None
     if not is_conversation(content):
         return []
     places, length = [], 0
@@ -130,7 +130,9 @@ def _read_message(message: Any, where: str) -> Message:
     if role not in ROLES:
         raise UserError(f"{where}: the role is {role!r:.40}{did_you_mean(str(role), ROLES)}")
     if content is None or not content.strip():
-        raise UserError(f"{where}: the content is {message['content']!r:.60}; write a text")
+        shown = any(map(_is_image, message["content"])) if is_conversation(message["content"]) else False
+        beside = ", and pictures beside it by images: {column: NAME}" if shown else ""
+        raise UserError(f"{where}: the content is {message['content']!r:.60}; write a text{beside}")
     # tables give every message all keys of all messages, empty where it had none
     return {**{name: value for name, value in message.items() if value is not None}, "content": content}
 

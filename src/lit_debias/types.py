@@ -205,7 +205,8 @@ class Experience:
         """
         state = _shallow(self)
         support = self.rollout.support and _shallow(self.rollout.support)
-        pictures = self.rollout.pictures and [_shallow(one) for one in self.rollout.pictures]
+        shown = self.rollout.pictures
+        pictures = None if shown is None else [_shallow(one) for one in shown]
         plain = {"prompts": self.rollout.prompts.texts, "support": support, "pictures": pictures}
         state["rollout"] = _shallow(self.rollout) | plain
         state["scores"] = _shallow(replace(self.scores, columns={}))

@@ -53,13 +53,13 @@ class PictureEncoder(PromptEncoder):
         super().__init__(padded(reader.tokenizer, source), source, chat_template_kwargs)
         self.tokenizer.chat_template = reader.chat_template or self.tokenizer.chat_template
         self.processor, self.options = reader, dict(picture_options or {})
-        self.word = getattr(reader, "image_token", None)
-        self.placeholder = getattr(reader, "image_token_id", None)
-        if not isinstance(self.word, str) or not isinstance(self.placeholder, int):
+        word, placeholder = getattr(reader, "image_token", None), getattr(reader, "image_token_id", None)
+        if not isinstance(word, str) or not isinstance(placeholder, int):
             raise UserError(
                 f"model '{source}': its processor ({type(reader).__name__}) does not say which token stands for a "
                 "picture; write another model, such as SmolVLM or Qwen2.5-VL"
             )
+        self.word, self.placeholder = word, placeholder
         self._check_options()
         self._parts: dict[tuple[int, int], list[int]] = {}
 

@@ -182,7 +182,8 @@ class PackedGroups:
         members, sizes = self.completion_mask.shape[1], self.completion_mask.sum(2).flatten().tolist()
 
         def alone(number: int, own: Tensor, size: int) -> LoneSequence:
-            prompt, pictures = prompts[number // members], self.pictures and self.pictures[number // members]
+            prompt = prompts[number // members]
+            pictures = None if self.pictures is None else self.pictures[number // members]
             return LoneSequence(torch.cat((prompt, own)), len(prompt) - 1, size, pictures)
 
         found = [alone(number, *each) for number, each in enumerate(zip(followed, sizes, strict=True))]

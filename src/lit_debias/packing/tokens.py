@@ -17,9 +17,13 @@ def pack_rollout(rollout: Rollout, groups: slice = slice(None), mask: Tensor | N
         groups: Which of them, by default all.
         mask: [P, G, T] bool, the tokens that count, by default all of the completions.
     """
-    counted = rollout.completion_mask if mask is None else mask
-    tensors = rollout.prompt_ids, rollout.prompt_mask, rollout.completion_ids, counted
-    return pack(*(tensor[groups] for tensor in tensors), pictures=rollout.pictures and rollout.pictures[groups])
+    return pack(
+        rollout.prompt_ids[groups],
+        rollout.prompt_mask[groups],
+        rollout.completion_ids[groups],
+        (rollout.completion_mask if mask is None else mask)[groups],
+        rollout.pictures and rollout.pictures[groups],
+    )
 
 
 def pad(rows: list[list[int]], pad_id: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ class Probe:
         length = max(map(len, self.completions))
         ids = torch.stack([pad(ids, (0, length - len(ids))) for ids in self.completions])
         mask = torch.stack([torch.arange(length, device=ids.device) < len(each) for each in self.completions])
-        prompt, pictures = self.prompt[None], self.pictures and [self.pictures]
+        prompt, pictures = self.prompt[None], None if self.pictures is None else [self.pictures]
         return pack(prompt, torch.ones_like(prompt, dtype=torch.bool), ids[None], mask[None], pictures)
 
     def beside(self, ids: Tensor) -> dict[str, Tensor]:
