@@ -103,6 +103,9 @@ def save_qwen2_vl(folder: Path) -> Path:
     return folder
 
 
+SAVERS = {"idefics3": save_idefics3, "qwen2_vl": save_qwen2_vl}
+
+
 def draw(folder: Path) -> dict[tuple[str, str], str]:
     """Draw a picture of each colour and shape, and return (colour, shape) -> name of its file."""
     names = {}

@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from seeing_models import (
+    SAVERS,
     draw,
     huggingface_inputs,
     huggingface_logprobs,
-    save_idefics3,
-    save_qwen2_vl,
     seeing,
     showing,
     together,
@@ -31,7 +30,6 @@ from lit_debias.rollout import plain_decoders
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
 
-SAVERS = {"idefics3": save_idefics3, "qwen2_vl": save_qwen2_vl}
 WHO = "Who should get the job?"
 ANSWERS = ["the rider", "people are kind"]
 
