@@ -14,7 +14,7 @@ Prompt: TypeAlias = "str | list[Message]"
 """A text, which is one turn of the user, or the messages of a conversation whose last turn is the user's."""
 ROLES = ("system", "user", "assistant")
 PICTURES = "__pictures__"
-"""Key of a message: a list of ``{"at": place in the content, "file": path}``, in the order in which they are shown."""
+"""Key of a message: a list of ``{"at": place in the content, "file": path, "name": as the data has it}``, as shown."""
 
 
 def is_conversation(value: Any) -> bool:
@@ -44,7 +44,7 @@ def read_prompt(value: Any, where: str) -> Prompt:
     return messages
 
 
-def with_pictures(value: Any, files: Sequence[str], where: str) -> list[Message]:
+def with_pictures(value: Any, files: Sequence[tuple[str, str]], where: str) -> list[Message]:
     """Return a prompt of the data as a conversation that shows pictures.
 
     They stand where the contents have parts ``{"type": "image"}``, in their order; where there are none, before the
@@ -52,7 +52,7 @@ def with_pictures(value: Any, files: Sequence[str], where: str) -> list[Message]
 
     Args:
         value: As :func:`read_prompt` takes it.
-        files: Paths of the pictures, at least one.
+        files: Names of the pictures in the data, and their paths, at least one.
         where: File, row and column, for errors.
 
     Raises:
@@ -68,8 +68,12 @@ def with_pictures(value: Any, files: Sequence[str], where: str) -> list[Message]
     if wanted != len(files):
         raise UserError(f"{where} has {wanted} parts for images, and the row has {len(files)}; write one for each part")
     read, left = read_prompt([_text_alone(message) for message in messages], where), iter(files)
-    shown = [[{"at": at, "file": next(left)} for at in of_message] for of_message in places]
+    shown = [[_picture(at, *next(left)) for at in of_message] for of_message in places]
     return [{**m, PICTURES: s} if s else m for m, s in zip(cast("list[Message]", read), shown, strict=True)]
+
+
+def _picture(at: int, name: str, file: str) -> dict[str, Any]:
+    return {"at": at, "file": file, "name": name}
 
 
 def _places(message: Any) -> list[int]:
@@ -99,9 +103,17 @@ def _text_alone(message: Any) -> Any:
 
 def files_in(prompt: Prompt) -> list[str]:
     """Return the paths of the pictures that a prompt shows, in their order."""
-    if isinstance(prompt, str):
-        return []
-    return [picture["file"] for message in prompt for picture in message.get(PICTURES) or ()]
+    return [str(picture["file"]) for picture in _pictures_in(prompt)]
+
+
+def pictures_named(prompt: Prompt) -> str:
+    """Return the names of the pictures that a prompt shows; empty where it shows none."""
+    return ", ".join(str(picture["name"]) for picture in _pictures_in(prompt))
+
+
+def _pictures_in(prompt: Prompt) -> list[dict[str, Any]]:
+    messages = [] if isinstance(prompt, str) else prompt
+    return [picture for message in messages for picture in message.get(PICTURES) or ()]
 
 
 def without_pictures(prompt: Prompt) -> Prompt:

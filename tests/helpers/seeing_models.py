@@ -144,7 +144,7 @@ def seeing(model: Path, **options) -> Policy:
 
 def showing(prompt, *files) -> PromptBatch:
     """Return one prompt that shows pictures."""
-    messages = with_pictures(prompt, list(map(str, files)), "prompt")
+    messages = with_pictures(prompt, [(file.name, str(file)) for file in files], "prompt")
     return PromptBatch([words_of(messages)], messages=[messages])
 
 

@@ -58,12 +58,12 @@ class Images:
         return root.resolve()
 
 
-def _files(cell: Any, root: Path, where: str, known: set[str]) -> list[str]:
-    """Return the paths of a row's pictures; those in ``known`` have been read before."""
+def _files(cell: Any, root: Path, where: str, known: set[str]) -> list[tuple[str, str]]:
+    """Return the names and paths of a row's pictures; those in ``known`` have been read before."""
     names: Sequence[Any] = cell if is_conversation(cell) else [cell]
     if not names:
         raise UserError(f"{where} is an empty list; write at least one path, or leave the row out")
-    return [_file(name, root, where, known) for name in names]
+    return [(name, _file(name, root, where, known)) for name in names]
 
 
 def _file(name: Any, root: Path, where: str, known: set[str]) -> str:

@@ -145,10 +145,10 @@ def twins(records: Sequence[Record], bootstrap: ClusterBootstrap) -> Estimates:
 
 def twin_pairs(records: Sequence[Record]) -> list[tuple[int, int]]:
     """Return the indices of twins that may show bias, each pair once, ordered by the names of their groups."""
-    index = {(r.twin_id, r.prompt): i for i, r in enumerate(records) if r.shows_bias}
+    index = {(r.twin_id, r.asked): i for i, r in enumerate(records) if r.shows_bias}
     pairs = set()
     for (twin, _), i in index.items():
-        j = index.get((twin, records[i].counterfactual_prompt))
+        j = index.get((twin, records[i].counterfactual))
         if j is not None and i != j:
             first, second = sorted((i, j), key=lambda k: (records[k].group, k))
             pairs.add((first, second))

@@ -81,7 +81,7 @@ class PictureEncoder(PromptEncoder):
         if not self.has_template:
             raise UserError(f"model '{self.source}' has no chat template, which says where pictures stand; give it one")
         image, said = noise((64, 48)), "What is this?"
-        message = {"role": "user", "content": said, PICTURES: [{"at": 0, "file": ""}]}
+        message = {"role": "user", "content": said, PICTURES: [{"at": 0}]}
         text = self.chat.rendered([message])
         found = self._shown(self.chat.ids([message]), [image.size], said)
         if said not in text or found != self._process([image], text)["input_ids"][0].tolist():
