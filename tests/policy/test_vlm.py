@@ -1,6 +1,8 @@
 """Policies that read pictures: their log-probs and samples are those of plain Hugging Face, on two architectures."""
 
+import json
 import logging
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -19,6 +21,7 @@ from seeing_models import (
 from support import loaded, perturb
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText
+from transformers.models.smolvlm import processing_smolvlm
 
 from lit_debias.errors import UserError
 from lit_debias.models.picture_encoder import PictureEncoder
@@ -231,3 +234,39 @@ def test_four_bits_compute_what_they_store(models, files):
     perturb(policy)
     rollout = LocalEngine(5).generate(policy, showing(WHO, files["red", "disc"]), 2, seed=0)
     torch.testing.assert_close(policy.logprobs(rollout), rollout.logprobs, rtol=0.05, atol=0.05)
+
+
+# -------------------------------------------------------------------- processors that read videos too
+
+
+def changed_copy(model, folder, name, change):
+    shutil.copytree(model, folder)
+    content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+    (folder / name).write_text(json.dumps(change(content)))
+    return folder
+
+
+def test_what_a_processor_has_for_videos_is_left_out(models, tmp_path):
+    videos = {"video_processor_type": "Qwen2VLVideoProcessor", "patch_size": 8}
+    pictures = json.loads((models["qwen2_vl"] / "preprocessor_config.json").read_text())
+    kept = {"processor_class": "Qwen2VLProcessor", "image_processor": pictures, "video_processor": videos}
+    folder = changed_copy(models["qwen2_vl"], tmp_path / "qwen", "processor_config.json", lambda _: kept)
+    assert seeing(folder).encoder.of_images([Image.new("RGB", (32, 32))])[0] == [322] * 4
+
+
+def test_smolvlm_2_reads_pictures_without_what_videos_need(models, files, tmp_path, monkeypatch):
+    def renamed(config):
+        vision = {**config["vision_config"], "model_type": "smolvlm_vision"}
+        return {**config, "model_type": "smolvlm", "vision_config": vision}
+
+    folder = changed_copy(models["idefics3"], tmp_path / "smolvlm", "config.json", renamed)
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    with pytest.raises(UserError, match=r"`num2words` is required to run SmolVLM processor.*pip install what it names"):
+        seeing(folder)
+    monkeypatch.setattr(processing_smolvlm, "num2words", lambda number: str(number))
+    prompts = together(showing(WHO, files["red", "disc"]), showing(WHO, files["blue", "disc"]))
+    found = [
+        policy.logprobs(policy.encode(prompts, [ANSWERS] * 2))
+        for policy in (seeing(folder), seeing(models["idefics3"]))
+    ]
+    torch.testing.assert_close(*found)

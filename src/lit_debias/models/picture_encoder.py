@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -207,8 +206,15 @@ def load_processor(source: str) -> ProcessorMixin:
 
 def _without_videos(kind: Any) -> Any:
     """Return a class of processors that does not load the part for videos, which needs packages of its own."""
-    videos = inspect.signature(kind.__init__).parameters.get(VIDEOS)
-    if videos is None or videos.default is inspect.Parameter.empty:
+    parts = list(kind.get_attributes())
+    if VIDEOS not in parts:
         return kind
-    attributes = [name for name in kind.get_attributes() if name != VIDEOS]
-    return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _kind: attributes)})
+    left = [name for name in parts if name != VIDEOS]
+
+    def loaded(own: Any, *arguments: Any, **options: Any) -> list[Any]:
+        found = list(super(blind, own)._get_arguments_from_pretrained(*arguments, **options))
+        return [*found[: parts.index(VIDEOS)], None, *found[parts.index(VIDEOS) :]]
+
+    methods = {"get_attributes": lambda _own: left, "_get_arguments_from_pretrained": loaded}
+    blind: Any = type(kind.__name__, (kind,), {name: classmethod(method) for name, method in methods.items()})
+    return blind
