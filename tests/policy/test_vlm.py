@@ -26,6 +26,7 @@ from transformers.models.smolvlm import processing_smolvlm
 from lit_debias.errors import UserError
 from lit_debias.models.picture_encoder import PictureEncoder
 from lit_debias.models.probing import layouts
+from lit_debias.models.probing.ways import own_ways
 from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.policy.vlm import VLMPolicy
@@ -158,7 +159,7 @@ def test_a_sampled_placeholder_is_text(model, files):
 
 def test_decoders_are_compared_with_pictures(models, files, monkeypatch, caplog):
     """Qwen keeps how far the latest prompt's pictures shift positions; a decoder that forgets it is not used."""
-    monkeypatch.setattr(plain_decoders, "SHIFT", "nothing_of_that_name")
+    monkeypatch.setattr(plain_decoders, "shifted_parts", lambda _model: [])
     policy = seeing(models["qwen2_vl"])
     perturb(policy)
     engine = LocalEngine(6)
@@ -171,10 +172,46 @@ def test_decoders_are_compared_with_pictures(models, files, monkeypatch, caplog)
     torch.testing.assert_close(policy.logprobs(rollout), rollout.logprobs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_way_that_loses_the_pictures_is_refused(model, monkeypatch):
+def test_ways_that_lose_the_pictures_are_not_taken(model, monkeypatch, caplog):
+    original = layouts.Network.cached
+
+    def blind(self, ids, **options):
+        return original(self, ids, **{name: value for name, value in options.items() if name == "past_key_values"})
+
+    monkeypatch.setattr(layouts.Network, "cached", blind)
+    with caplog.at_level(logging.INFO):
+        assert seeing(model).forms.way.name == "one completion at a time"
+    assert "slower way, one completion at a time (completions behind one reading of their prompt: its" in caplog.text
     monkeypatch.setattr(layouts, "showing", lambda model, ids, prompt_tokens, pictures: nullcontext((ids, {})))
     with pytest.raises(UserError, match="no way to compute its log-probs agrees with its own forward pass"):
         seeing(model)
+
+
+def test_all_ways_have_the_same_log_probs_and_gradients(model, files):
+    """Groups with completions of no, one and several tokens that count, one of them a placeholder."""
+    policies = {}
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        policies[checkpointing] = seeing(model, gradient_checkpointing=checkpointing)
+        perturb(policies[checkpointing])
+    policy = policies[False]
+    prompts = together(showing(WHO, files["wide"]), showing(WHO, files["red", "disc"], files["wide"]))
+    rollout = policy.encode(prompts, [["the rider", "a", "people"], ["kind", "late", "north"]])
+    ids, mask = rollout.completion_ids.clone(), rollout.completion_mask.clone()
+    ids[0, 0, 1], mask[1, 2] = policy.encoder.placeholder, False
+    packed, found = pack_rollout(replace(rollout, completion_ids=ids), mask=mask), []
+    head = policy.causal_lm.get_output_embeddings()
+    ways = own_ways(policy.causal_lm, policy.forms.autocast, head, pictures=True)
+    assert [way.name for way in ways] == ["completions behind one reading of their prompt", "one completion at a time"]
+    assert policies[True].forms.way.name == "one completion at a time"
+    for one, way in ((policy, ways[0]), (policy, ways[1]), (policies[True], policies[True].forms.way)):
+        one.forms.way = way
+        one.zero_grad()
+        logprobs = one(packed).logprobs
+        (logprobs * torch.linspace(1, 2, len(logprobs))).sum().backward()
+        found.append([logprobs.detach(), *(p.grad.clone() for p in one.trainable_parameters().values())])
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=1e-3, atol=1e-4)
 
 
 # -------------------------------------------------------------------- what is refused

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LEAN = "the lean forward pass"
-SHOWN = "prompts with pictures are not packed"
+SHOWN = "with gradient_checkpointing no completion goes on from its prompt's cache"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from lit_debias.errors import UserError
 from lit_debias.models.gguf_file import NO_CODE
@@ -153,6 +154,11 @@ def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
     name = f"activation_checkpointing_{verb}"
     switch = getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{verb}")
     switch()
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Return whether a model computes activations again in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
 
 
 def load_encoder(source: str, **kwargs: Any) -> PreTrainedModel:

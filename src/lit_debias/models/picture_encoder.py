@@ -215,6 +215,9 @@ def _without_videos(kind: Any) -> Any:
         found = list(super(blind, own)._get_arguments_from_pretrained(*arguments, **options))
         return [*found[: parts.index(VIDEOS)], None, *found[parts.index(VIDEOS) :]]
 
-    methods = {"get_attributes": lambda _own: left, "_get_arguments_from_pretrained": loaded}
-    blind: Any = type(kind.__name__, (kind,), {name: classmethod(method) for name, method in methods.items()})
+    def attributes(_own: Any) -> list[str]:
+        return left
+
+    own = {"get_attributes": classmethod(attributes), "_get_arguments_from_pretrained": classmethod(loaded)}
+    blind: Any = type(kind.__name__, (kind,), own)
     return blind

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
 Shown = tuple[Tensor, dict[str, Tensor]]
 """Ids [L] of a sequence, and the arguments of a forward pass beside them."""
+
+
+SHIFT = "rope_deltas"
+"""What parts of a model remember beside its cache: how far the latest prompt's pictures shift the positions that
+follow."""
+
+
+def shifted_parts(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of a model that remember such a shift."""
+    return [module for module in model.modules() if hasattr(module, SHIFT)]
+
+
+def forget_shifts(model: nn.Module) -> None:
+    """Let a model forget what the pictures of the latest prompt have shifted, before another one is read."""
+    for module in shifted_parts(model):
+        setattr(module, SHIFT, None)
 
 
 @contextmanager

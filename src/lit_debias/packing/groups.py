@@ -184,7 +184,7 @@ class PackedGroups:
         def alone(number: int, own: Tensor, size: int) -> LoneSequence:
             prompt = prompts[number // members]
             pictures = None if self.pictures is None else self.pictures[number // members]
-            return LoneSequence(torch.cat((prompt, own)), len(prompt) - 1, size, pictures)
+            return LoneSequence(torch.cat((prompt, own)), len(prompt) - 1, size, number // members, pictures)
 
         found = [alone(number, *each) for number, each in enumerate(zip(followed, sizes, strict=True))]
         return [sequence for sequence in found if sequence.size] or found[:1]
@@ -199,6 +199,8 @@ class LoneSequence(NamedTuple):
     """Place of the token that predicts the first of the completion."""
     size: int
     """How many tokens the completion has."""
+    group: int
+    """Number of the prompt."""
     pictures: PictureInputs | None = None
     """Of the prompt."""
 

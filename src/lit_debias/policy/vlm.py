@@ -58,9 +58,9 @@ class SeeingPolicy(Policy):
 class VLMPolicy(QLoRAPolicy):
     """How a language model that reads pictures is loaded; it trains LoRA adapters on its text decoder alone.
 
-    Prompts show the pictures that the data module's ``images`` name. Its log-probs are computed one completion at a
-    time, by the model's own forward pass, and checked against it at load; it has been tested on SmolVLM (Idefics3) and
-    Qwen2-VL of a tiny size. It samples with :class:`LocalEngine` alone.
+    Prompts show the pictures that the data module's ``images`` name. Log-probs are those of the model's own forward
+    pass, with which they are compared at load; nothing is packed. It has been tested on tiny models of Idefics3 (the
+    architecture of SmolVLM) and Qwen2-VL, and trained on none of full size. :class:`LocalEngine` alone samples from it.
 
     Args:
         model: Base model: a local folder, or a hub id.
@@ -74,7 +74,8 @@ class VLMPolicy(QLoRAPolicy):
         adapter: Folder of an adapter to continue from.
         reference: What the frozen reference is where an ``adapter`` is continued: a frozen copy of that adapter, or the
             base without it.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more compute.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, and more compute, also as
+            completions are then read one at a time.
         system_prompt: System message put before every prompt that has none of its own.
         max_prompt_tokens: Longest prompt, in tokens after the chat template; a picture takes 64 to several thousand.
         chat_template_kwargs: Variables of the chat template.

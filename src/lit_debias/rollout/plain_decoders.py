@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_debias.models.pictures import showing
+from lit_debias.models.pictures import SHIFT, shifted_parts, showing
 from lit_debias.rollout.decoders import Decoder
 from lit_debias.types import PictureInputs
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 CACHES = ("past_key_values", "cache_params", "state", "mems")
 """What models call what they remember; they return it, and take it back under the same name."""
-SHIFT = "rope_deltas"
-"""What parts of a model remember beside it: how far pictures shift the positions that follow. It is the latest
-prompt's, and is given back to its own."""
 
 
 class SeeingDecoder(Decoder):
@@ -50,7 +47,7 @@ class PromptwiseDecoder(SeeingDecoder):
         self.group_size = group_size
         self.rows = torch.arange(len(ids) * group_size, device=ids.device)  # those that are kept
         self.caches: list[dict[str, Any]] = [{} for _ in ids]
-        self._shifted = [module for module in self.model.modules() if hasattr(module, SHIFT)]
+        self._shifted = shifted_parts(self.model)
         self.shifts: list[list[Any]] = [[None] * len(self._shifted) for _ in ids]
         prompts = [row[real] for row, real in zip(ids, mask, strict=True)]
         return torch.cat([self._read(number, prompt) for number, prompt in enumerate(prompts)])
@@ -79,7 +76,7 @@ class PromptwiseDecoder(SeeingDecoder):
         return logits.expand(self.group_size, -1)
 
     def _forward(self, number: int, ids: Tensor, shown: Mapping[str, Tensor] | None = None) -> Tensor:
-        for module, shift in zip(self._shifted, self.shifts[number], strict=True):
+        for module, shift in zip(self._shifted, self.shifts[number], strict=True):  # each prompt has its own
             setattr(module, SHIFT, shift)
         output: Any = self.model(input_ids=ids, use_cache=True, **self.caches[number], **(shown or {}))
         self.shifts[number] = [getattr(module, SHIFT) for module in self._shifted]

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from lit_debias.errors import UserError
 from lit_debias.models.checks import FAILURES, plain_pass, reason_of
-from lit_debias.models.probing.layouts import Autocast, Layout, Network, OneByOne, decoder_of, layouts
+from lit_debias.models.probing.layouts import (
+    Autocast,
+    Layout,
+    Network,
+    decoder_of,
+    layouts,
+    layouts_with_pictures,
+)
 from lit_debias.models.probing.probe import Probe, distance, distances, noisy_products, plain_logits
 from lit_debias.packing.groups import PackedGroups
 
@@ -55,14 +62,14 @@ def own_ways(model: PreTrainedModel, autocast: Autocast, head: nn.Linear | None,
         model: Hugging Face model.
         autocast: Makes the context to compute in.
         head: Its output layer, where logits are that layer's and nothing else.
-        pictures: Whether prompts have pictures, so that each sequence is read alone.
+        pictures: Whether prompts have pictures, so that groups are not packed.
     """
     network = Network(model, head is None, autocast)
 
     def way(layout: Layout) -> Way:
         return Way(layout.name, lambda packed: layout(network, packed), head, layout.packs)
 
-    return list(map(way, [OneByOne()] if pictures else layouts(model)))
+    return list(map(way, layouts_with_pictures(model) if pictures else layouts(model)))
 
 
 @torch.no_grad()
