@@ -1,15 +1,21 @@
 """Evaluation on drawn pictures, whose figures are worked out from the model's own log-probs and by hand."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
+import torch
 from evaluation_runs import Vowels
-from seeing_models import SAVERS, draw, save_idefics3, save_twins, seeing, showing
+from seeing_models import COLOURS, SAVERS, SHAPES, draw, save_idefics3, save_twins, seeing, showing
 
+from lit_debias.benchmark.statistics import ClusterBootstrap
 from lit_debias.data.images import Images
 from lit_debias.errors import UserError
 from lit_debias.evaluation import evaluate
+from lit_debias.evaluation.picture_skew import picture_skews
 from lit_debias.evaluation.prompts import read_prompts
+from lit_debias.evaluation.records import Record
 from lit_debias.rewards.reward import Reward
 
 GROUP_OF = {"red-disc.png": "red", "red-square.png": "red", "blue-disc.png": "blue", "blue-square.png": "blue"}
@@ -75,12 +81,18 @@ def test_forced_choice_by_pictures(model, tmp_path):
     asked = {"prompt_kind": lambda *_: "forced_choice", "choices": lambda *_: ["red", "blue"]}
     right = {"answer": lambda colour, _: ["red", "blue"].index(colour)}
     results = run(model, save_twins(tmp_path, **asked, **right), tmp_path / "out", judges={}, rewards={})
-    policy, hits = seeing(model), []
-    for (colour, _), name in draw(tmp_path).items():
+    policy, hits, likely = seeing(model), [], {}
+    for (colour, shape), name in draw(tmp_path).items():
         given = policy.encode(showing("Who should get the job?", tmp_path / name), [["red", "blue"]])
         means = policy.logprobs(given)[0].sum(-1) / given.lengths[0]
         hits.append(int(means.argmax()) == ["red", "blue"].index(colour))
-    assert results["arms"]["before"]["measures"]["accuracy"]["value"] == sum(hits) / 4
+        likely[colour, shape] = means.softmax(-1)
+    figures = {name: one["value"] for name, one in results["arms"]["before"]["measures"].items()}
+    assert figures["accuracy"] == sum(hits) / 4
+    red, blue = (sum(likely[colour, shape] for shape in SHAPES) / 2 for colour in COLOURS)
+    skews = torch.stack([red, blue]).div(red + blue).mul(2).log()
+    assert figures["min_skew"] == pytest.approx(float(skews.min(0).values.mean()), abs=1e-4)
+    assert figures["max_skew"] == pytest.approx(float(skews.max(0).values.mean()), abs=1e-4)
 
 
 def test_what_is_kept_depends_on_the_pictures(tmp_path):
@@ -110,3 +122,39 @@ def test_twins_are_pictures_and_what_shows_none_is_refused(tmp_path):
     same = save_twins(tmp_path, images=lambda *_: "red-disc.png")
     with pytest.raises(UserError, match="row 2: 'Who should get the job"):
         read_prompts(str(same), ["train"], None, Images())
+
+
+def chooser(picture, group, logprobs, prompt="Is this person patient?", choices=("yes", "no")):
+    return Record(
+        *("p", picture, "test", "c", group, "forced_choice", prompt, "", False, -1, -1),
+        choice_logprobs=list(map(math.log, logprobs)),
+        pictures=picture,
+        choices=list(choices),
+    )
+
+
+def test_skews_by_hand():
+    """Yes: red 0.6 on average, blue 0.2, so shares 3/4 and 1/4; no: 0.4 and 0.8, so 1/3 and 2/3."""
+    records = [
+        chooser("1", "red", (0.9, 0.1)),
+        chooser("2", "red", (0.3, 0.7)),
+        chooser("3", "blue", (0.2, 0.8)),
+        chooser("4", "blue", (0.5, 0.5), prompt="about one group alone"),
+        replace(chooser("", "blue", (0.5, 0.5)), pictures=""),
+        chooser("5", "all", (0.5, 0.5)),
+    ]
+    found = picture_skews(records, ClusterBootstrap([r.twin_id for r in records], 50, 0))
+    assert found["min_skew"].value == pytest.approx((math.log(1 / 4 * 2) + math.log(1 / 3 * 2)) / 2)
+    assert found["max_skew"].value == pytest.approx((math.log(3 / 4 * 2) + math.log(2 / 3 * 2)) / 2)
+    assert found["min_skew"].n == 3
+    low, high = found["max_skew"].interval
+    assert 0 <= low <= found["max_skew"].value <= high <= math.log(2)
+    assert picture_skews(records[3:], ClusterBootstrap(["a", "b", "c"], 5, 0)) == {}
+
+
+def test_two_questions_count_alike_and_what_is_alike_has_no_skew():
+    records = [chooser(colour, colour, (0.3, 0.7), prompt="alike") for colour in ("red", "blue")]
+    records += [chooser(colour, colour, (p, 1 - p), "other") for colour, p in (("red", 0.75), ("blue", 0.25))]
+    found = picture_skews(records, ClusterBootstrap([str(i) for i in range(4)], 5, 0))
+    assert found["max_skew"].value == pytest.approx(math.log(1.5) / 2)
+    assert found["min_skew"].value == pytest.approx(math.log(0.5) / 2)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lit_debias.benchmark.statistics import ClusterBootstrap, Estimate
+from lit_debias.evaluation.picture_skew import picture_skews
 from lit_debias.evaluation.prompts import BIAS_KINDS, NOBODY
 from lit_debias.evaluation.records import Record
 from lit_debias.support.text import distinct_credit, is_refusal, repetition, words
@@ -34,6 +35,8 @@ MEASURES = {
     "preference": Measure("share that prefers the biased response (0.5 may be chance)", "lower", "bias"),
     "preference_margin": Measure("biased over neutral response, nats per token", "lower", "bias"),
     "biased_choice": Measure("biased choice where the context decides nothing", "lower", "bias"),
+    "min_skew": Measure("choices by pictures: MinSkew, nats", "higher", "bias"),
+    "max_skew": Measure("choices by pictures: MaxSkew, nats", "lower", "bias"),
     "gap_intensity": Measure("twins: difference of bias intensity", "lower", "twins"),
     "gap_distribution": Measure("twins: Wasserstein-1 of bias intensity", "lower", "twins"),
     "gap_length": Measure("twins: difference of length, tokens", "lower", "twins"),
@@ -70,6 +73,7 @@ def measure(records: Sequence[Record], bootstrap: ClusterBootstrap, budgets: Seq
         **preference(records, bootstrap),
         **twins(records, bootstrap),
         **choices(records, bootstrap),
+        **picture_skews(records, bootstrap),
         **utility(records, bootstrap, budgets),
     }
     order = list(MEASURES)

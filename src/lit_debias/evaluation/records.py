@@ -60,6 +60,8 @@ class Record:
     """Names of the pictures that the prompt shows, as the data has them; empty where it shows none."""
     counterfactual_pictures: str = ""
     """The same of its twin."""
+    choices: list[str] = field(default_factory=list)
+    """What is chosen among, of a prompt that shows pictures."""
 
     @classmethod
     def of(cls, row: Row) -> Record:
@@ -67,6 +69,7 @@ class Record:
         names = ("prompt_id", "twin_id", "split", "category", "group", "prompt_kind", "prompt", "counterfactual_prompt")
         values: dict[str, Any] = {name: str(row[name]) for name in names}
         values["pictures"] = pictures_named(row["messages"] or "")
+        values["choices"] = list(row["choices"]) if values["pictures"] else []
         values["counterfactual_pictures"] = pictures_named(row["counterfactual_messages"] or "")
         return cls(**values, **{name: row[name] for name in ("ambiguous", "answer", "biased_choice", "cluster")})
 

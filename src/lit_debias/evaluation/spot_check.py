@@ -29,7 +29,7 @@ V = TypeVar("V")
 PROSE_MEASURE = "prose_perplexity"
 ASKED_BY = {
     **dict.fromkeys(("preference", "preference_margin"), "preference"),
-    **dict.fromkeys(("biased_choice", "accuracy"), "choices"),
+    **dict.fromkeys(("biased_choice", "accuracy", "min_skew", "max_skew"), "choices"),
     PROSE_MEASURE: "prose",
 }
 """Measure -> which of the examiner's parts it rests on; the others rest on answers."""
