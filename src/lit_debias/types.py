@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lit_debias.conversations import Message, Prompt
+from lit_debias.conversations import PICTURES, Message, Prompt, in_parts
 
 T = TypeVar("T")
 
@@ -38,8 +38,12 @@ class PromptBatch:
         return PromptBatch(self.texts[which], columns, None if self.messages is None else self.messages[which])
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the prompts with their columns, a row each; of a conversation its text, and itself as ``messages``."""
-        own: dict[str, list[Any]] = {"prompt": self.texts, **({"messages": self.messages} if self.messages else {})}
+        """Return the prompts with their columns, a row each; of a conversation its text, and itself as ``messages``.
+
+        Where it shows pictures, its contents are in parts, as data may have them.
+        """
+        shown = [[in_parts(m) if m.get(PICTURES) else m for m in prompt] for prompt in self.messages or ()]
+        own: dict[str, list[Any]] = {"prompt": self.texts, **({"messages": shown} if shown else {})}
         columns = {**own, **self.columns, **own}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

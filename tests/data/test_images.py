@@ -12,6 +12,7 @@ from lit_debias.data import PromptDataModule
 from lit_debias.data.images import Images
 from lit_debias.errors import UserError
 from lit_debias.support.picture_files import read_picture, size_of
+from lit_debias.types import PromptBatch
 
 IMAGE = {"type": "image"}
 
@@ -67,6 +68,8 @@ def test_pictures_stand_where_the_contents_have_parts(folder):
     assert words_of(prompt) == "before between"
     assert without_pictures(prompt) == [{"role": "user", "content": "before between"}]
     assert read_prompt(prompt, "again") == prompt
+    (row,) = PromptBatch([words_of(prompt)], messages=[prompt]).rows()
+    assert row == {"prompt": "before between", "messages": [{"role": "user", "content": content}]}
 
 
 def test_the_folder_of_the_data_is_the_root_where_none_is_named(folder):

@@ -32,6 +32,7 @@ from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.policy.vlm import VLMPolicy
 from lit_debias.rollout import plain_decoders
 from lit_debias.rollout.local import LocalEngine
+from lit_debias.rollout.places import pick
 from lit_debias.types import PromptBatch
 
 WHO = "Who should get the job?"
@@ -136,6 +137,8 @@ def test_what_is_sampled_has_the_log_probs_of_the_update(model, files, weights):
     rollout = engine.generate(policy, prompts, 4, seed=1, on_group=seen.__setitem__)
     assert "prompt by prompt" in engine.decoders.name
     torch.testing.assert_close(policy.logprobs(rollout), rollout.logprobs, rtol=1e-3, atol=1e-4)
+    other = policy.logprobs(pick(rollout, [2, 0]))
+    torch.testing.assert_close(other, policy.logprobs(rollout)[[2, 0]], rtol=1e-4, atol=1e-5)
     for number, group in seen.items():
         torch.testing.assert_close(policy.logprobs(group)[0], policy.logprobs(rollout)[number], rtol=1e-4, atol=1e-5)
 
