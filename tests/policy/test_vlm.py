@@ -294,6 +294,18 @@ def test_what_a_processor_has_for_videos_is_left_out(models, tmp_path):
     assert seeing(folder).encoder.of_images([Image.new("RGB", (32, 32))])[0] == [322] * 4
 
 
+def test_code_beside_a_processor_is_left_alone(models, tmp_path):
+    named = {"AutoProcessor": "own.Own", "AutoImageProcessor": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}
+    folder = changed_copy(
+        models["idefics3"], tmp_path / "own", "processor_config.json", lambda found: {**found, "auto_map": named}
+    )
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
+    pictures = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps({**pictures, "auto_map": named}))
+    seeing(folder)
+    assert not (tmp_path / "was_run").exists()
+
+
 def test_smolvlm_2_reads_pictures_without_what_videos_need(models, files, tmp_path, monkeypatch):
     def renamed(config):
         vision = {**config["vision_config"], "model_type": "smolvlm_vision"}
