@@ -30,6 +30,21 @@ class JudgesByColour(Reward):
         return [0.25 if GROUP_OF[name] == "red" else 0.75 for name in batch.columns["images"]]
 
 
+class Likelihood(Reward):
+    """Log-probability under the base, with the tokens that it is of."""
+
+    columns = ("images",)
+    needs_reference_logprobs = True
+
+    def __init__(self):
+        self.seen = {}
+
+    def score(self, batch):
+        rows = zip(batch.columns["images"], batch.completion_ids, batch.reference_logprobs, strict=True)
+        self.seen |= {name: (ids, logprobs) for name, ids, logprobs in rows}
+        return [0.0] * len(batch)
+
+
 @pytest.fixture(scope="module", params=SAVERS)
 def model(request, tmp_path_factory):
     return SAVERS[request.param](tmp_path_factory.mktemp("seeing"))
@@ -75,6 +90,19 @@ def test_figures_of_judges_twins_and_likelihoods(model, file, tmp_path):
         margins.append(biased - neutral)
     assert figures["preference"] == sum(margin > 0 for margin in margins) / 4
     assert figures["preference_margin"] == pytest.approx(sum(margins) / 4, abs=1e-4)
+
+
+def test_the_base_sees_the_pictures_too(model, file, tmp_path):
+    likelihood = Likelihood()
+    run(model, file, tmp_path / "out", judges={}, rewards={"base": likelihood})
+    policy = seeing(model)
+    assert set(likelihood.seen) == set(GROUP_OF)
+    for name, (ids, found) in likelihood.seen.items():
+        given = policy.encode(showing("Who should get the job?", tmp_path / name), [["kind"]])
+        tokens = torch.tensor([[ids]])
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        expected = policy.logprobs(replace(given, completion_ids=tokens, completion_mask=mask))[0, 0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_forced_choice_by_pictures(model, tmp_path):

@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.smolvlm import processing_smolvlm
 
 from lit_debias.errors import UserError
+from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.picture_encoder import PictureEncoder
 from lit_debias.models.probing import layouts
 from lit_debias.models.probing.ways import own_ways
@@ -108,6 +109,10 @@ def test_another_picture_gives_other_log_probs_and_the_same_one_the_same(model, 
     first, same, *others = policy.logprobs(rollout)
     assert torch.equal(first, same)
     assert all((first - other).abs().max() > 1e-3 for other in others)
+    parts = [pack_rollout(rollout, slice(start, start + 2)) for start in (0, 2)]
+    torch.testing.assert_close(
+        torch.cat([part.unpack(policy(part).logprobs) for part in parts]), policy.logprobs(rollout)
+    )
     blind = policy.logprobs(replace(rollout, pictures=None))
     assert (blind[0] - first).abs().max() > 1e-3
 
@@ -239,6 +244,15 @@ def test_the_words_of_a_placeholder_are_text(model, files):
 def test_pictures_are_refused_by_policies_of_text(tiny_model, files):
     with pytest.raises(UserError, match="QLoRAPolicy reads no pictures, and the prompt 'Who should get the job"):
         loaded(tiny_model).encode(showing(WHO, files["wide"]), [ANSWERS])
+
+
+def test_another_model_that_reads_texts_reads_the_words(tiny_model, files):
+    model = LanguageModel(str(tiny_model), 2)
+    model.load(torch.device("cpu"))
+    conversation = [{"role": "user", "content": WHO}]
+    shown, said = (model.read([prompt], ANSWERS[:1]) for prompt in (showing(WHO, files["wide"]).asked[0], conversation))
+    assert shown[0] == said[0]
+    torch.testing.assert_close(shown[1], said[1])
 
 
 def test_models_of_text_are_refused(tiny_model):
