@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lit_debias.conversations import with_pictures, words_of
-from lit_debias.models.picture_encoder import load_processor
+from lit_debias.models.processors import load_processor
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.vlm import VLMPolicy
 from lit_debias.types import PromptBatch

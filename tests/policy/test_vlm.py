@@ -326,6 +326,8 @@ def test_smolvlm_2_reads_pictures_without_what_videos_need(models, files, tmp_pa
         return {**config, "model_type": "smolvlm", "vision_config": vision}
 
     folder = changed_copy(models["idefics3"], tmp_path / "smolvlm", "config.json", renamed)
+    kind = json.loads((folder / "processor_config.json").read_text()) | {"processor_class": "SmolVLMProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps(kind))
     monkeypatch.setattr(processing_smolvlm, "num2words", None)
     with pytest.raises(UserError, match=r"`num2words` is required to run SmolVLM processor.*pip install what it names"):
         seeing(folder)

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lit_debias.conversations import PICTURES, Prompt, files_in
 from lit_debias.errors import UserError, did_you_mean
-from lit_debias.models.gguf_file import NO_CODE
-from lit_debias.models.loading import loading, padded
+from lit_debias.models.loading import padded
 from lit_debias.models.prompt_encoder import PromptEncoder
-from lit_debias.models.sources import resolve
 from lit_debias.support.picture_files import read_picture, size_of
 from lit_debias.support.text import counted
 from lit_debias.types import PictureInputs
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 OF_TEXT = ("input_ids", "attention_mask")
-VIDEOS = "video_processor"
 
 
 class PictureEncoder(PromptEncoder):
@@ -172,52 +169,3 @@ def noise(size: tuple[int, int]) -> Image:
 
     width, height = size
     return Image.frombytes("RGB", size, random.Random(0).randbytes(3 * width * height))
-
-
-def load_processor(source: str) -> ProcessorMixin:
-    """Load what turns pictures and texts into a model's inputs; of one that reads videos too, the part without them.
-
-    Raises:
-        UserError: there is none, it cannot be reached, or something that it needs is not installed.
-    """
-    from transformers import AutoConfig
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-
-    with loading(source):
-        place = resolve(source)
-        config = AutoConfig.from_pretrained(place, **NO_CODE)
-        if type(config) not in PROCESSOR_MAPPING:
-            raise UserError(
-                f"model '{source}' ({config.model_type}) reads no pictures; write one that does, such as SmolVLM or "
-                "Qwen2.5-VL, or class_path: QLoRAPolicy"
-            )
-        try:
-            processor: ProcessorMixin = _without_videos(PROCESSOR_MAPPING[type(config)]).from_pretrained(
-                place, **NO_CODE
-            )
-        except ImportError as error:
-            raise UserError(
-                f"model '{source}': {' '.join(str(error).split()):.200}; pip install what it names"
-            ) from error
-    if getattr(processor, "image_processor", None) is None:
-        raise UserError(f"model '{source}' has a processor without pictures; write one that reads some")
-    return processor
-
-
-def _without_videos(kind: Any) -> Any:
-    """Return a class of processors that does not load the part for videos, which needs packages of its own."""
-    parts = list(kind.get_attributes())
-    if VIDEOS not in parts:
-        return kind
-    left = [name for name in parts if name != VIDEOS]
-
-    def loaded(own: Any, *arguments: Any, **options: Any) -> list[Any]:
-        found = list(super(blind, own)._get_arguments_from_pretrained(*arguments, **options))
-        return [*found[: parts.index(VIDEOS)], None, *found[parts.index(VIDEOS) :]]
-
-    def attributes(_own: Any) -> list[str]:
-        return left
-
-    own = {"get_attributes": classmethod(attributes), "_get_arguments_from_pretrained": classmethod(loaded)}
-    blind: Any = type(kind.__name__, (kind,), own)
-    return blind

@@ -13,8 +13,9 @@ from lit_debias.errors import UserError
 from lit_debias.forward.forms import Forms
 from lit_debias.models.base_weights import load_base
 from lit_debias.models.loading import load_seeing_lm
-from lit_debias.models.picture_encoder import PictureEncoder, load_processor, noise
+from lit_debias.models.picture_encoder import PictureEncoder, noise
 from lit_debias.models.probing.probe import Probe
+from lit_debias.models.processors import load_processor
 from lit_debias.models.prompt_encoder import PromptEncoder
 from lit_debias.policy.encoding import Sizes
 from lit_debias.policy.policy import Policy
