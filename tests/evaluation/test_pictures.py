@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from evaluation_runs import Vowels
-from seeing_models import COLOURS, SAVERS, SHAPES, draw, save_idefics3, save_twins, seeing, showing
+from seeing_models import COLOURS, SHAPES, draw, save_qwen2_vl, save_twins, seeing, showing
 
 from lit_debias.benchmark.statistics import ClusterBootstrap
 from lit_debias.data.images import Images
@@ -45,9 +45,9 @@ class Likelihood(Reward):
         return [0.0] * len(batch)
 
 
-@pytest.fixture(scope="module", params=SAVERS)
-def model(request, tmp_path_factory):
-    return SAVERS[request.param](tmp_path_factory.mktemp("seeing"))
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_qwen2_vl(tmp_path_factory.mktemp("seeing"))
 
 
 def run(model, file, out, **options):
@@ -123,8 +123,8 @@ def test_forced_choice_by_pictures(model, tmp_path):
     assert figures["max_skew"] == pytest.approx(float(skews.max(0).values.mean()), abs=1e-4)
 
 
-def test_what_is_kept_depends_on_the_pictures(tmp_path):
-    model, file = save_idefics3(tmp_path / "model"), save_twins(tmp_path)
+def test_what_is_kept_depends_on_the_pictures(model, tmp_path):
+    file = save_twins(tmp_path)
     run(model, file, tmp_path / "out")
     first = records_of(tmp_path / "out")
     assert {record["pictures"] for record in first} - {""} == set(GROUP_OF)  # prose shows none

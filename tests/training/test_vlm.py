@@ -177,7 +177,8 @@ def test_steps_are_resumed_between_inner_epochs_with_their_pictures(models, pict
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of PEFT
-def test_the_adapter_is_read_by_peft_and_by_a_policy(model, pictures, tmp_path):
+def test_the_adapter_is_read_by_peft_and_by_a_policy(models, pictures, tmp_path):
+    model = models["idefics3"]
     module = grpo(model)
     trainer(tmp_path, max_steps=2).fit(module, data(pictures, twins=True))
     module.save_adapter(tmp_path / "adapter")
