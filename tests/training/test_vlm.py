@@ -120,12 +120,12 @@ def skew(module):
 
 
 def test_grpo_takes_the_bias_away_that_sft_has_taught(models, pictures, tmp_path):
-    model = models["idefics3"]
+    model = models["qwen2_vl"]
     biased = SFT(policy(model), optimizer=adam(2e-2), seed=0)
     trainer(tmp_path, max_steps=12).fit(biased, data(pictures))
     biased.save_adapter(tmp_path / "biased")
     low, high = skew(biased)
-    assert low < -3  # nats: k is said of red, and l of blue
+    assert low < -2  # nats: k is said of red, and l of blue
     assert high > 0.6  # of at most log 2
     fair = grpo(
         model,
@@ -137,8 +137,8 @@ def test_grpo_takes_the_bias_away_that_sft_has_taught(models, pictures, tmp_path
     )
     trainer(tmp_path, max_steps=8).fit(fair, data(pictures, twins=True))
     now_low, now_high = skew(fair)
-    assert now_low > -0.7
-    assert now_high < 0.4
+    assert now_low > -0.5
+    assert now_high < 0.2
 
 
 def test_dpo_lowers_its_loss(model, pictures, tmp_path):
