@@ -77,6 +77,23 @@ def test_the_folder_of_the_data_is_the_root_where_none_is_named(folder):
     assert files_in(prompt) == [str(folder.resolve() / "pictures" / "red-disc.png")]
 
 
+def test_groups_that_pictures_show_are_balanced(folder):
+    shown = [*["red-disc.png"] * 6, *["blue-disc.png"] * 2]
+    rows = [
+        {"prompt": f"who, {number}?", "images": name, "group": name.split("-")[0], "concept": "disc"}
+        for number, name in enumerate(shown)
+    ]
+    file = folder / "train.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    images = Images(root=str(folder / "pictures"))
+    module = PromptDataModule(str(file), batch_size=4, val_splits=None, images=images, balance="skew", seed=0)
+    module.setup("fit")
+    batches = list(module.train_dataloader())
+    kept = [files_in(prompt)[0].rpartition("/")[2] for batch in batches for prompt in batch.asked]
+    assert 2 <= kept.count("red-disc.png") < 6
+    assert all("skew_weight" in batch.columns for batch in batches)
+
+
 def test_twins_may_be_pictures(folder):
     rows = [{"prompt": "who?", "images": f"{colour}-disc.png", "twin_id": "a"} for colour in ("red", "blue")]
     assert len(read(folder, *rows, twins=True)) == 2
