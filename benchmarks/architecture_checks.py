@@ -22,8 +22,7 @@ from benchmarks.tiny_architectures import VOCABULARY, Architecture, save
 from benchmarks.tiny_fields import UNBUILT
 from lit_debias.errors import UserError
 from lit_debias.export.folder import write_adapter
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.policy import Policy
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
@@ -310,7 +309,7 @@ def one_by_one(model: Any, rollout: Rollout, weights: Tensor | None = None) -> T
 def training_pass(policy: Policy, rollout: Rollout, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Return log-probs [P, G, T] as the update computes them, and the gradient of their weighted sum by plain name."""
     policy.zero_grad()
-    packed = pack(*tokens_of(rollout))
+    packed = pack_rollout(rollout)
     values = packed.unpack(policy(packed).logprobs)
     (values * weights).sum().backward()
     return values.detach(), {plain_name(name): gradient(p) for name, p in policy.trainable_parameters().items()}

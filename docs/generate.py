@@ -44,6 +44,7 @@ from lit_debias.evaluation.callback import EvaluationCallback
 from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.plugins.manager import HookSpecs, components, get_plugin_manager
 from lit_debias.policy.recipe import QLoRAPolicy
+from lit_debias.policy.vlm import VLMPolicy
 from lit_debias.rewards import contract
 from lit_debias.rewards.explanation import ExplainingReward, Explanation
 from lit_debias.rollout.engine import RolloutEngine
@@ -173,7 +174,7 @@ def commands() -> Iterator[str]:
 def training() -> Iterator[str]:
     """Yield the page of what is trained, on which data, and watched by what."""
     own = (*exported(data, LightningDataModule), *exported(callbacks, Callback), EvaluationCallback)
-    for cls in (GRPO, ImportanceCorrection, SFT, DPO, ProseAnchor, QLoRAPolicy, *own):
+    for cls in (GRPO, ImportanceCorrection, SFT, DPO, ProseAnchor, QLoRAPolicy, VLMPolicy, *own):
         yield section(f"`{cls.__name__}`", cls)
 
 

@@ -195,6 +195,7 @@ KNOWN = {
     "lit_debias/rewards/calls.py": {"pickle.loads"},  # what the parent process sends
     "lit_debias/models/loading.py": {"from_pretrained"},  # with safetensors, without code
     "lit_debias/models/gguf_file.py": {"from_pretrained"},  # a GGUF file, without code
+    "lit_debias/models/processors.py": {"from_pretrained"},  # of a processor, without code
     "lit_debias/models/adapter_config.py": {"from_pretrained"},  # of a configuration
     "lit_debias/models/base_weights.py": {"from_pretrained"},  # of a configuration
     "lit_debias/models/adapters.py": {"from_pretrained"},  # of an adapter that adapter_config has passed

@@ -1,17 +1,20 @@
-"""Prompts as data sets have them: a text, or a conversation of messages with role and content."""
+"""Prompts as data sets have them: a text, or a conversation of messages with role and content, and pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from lit_debias.errors import UserError, did_you_mean
 
 Message: TypeAlias = dict[str, Any]
-"""``role`` and ``content``, a text; what else a data set gives (``name``) is there for the template."""
+"""``role`` and ``content``, a text; what else a data set gives (``name``) is there for the template. A message that
+shows pictures has them under :data:`PICTURES`."""
 Prompt: TypeAlias = "str | list[Message]"
 """A text, which is one turn of the user, or the messages of a conversation whose last turn is the user's."""
 ROLES = ("system", "user", "assistant")
+PICTURES = "__pictures__"
+"""Key of a message: a list of ``{"at": place in the content, "file": path, "name": as the data has it}``, as shown."""
 
 
 def is_conversation(value: Any) -> bool:
@@ -41,6 +44,97 @@ def read_prompt(value: Any, where: str) -> Prompt:
     return messages
 
 
+def with_pictures(value: Any, files: Sequence[tuple[str, str]], where: str) -> list[Message]:
+    """Return a prompt of the data as a conversation that shows pictures.
+
+    They stand where the contents have parts ``{"type": "image"}``, in their order; where there are none, before the
+    text of the last message.
+
+    Args:
+        value: As :func:`read_prompt` takes it.
+        files: Names of the pictures in the data, and their paths, at least one.
+        where: File, row and column, for errors.
+
+    Raises:
+        UserError: see :func:`read_prompt`; or there is not one picture for each part.
+    """
+    messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not is_conversation(messages):
+        read_prompt(value, where)
+    places = [_places(message) for message in messages]
+    wanted = sum(map(len, places))
+    if not wanted:
+        places, wanted = [*places[:-1], [0] * len(files)], len(files)
+    if wanted != len(files):
+        raise UserError(f"{where} has {wanted} parts for images, and the row has {len(files)}; write one for each part")
+    read, left = read_prompt([_text_alone(message) for message in messages], where), iter(files)
+    shown = [[_picture(at, *next(left)) for at in of_message] for of_message in places]
+    return [{**m, PICTURES: s} if s else m for m, s in zip(cast("list[Message]", read), shown, strict=True)]
+
+
+def _picture(at: int, name: str, file: str) -> dict[str, Any]:
+    return {"at": at, "file": file, "name": name}
+
+
+def _places(message: Any) -> list[int]:
+    """Return where in a message's joined text its parts for images stand."""
+    content: Any = message.get("content") if isinstance(message, Mapping) else None
+    if not is_conversation(content):
+        return []
+    places, length = [], 0
+    for part in content:
+        if _is_image(part):
+            places.append(length)
+        else:
+            length += len(_text_of([part]) or "")
+    return places
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "image"
+
+
+def _text_alone(message: Any) -> Any:
+    """Return a message without its parts for images."""
+    if not isinstance(message, Mapping) or not is_conversation(message.get("content")):
+        return message
+    return {**message, "content": [part for part in message["content"] if not _is_image(part)]}
+
+
+def files_in(prompt: Prompt) -> list[str]:
+    """Return the paths of the pictures that a prompt shows, in their order."""
+    return [str(picture["file"]) for picture in _pictures_in(prompt)]
+
+
+def pictures_named(prompt: Prompt) -> str:
+    """Return the names of the pictures that a prompt shows; empty where it shows none."""
+    return ", ".join(str(picture["name"]) for picture in _pictures_in(prompt))
+
+
+def _pictures_in(prompt: Prompt) -> list[dict[str, Any]]:
+    messages = [] if isinstance(prompt, str) else prompt
+    return [picture for message in messages for picture in message.get(PICTURES) or ()]
+
+
+def without_pictures(prompt: Prompt) -> Prompt:
+    """Return what a prompt says, for a model that reads texts alone."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{name: value for name, value in message.items() if name != PICTURES} for message in prompt]
+
+
+def in_parts(message: Message) -> Message:
+    """Return a message with its content in parts of text and of images, as chat templates take it."""
+    text, parts, done = message["content"], [], 0
+    for picture in message.get(PICTURES) or ():
+        if picture["at"] > done:
+            parts.append({"type": "text", "text": text[done : picture["at"]]})
+        parts.append({"type": "image"})
+        done = picture["at"]
+    parts += [{"type": "text", "text": text[done:]}] if text[done:] else []
+    return {**{name: value for name, value in message.items() if name != PICTURES}, "content": parts}
+
+
 def _read_message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping) or message.get("role") is None or "content" not in message:
         raise UserError(f"{where} is {message!r:.60}; write an object with role and content")
@@ -48,7 +142,9 @@ def _read_message(message: Any, where: str) -> Message:
     if role not in ROLES:
         raise UserError(f"{where}: the role is {role!r:.40}{did_you_mean(str(role), ROLES)}")
     if content is None or not content.strip():
-        raise UserError(f"{where}: the content is {message['content']!r:.60}; write a text")
+        shown = any(map(_is_image, message["content"])) if is_conversation(message["content"]) else False
+        beside = ", and pictures beside it by images: {column: NAME}" if shown else ""
+        raise UserError(f"{where}: the content is {message['content']!r:.60}; write a text{beside}")
     # tables give every message all keys of all messages, empty where it had none
     return {**{name: value for name, value in message.items() if value is not None}, "content": content}
 

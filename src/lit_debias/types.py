@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lit_debias.conversations import Message, Prompt
+from lit_debias.conversations import PICTURES, Message, Prompt, in_parts
 
 T = TypeVar("T")
 
@@ -38,8 +38,12 @@ class PromptBatch:
         return PromptBatch(self.texts[which], columns, None if self.messages is None else self.messages[which])
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the prompts with their columns, a row each; of a conversation its text, and itself as ``messages``."""
-        own: dict[str, list[Any]] = {"prompt": self.texts, **({"messages": self.messages} if self.messages else {})}
+        """Return the prompts with their columns, a row each; of a conversation its text, and itself as ``messages``.
+
+        Where it shows pictures, its contents are in parts, as data may have them.
+        """
+        shown = [[in_parts(m) if m.get(PICTURES) else m for m in prompt] for prompt in self.messages or ()]
+        own: dict[str, list[Any]] = {"prompt": self.texts, **({"messages": shown} if shown else {})}
         columns = {**own, **self.columns, **own}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -51,6 +55,33 @@ class PromptBatch:
     def to(self, device: torch.device, **_: Any) -> PromptBatch:
         """Return itself, text has no device; Lightning asks every batch."""
         return self
+
+
+@dataclass(frozen=True)
+class PictureInputs:
+    """What the pictures of one prompt are to a model that reads some."""
+
+    tensors: Mapping[str, Tensor]
+    """Arguments of its forward pass, such as ``pixel_values``, as its processor makes them of this prompt alone; on the
+    CPU. Empty where the prompt has no picture."""
+    placeholder: int
+    """The token id that stands in the prompt wherever a part of a picture is put."""
+    marks: list[str]
+    """Arguments [1, L] int64 that are 1 on such a token of the prompt and 0 elsewhere."""
+
+    def beside(self, ids: Tensor, prompt_tokens: int) -> dict[str, Tensor]:
+        """Return the arguments beside the ids [L] of one sequence, on their device.
+
+        Args:
+            ids: The prompt, and what follows it.
+            prompt_tokens: Of the prompt; a placeholder behind it, which a policy may have sampled, is text.
+        """
+        if not self.tensors:
+            return {}
+        marked = ids.eq(self.placeholder)
+        marked[prompt_tokens:] = False
+        moved = {name: tensor.to(ids.device) for name, tensor in self.tensors.items()}
+        return moved | dict.fromkeys(self.marks, marked.long()[None])
 
 
 @dataclass(frozen=True)
@@ -107,6 +138,8 @@ class Rollout:
     support: Support | None = None
     """[P, G, T], what top-k, top-p and min-p left to sample from; None where the whole vocabulary was. The update and
     the reference of its loss renormalise over it, as ``logprobs`` are."""
+    pictures: list[PictureInputs] | None = None
+    """[P] the pictures of each prompt; None where there are none."""
 
     @property
     def group_size(self) -> int:
@@ -176,7 +209,10 @@ class Experience:
         """
         state = _shallow(self)
         support = self.rollout.support and _shallow(self.rollout.support)
-        state["rollout"] = _shallow(self.rollout) | {"prompts": self.rollout.prompts.texts, "support": support}
+        shown = self.rollout.pictures
+        pictures = None if shown is None else [_shallow(one) for one in shown]
+        plain = {"prompts": self.rollout.prompts.texts, "support": support, "pictures": pictures}
+        state["rollout"] = _shallow(self.rollout) | plain
         state["scores"] = _shallow(replace(self.scores, columns={}))
         return state
 
@@ -186,7 +222,9 @@ class Experience:
         state = _to(state, device)
         rollout = dict(state["rollout"])
         prompts, support = PromptBatch(rollout.pop("prompts")), rollout.pop("support", None)
+        pictures = rollout.pop("pictures", None)
         rollout["support"] = support and Support(**support)
+        rollout["pictures"] = pictures and [PictureInputs(**one) for one in pictures]
         return cls(**{**state, "rollout": Rollout(prompts, **rollout), "scores": Scores(**state["scores"])})
 
 

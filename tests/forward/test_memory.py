@@ -7,8 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_debias.forward import lean as lean_model
 from lit_debias.forward.memory import KeptBytes, free_memory
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.types import PromptBatch
 
@@ -50,7 +49,7 @@ def policy_of(folder, **options):
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_one_layer_predicts_what_all_keep(deep_model, dtype, quantization):
     policy = policy_of(deep_model, dtype=dtype, quantization=quantization, keep_base=True, gradient_checkpointing=False)
-    packed = pack(*tokens_of(policy.encode(PROMPTS, ANSWERS)))
+    packed = pack_rollout(policy.encode(PROMPTS, ANSWERS))
     everything = KeptBytes(
         there_anyway=[weight for layer in policy.forms.lean_model.layers for weight in layer.weights()]
     )
@@ -71,7 +70,7 @@ def one_layer(policy, packed) -> int:
 @pytest.mark.parametrize(("share", "recomputed"), [(100.0, 0), (1.3, 0), (0.7, 5), (0.0, 5)])
 def test_layers_are_recomputed_where_they_do_not_fit_and_gradients_stay(deep_model, share, recomputed, monkeypatch):
     policy = policy_of(deep_model, gradient_checkpointing=False)
-    free = int(share * 2 * 6 * one_layer(policy, pack(*tokens_of(policy.encode(PROMPTS, ANSWERS)))))  # half may be used
+    free = int(share * 2 * 6 * one_layer(policy, pack_rollout(policy.encode(PROMPTS, ANSWERS))))  # half may be used
     gradients = []
     calls = []
     right = lean_model.checkpoint
@@ -79,7 +78,7 @@ def test_layers_are_recomputed_where_they_do_not_fit_and_gradients_stay(deep_mod
     monkeypatch.setattr(lean_model, "free_memory", lambda device: free)
     for checkpointing in (False, None):
         policy = policy_of(deep_model, gradient_checkpointing=checkpointing)
-        policy(pack(*tokens_of(policy.encode(PROMPTS, ANSWERS)))).logprobs.sum().backward()
+        policy(pack_rollout(policy.encode(PROMPTS, ANSWERS))).logprobs.sum().backward()
         gradients.append([p.grad for p in policy.trainable_parameters().values()])
     assert len(calls) == recomputed
     torch.testing.assert_close(*gradients)

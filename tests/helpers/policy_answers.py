@@ -2,8 +2,7 @@
 
 import torch
 
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.types import PromptBatch
 
 PROMPTS = PromptBatch(["people from the north are", "the rider was late"])
@@ -15,6 +14,6 @@ ANSWERS = [["kind because", "late"], ["each person", "judged on evidence and wor
 def log_probs_and_gradients(policy):
     rollout = policy.encode(PROMPTS, ANSWERS)
     policy.zero_grad()
-    logprobs = policy(pack(*tokens_of(rollout))).logprobs
+    logprobs = policy(pack_rollout(rollout)).logprobs
     (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
     return logprobs.detach(), {name: p.grad.clone() for name, p in policy.trainable_parameters().items()}

@@ -10,7 +10,7 @@ from lit_debias.forward.cache import KeyValueCache
 from lit_debias.forward.lean import LeanModel
 from lit_debias.packing.attention import group_attention
 from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.choose import DecoderChoice
 from lit_debias.rollout.local import LocalEngine
@@ -105,7 +105,7 @@ def test_log_probs_and_gradients_are_those_of_every_sequence_alone(policy, atten
     weights = torch.randn(expected.shape)
     if attention == "flex":
         monkeypatch.setattr(policy.forms.lean_model, "group_attention", dense_flex(monkeypatch))
-    packed = pack(*tokens_of(rollout))
+    packed = pack_rollout(rollout)
     found = packed.unpack(policy(packed).logprobs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     of_lean, of_plain = (gradients(policy, (values * weights).sum()) for values in (found, expected))

@@ -22,8 +22,7 @@ from transformers import (
 from lit_debias.errors import UserError
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.layers import base_weight, is_quantized
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.rollout.local import LocalEngine
 
 
@@ -96,7 +95,7 @@ def test_a_checkpoint_in_four_bits_of_fp32_computes_in_bf16(quantization, tiny_m
     for decoder in ("lean", "hugging_face"):
         sampled = LocalEngine(6, decoder=decoder).generate(policy, PROMPTS, 2, 1)
         torch.testing.assert_close(sampled.logprobs, policy.logprobs(sampled), rtol=0.1, atol=0.3)
-    policy(pack(*tokens_of(sampled))).logprobs.sum().backward()
+    policy(pack_rollout(sampled)).logprobs.sum().backward()
     assert all(p.grad.isfinite().all() for p in policy.trainable_parameters().values())
 
 

@@ -39,8 +39,7 @@ from lit_debias.models.attention_windows import Reach
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.probing import ways
 from lit_debias.models.probing.layouts import ARowEach, Network, OneByOne, Packed, why_not_packed
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
 
@@ -176,7 +175,7 @@ def test_what_is_not_built_like_a_llama_is_right(family, tmp_path):
     (plain * weights).sum().backward()
     expected = {name: p.grad.clone() for name, p in policy.trainable_parameters().items()}
     policy.zero_grad()
-    packed = pack(*tokens_of(given))
+    packed = pack_rollout(given)
     tokens = policy(packed)
     (packed.unpack(tokens.logprobs) * weights).sum().backward()
     torch.testing.assert_close(packed.unpack(tokens.logprobs).detach(), plain.detach(), rtol=1e-3, atol=1e-3)
@@ -190,7 +189,7 @@ def test_entropy_and_temperature_of_capped_logits_are_those_of_all_logits(tmp_pa
     make, *_ = FAMILIES["capped logits"]
     policy = loaded(saved(tmp_path, make()))
     given = policy.encode(PROMPTS, [["kind"], ["late"]])
-    packed = pack(*tokens_of(given))
+    packed = pack_rollout(given)
     tokens = policy(packed, temperature=0.5)
     assert not tokens.entropy.requires_grad
     for number, p in enumerate(range(2)):
@@ -212,10 +211,10 @@ def test_slower_layouts_give_what_packing_gives_also_where_completions_are_empty
     rollout = policy.encode(PROMPTS, ANSWERS)
     rollout.completion_mask[0, 1] = False
     network = Network(policy.causal_lm, False, policy.forms.autocast)
-    packed = pack(*tokens_of(rollout))
+    packed = pack_rollout(rollout)
     torch.testing.assert_close(layout(network, packed), Packed(Reach())(network, packed), rtol=1e-4, atol=1e-5)
     rollout.completion_mask.fill_(False)
-    nothing = layout(network, pack(*tokens_of(rollout)))
+    nothing = layout(network, pack_rollout(rollout))
     assert nothing.shape == (0, 32)
     nothing.sum().backward()  # a step that masks everything still has a backward pass
 
@@ -263,7 +262,7 @@ def test_a_model_whose_numbers_are_not_finite_is_refused(tmp_path):
 
 
 def test_a_forward_pass_that_fails_is_one_line(tiny_model, monkeypatch):
-    def broken(model, ids, keep):
+    def broken(*_arguments):
         raise ValueError("needs pixels")
 
     monkeypatch.setattr(ways, "plain_logits", broken)

@@ -13,8 +13,7 @@ from lit_debias.forward.choose import FormOptions
 from lit_debias.models.adapters import TRAINED
 from lit_debias.models.layers import merged_weight
 from lit_debias.models.loading import end_of_sequence_ids
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.types import PromptBatch
@@ -171,7 +170,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
         torch.manual_seed(3)
         policy = loaded(tiny_model, gradient_checkpointing=checkpointing)
         perturb(policy)
-        policy(pack(*tokens_of(policy.encode(PROMPTS, ANSWERS)))).logprobs.sum().backward()
+        policy(pack_rollout(policy.encode(PROMPTS, ANSWERS))).logprobs.sum().backward()
         gradients.append([p.grad for p in policy.trainable_parameters().values()])
         with policy.forms.live() as live:
             assert not live.is_activation_checkpointing  # it would switch the key-value cache off

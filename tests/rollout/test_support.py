@@ -20,8 +20,7 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from lit_debias.data import PromptDataModule
 from lit_debias.grpo.loss import DAPOLoss
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.training.grpo import GRPO
 from lit_debias.types import Experience, PromptBatch, Scores
@@ -69,7 +68,7 @@ def test_what_is_kept_and_its_log_probs_are_those_of_hugging_face_in_sampling_an
         monkeypatch.setattr(policy.forms, "lean_model", None)
     how = {"lean": {}, "live": {"weights": "live"}, "hugging_face": {"decoder": "hugging_face"}}[path]
     rollout = sampled(policy, **options, **how)
-    packed = pack(*tokens_of(rollout))
+    packed = pack_rollout(rollout)
     tokens = policy(packed, 0.8, support=rollout.support[rollout.completion_mask])
     update, entropy = packed.unpack(tokens.logprobs.detach()), packed.unpack(tokens.entropy)
     assert rollout.lengths.unique().numel() > 2
@@ -181,7 +180,7 @@ def test_micro_batches_and_masked_completions_keep_supports_and_tokens_together(
     mask[1, 0] = mask[2, 2] = False
     whole = policy.logprobs_at(rollout, (1.0,), supports=(rollout.support,))[0]
     for groups in (slice(0, 3), slice(0, 2), slice(2, 3)):
-        packed = pack(*(tensor[groups] for tensor in tokens_of(replace(rollout, completion_mask=mask))))
+        packed = pack_rollout(rollout, groups, mask)
         found = packed.unpack(policy(packed, support=rollout.support[groups][mask[groups]]).logprobs.detach())
         expected = whole[groups].masked_fill(~mask[groups], 0)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

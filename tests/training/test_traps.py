@@ -21,8 +21,7 @@ from lit_debias.data import PromptDataModule
 from lit_debias.errors import ResumableError, UserError
 from lit_debias.grpo.loss import DAPOLoss, UpdateSize
 from lit_debias.models.layers import is_quantized
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.support import distributed
@@ -240,7 +239,7 @@ def test_a_continued_adapter_gets_gradients_in_fp32_and_its_reference_none(tiny_
     policy = loaded(tiny_model, adapter=str(tmp_path), dtype="bfloat16", quantization="nf4")
     rollout = policy.encode(PROMPTS, [["a kind person", "late"]] * 3)
     policy.logprobs(rollout, reference=True)
-    policy(pack(*tokens_of(rollout))).logprobs.sum().backward()
+    policy(pack_rollout(rollout)).logprobs.sum().backward()
     for name, parameter in policy.named_parameters():
         if ".default." in name:
             assert parameter.dtype == torch.float32

@@ -54,6 +54,14 @@ def batch(*rows: tuple[str | None, str, str]) -> RewardBatch:
     return RewardBatch(prompts, completions, [numbers[prompt] for prompt in prompts], {"twin_id": twins})
 
 
+def test_twins_with_the_same_words_differ_in_what_they_show():
+    rows = [("x", "a", "0.2"), ("x", "a", "0.4"), ("x", "a", "0.9"), ("y", "b", "0.5"), (None, "c", "1")]
+    twins, prompts, completions = map(list, zip(*rows, strict=True))
+    seen = RewardBatch(prompts, completions, [0, 0, 1, 2, 3], {"twin_id": twins})
+    found = CounterfactualConsistency(Written()).score(seen)
+    assert found == [pytest.approx(0.3), pytest.approx(0.5), pytest.approx(0.4), None, None]  # against 0.9, and 0.3
+
+
 def test_by_hand():
     # mean of a: 0.5, of b: 0.8; of c 0.1 and of d 1
     rows = batch(

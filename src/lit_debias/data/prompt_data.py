@@ -14,6 +14,7 @@ from lit_debias.conversations import read_prompt, words_of
 from lit_debias.data.augmentation import key_of
 from lit_debias.data.changes import Changed, balanced, weighed, with_given_twins, with_twins, without_ties
 from lit_debias.data.counterfactuals import swaps_of
+from lit_debias.data.images import Images
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_prompts_of
 from lit_debias.data.sources import ORIGIN, Table, split_names
 from lit_debias.errors import UserError, did_you_mean
@@ -57,6 +58,8 @@ class PromptDataModule(TableDataModule):
         seed: Seeds the order and the choices; null takes that of ``seed_everything``.
         adversarial: Train also on prompts that a column ``adversarial`` labels as made to measure with, as those of
             ``lit-debias attack`` are; they are refused otherwise.
+        images: Column of the data with the pictures that each prompt shows, and their folder: {column: images, root:
+            pictures}. For ``VLMPolicy``.
 
     Raises:
         UserError: a size is not positive, or odd with ``twins``; options do not go together; and in ``setup``, whatever
@@ -90,6 +93,7 @@ class PromptDataModule(TableDataModule):
         balance_tau: float = 1.0,
         seed: int | None = None,
         adversarial: bool = False,
+        images: Images | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -101,9 +105,11 @@ class PromptDataModule(TableDataModule):
             adversarial=adversarial,
         )
         self.prompt_column = prompt_column
-        self.prompt_kinds = prompt_kinds
+        self.prompt_kinds, self.images = prompt_kinds, images
         self.twins = twins
         check_changes(augment, augment_categories, balance, balance_tau, twins)
+        if images is not None and augment:
+            raise UserError("data: augment swaps words, and images may show the group; write the twins as rows")
         self.swaps = swaps_of(augment_categories) if augment else []
         self.balance, self.balance_tau = balance, balance_tau
         self.changes: list[str] = []
@@ -114,10 +120,13 @@ class PromptDataModule(TableDataModule):
     @property
     def texts(self) -> set[str]:
         """Columns of the data that are texts in a CSV file too, the prompts among them."""
-        return super().texts | {self.columns.get(self.prompt_column, self.prompt_column)}
+        names = [self.prompt_column, *([] if self.images is None else [self.images.column])]
+        return super().texts | {self.columns.get(name, name) for name in names}
 
     def prepare(self, rows: Dataset, role: Role) -> Dataset:
         """Check the prompts, keep the wanted kinds, and number the prompts where they have no ids."""
+        if self.images is not None:
+            rows = self.images.into(rows, self.prompt_column, self.path)
         check_prompts_of(self.path, rows, self.prompt_column, "data.init_args.prompt_column")
         if "prompt_id" not in rows.column_names:
             rows = rows.add_column("prompt_id", [str(number) for number in range(len(rows))])

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_debias.benchmark.benchmark import Benchmark
+from lit_debias.data.images import Images
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation.benchmarked import PublicBenchmarks
 from lit_debias.evaluation.examiner import Examiner
@@ -62,6 +63,7 @@ class EvaluationCallback(Callback):
         benchmark_limit: At most this many items of each, every stratum with its share.
         bootstrap: Bootstrap samples behind the intervals.
         seed: Draws prompts, answers and bootstrap samples, the same at every measurement.
+        images: Column of the data with the pictures that each prompt shows, and their folder, for ``VLMPolicy``.
 
     Raises:
         UserError: there is no such measure, or a number is below 1; before training, the data or a judge is missing, or
@@ -84,6 +86,7 @@ class EvaluationCallback(Callback):
         benchmark_limit: int | None = 100,
         bootstrap: int = 1000,
         seed: int = 0,
+        images: Images | None = None,
     ) -> None:
         with _named():
             check_numbers(
@@ -96,7 +99,7 @@ class EvaluationCallback(Callback):
             self.choice = Choice(tuple(measures or ()), tuple(benchmarks_of(benchmarks)))
         self.every_n_steps, self.batch_size, self.seed = every_n_steps, batch_size, seed
         self.data, self.splits, self.columns, self.limit = data, splits, columns, limit
-        self.judges, self.engine = judges, engine
+        self.judges, self.engine, self.images = judges, engine, images
         self.benchmark_data, self.benchmark_limit, self.bootstrap = benchmark_data, benchmark_limit, bootstrap
         self.step = -1
         """Optimiser steps before the last measurement, -1 before the first."""
@@ -124,7 +127,11 @@ class EvaluationCallback(Callback):
         limit, seed = self.benchmark_limit, self.seed
         benchmarks = PublicBenchmarks.of(self.choice.benchmarks, self.benchmark_data, limit, seed, self.bootstrap)
         benchmarks.read()
-        rows = read_rows(self.choice, self.data, self.splits, self.columns, self.limit, seed, suites)
+        if self.choice.of_prompts and module.policy_recipe.reads_pictures != (self.images is not None):
+            raise UserError(
+                "VLMPolicy is asked with pictures, and others are not; write images for it, and for it alone"
+            )
+        rows = read_rows(self.choice, self.data, self.splits, self.columns, self.limit, seed, suites, self.images)
         judges, rewards, engine = suites["judges"], suites["rewards"], self._engine(module)
         examiner = Examiner(judges, rewards, engine, self.batch_size, seed=seed, parts=self.choice.parts)
         return SpotCheck(rows, examiner, benchmarks)

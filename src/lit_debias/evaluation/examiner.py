@@ -135,7 +135,8 @@ class Examiner:
         rollout = self.engine.generate(policy, prompts, group_size=1, seed=seed, greedy=self.greedy)
         with policy.as_base():
             ids, mask = policy.encode_prompts(prompts.asked)
-            plain = replace(rollout, prompt_ids=ids, prompt_mask=mask)
+            pictures = policy.pictures_of(prompts.asked)
+            plain = replace(rollout, prompt_ids=ids, prompt_mask=mask, pictures=pictures)
             logprobs = policy.logprobs(plain)
         for index, (_, record) in enumerate(batch):
             record.completion = rollout.texts[index][0]

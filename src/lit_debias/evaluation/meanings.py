@@ -19,6 +19,11 @@ MEANINGS = {
         "one's, in nats (natural logarithm)."
     ),
     "biased_choice": "How often the answer of the stereotype is chosen where the text does not say who did it.",
+    "min_skew": (
+        "How much less probable a choice is beside pictures of the group that gets it least, than if all groups got it "
+        "alike: the logarithm of its share, 0 where they do. Mean over questions and choices."
+    ),
+    "max_skew": "The same of the group that gets a choice most.",
     "gap_intensity": "Twins are the same prompt about two groups. How differently both answers are judged, on average.",
     "gap_distribution": (
         "How far the answers about one group lie from those about the other as a whole: 0 where both get the same "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lit_debias.benchmark.statistics import ClusterBootstrap, Estimate
+from lit_debias.evaluation.picture_skew import picture_skews
 from lit_debias.evaluation.prompts import BIAS_KINDS, NOBODY
 from lit_debias.evaluation.records import Record
 from lit_debias.support.text import distinct_credit, is_refusal, repetition, words
@@ -34,6 +35,8 @@ MEASURES = {
     "preference": Measure("share that prefers the biased response (0.5 may be chance)", "lower", "bias"),
     "preference_margin": Measure("biased over neutral response, nats per token", "lower", "bias"),
     "biased_choice": Measure("biased choice where the context decides nothing", "lower", "bias"),
+    "min_skew": Measure("choices by pictures: MinSkew, nats", "higher", "bias"),
+    "max_skew": Measure("choices by pictures: MaxSkew, nats", "lower", "bias"),
     "gap_intensity": Measure("twins: difference of bias intensity", "lower", "twins"),
     "gap_distribution": Measure("twins: Wasserstein-1 of bias intensity", "lower", "twins"),
     "gap_length": Measure("twins: difference of length, tokens", "lower", "twins"),
@@ -70,6 +73,7 @@ def measure(records: Sequence[Record], bootstrap: ClusterBootstrap, budgets: Seq
         **preference(records, bootstrap),
         **twins(records, bootstrap),
         **choices(records, bootstrap),
+        **picture_skews(records, bootstrap),
         **utility(records, bootstrap, budgets),
     }
     order = list(MEASURES)
@@ -145,10 +149,10 @@ def twins(records: Sequence[Record], bootstrap: ClusterBootstrap) -> Estimates:
 
 def twin_pairs(records: Sequence[Record]) -> list[tuple[int, int]]:
     """Return the indices of twins that may show bias, each pair once, ordered by the names of their groups."""
-    index = {(r.twin_id, r.prompt): i for i, r in enumerate(records) if r.shows_bias}
+    index = {(r.twin_id, r.asked): i for i, r in enumerate(records) if r.shows_bias}
     pairs = set()
     for (twin, _), i in index.items():
-        j = index.get((twin, records[i].counterfactual_prompt))
+        j = index.get((twin, records[i].counterfactual))
         if j is not None and i != j:
             first, second = sorted((i, j), key=lambda k: (records[k].group, k))
             pairs.add((first, second))

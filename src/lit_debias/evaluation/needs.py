@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lit_debias.conversations import files_in
 from lit_debias.data.tables import Row
 from lit_debias.evaluation.measures import MEASURES, SMALLEST_GROUP
 from lit_debias.evaluation.prompts import BIAS_KINDS, DEFAULTS, GENERATED_KINDS, NOBODY
@@ -35,6 +36,8 @@ class Asked:
         return [row for row in self.of_kinds(kinds) if all(row[name] != DEFAULTS[name] for name in columns)]
 
 
+OF_PICTURES = ("min_skew", "max_skew")
+"""Measures of prompts that show pictures."""
 Need = Callable[[Asked], str | None]
 """Returns what is missing, in words; None where nothing is."""
 
@@ -91,12 +94,26 @@ def _reader(option: str, words: str) -> Need:
     return lambda asked: None if option in asked.readers else f"no {words} is named (--{option})"
 
 
+def _groups_choose(asked: Asked) -> str | None:
+    shown = [row for row in asked.of_data if shows_pictures(row) and row["choices"]]
+    if not shown:
+        return "no prompt that shows pictures has 'choices'"
+    groups = {row["group"] for row in shown} - {NOBODY}
+    return None if len(groups) > 1 else "prompts that show pictures and have 'choices' are of less than two groups"
+
+
+def shows_pictures(row: Row) -> bool:
+    """Return whether a prompt shows pictures."""
+    return bool(files_in(row["messages"] or ""))
+
+
 _judge = _reader("judges", "judge")
 NEEDS: Mapping[str, tuple[Need, ...]] = {
     **dict.fromkeys(("bias_intensity", "bias_rate"), (_shown, _judge)),
     "worst_group": (_shown, _groups, _judge),
     **dict.fromkeys(("preference", "preference_margin"), (_pairs,)),
     "biased_choice": (_choices("biased_choice", ambiguous=True),),
+    **dict.fromkeys(OF_PICTURES, (_groups_choose,)),
     **dict.fromkeys(("gap_intensity", "gap_distribution"), (_shown, _twins, _judge)),
     **dict.fromkeys(("gap_length", "gap_refusal"), (_shown, _twins)),
     **dict.fromkeys(("perplexity", "distinct_1", "distinct_2", "repetition"), (_answered,)),
@@ -123,6 +140,8 @@ def not_measured(asked: Asked, measured: Iterable[str]) -> dict[str, str]:
         measured: Names in the results, such as ``bias_intensity/judge``.
     """
     there = {name.partition("/")[0] for name in measured}
+    if not any(map(shows_pictures, asked.rows)):
+        there |= set(OF_PICTURES)  # nobody misses them
     return {name: obstacle(asked, name) or NOTHING for name in MEASURES if name not in there}
 
 

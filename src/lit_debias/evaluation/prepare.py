@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lit_debias.benchmark.public import Bold
+from lit_debias.conversations import files_in
 from lit_debias.data.sources import files_of
 from lit_debias.data.tables import Row
 from lit_debias.evaluation.arms import Arm, make_arms
@@ -25,6 +27,7 @@ from lit_debias.evaluation.texts import TextFigures
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
 from lit_debias.policy.recipe import QLoRAPolicy
+from lit_debias.policy.vlm import VLMPolicy
 from lit_debias.rewards.suite import RewardSuite
 from lit_debias.rollout.local import LocalEngine
 from lit_debias.support.devices import best_device
@@ -78,8 +81,10 @@ class Plan:
             UserError: its model or adapter is not there.
         """
         s = self.settings
-        kwargs = s.chat_template_kwargs
-        return QLoRAPolicy(s.model, s.quantization, s.dtype, adapter=arm.adapter, chat_template_kwargs=kwargs)
+        options: dict[str, Any] = {"adapter": arm.adapter, "chat_template_kwargs": s.chat_template_kwargs}
+        if s.images is None:
+            return QLoRAPolicy(s.model, s.quantization, s.dtype, **options)
+        return VLMPolicy(s.model, s.quantization, s.dtype, picture_options=s.picture_options, **options)
 
 
 def prepare(settings: EvaluationSettings) -> Plan:
@@ -97,7 +102,7 @@ def prepare(settings: EvaluationSettings) -> Plan:
     benchmarks = _benchmarks(settings, texts)
     examiner = _examiner(settings)
     chosen = choose_splits(settings.data, settings.splits)
-    all_rows = read_prompts(settings.data, chosen, settings.columns)
+    all_rows = read_prompts(settings.data, chosen, settings.columns, settings.images)
     for suite in (examiner.judges, examiner.rewards):
         suite.check_columns(available(all_rows))
     plan = Plan(
@@ -141,6 +146,16 @@ def _examiner(settings: EvaluationSettings) -> Examiner:
     )
 
 
+def _pictures(settings: EvaluationSettings, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return which pictures are shown, by their content, and how they are read."""
+    files = dict.fromkeys(Path(file) for row in rows if row["messages"] for file in files_in(row["messages"]))
+    return {
+        "images": settings.images and settings.images.column,
+        "pictures_sha256": sha256_of_files(list(files)),
+        "picture_options": settings.picture_options or {},
+    }
+
+
 def _dtype(settings: EvaluationSettings) -> torch.dtype:
     return dtype_of(settings.dtype, best_device())
 
@@ -167,6 +182,7 @@ def recorded(
         "data_sha256": sha256_of_files(files) if files else sha256_of_rows(rows),
         "splits": list(splits),
         **({"columns": s.columns} if s.columns else {}),
+        **({} if s.images is None else _pictures(s, rows)),
         "limit": s.limit,
         "seed": s.seed,
         "max_new_tokens": s.max_new_tokens,

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from lit_debias.conversations import answer_of, is_conversation, read_prompt, words_of
 from lit_debias.data.columns import renamed
+from lit_debias.data.images import Images
 from lit_debias.data.module import check_prompts_of
 from lit_debias.data.sources import ORIGIN, default_splits, load_split, split_names
 from lit_debias.data.tables import Row, text_columns
@@ -44,6 +45,7 @@ DEFAULTS: Row = {
     "counterfactual_messages": None,
 }
 """What a prompt has where the data does not say."""
+MENTIONED = "counterfactual_prompt"
 TEXTS = ("prompt", "cluster")
 """Texts in a CSV file too, besides those of the synthetic data."""
 ASKED = ("prompt_kind", "reference", "biased", "choices", "answer", "biased_choice", "ambiguous")
@@ -75,19 +77,22 @@ def choose_splits(data: str, splits: str | Sequence[str] | None) -> tuple[str, .
     return names
 
 
-def read_prompts(data: str, splits: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Row]:
+def read_prompts(
+    data: str, splits: Sequence[str], columns: Mapping[str, str] | None = None, images: Images | None = None
+) -> list[Row]:
     """Return all prompts with every column of :data:`DEFAULTS`, and the twins that the data only mentions.
 
     Args:
         data: As :class:`~lit_debias.data.PromptDataModule` takes it.
         splits: As :func:`choose_splits` returns them.
         columns: Name of a column here -> its name in the data.
+        images: Where the pictures are that the prompts show, if they show some.
 
     Raises:
         UserError: a file is malformed, has no rows or no column ``prompt``; a row holds what cannot be asked, what an
             earlier row asks, or the id of another row.
     """
-    tables = {split: _read_split(data, split, columns or {}) for split in splits}
+    tables = {split: _read_split(data, split, columns or {}, images) for split in splits}
     names = dict.fromkeys(name for table in tables.values() for name in table.column_names if name != ORIGIN)
     rows = []
     for split, table in tables.items():
@@ -100,12 +105,21 @@ def read_prompts(data: str, splits: Sequence[str], columns: Mapping[str, str] | 
     return rows + _missing_twins(rows)
 
 
-def _read_split(data: str, split: str, columns: Mapping[str, str]) -> Dataset:
-    texts = {columns.get(name, name) for name in TEXTS}
+def _read_split(data: str, split: str, columns: Mapping[str, str], images: Images | None) -> Dataset:
+    texts = {columns.get(name, name) for name in (*TEXTS, *([] if images is None else [images.column]))}
     rows = load_split(data, "prompts", split, text_columns("prompts", columns) | texts)
     if rows is None:
         raise UserError(f"splits: there is no split '{split}' in data '{data}'")
-    return renamed(rows, columns, data, [name for name in rows.column_names if name != ORIGIN])
+    rows = renamed(rows, columns, data, [name for name in rows.column_names if name != ORIGIN])
+    if images is None:
+        return rows
+    mentioned = rows[MENTIONED] if MENTIONED in rows.column_names else [None] * len(rows)
+    for origin, text in zip(rows[ORIGIN], mentioned, strict=True):
+        if text:
+            raise UserError(
+                f"{origin}: '{MENTIONED}' would show no picture; leave it out, and write a row of its own for the twin"
+            )
+    return images.into(rows, "prompt", data)
 
 
 def _to_row(given: Row, names: Iterable[str], about: Row) -> Row:
@@ -178,7 +192,8 @@ def check_twins(rows: Sequence[Row]) -> None:
         first = firsts.setdefault(row["twin_id"], row)
         if row["cluster"] != first["cluster"]:
             raise UserError(f"{row['origin']}: another 'cluster' than its twin, {first['origin']}; write the same")
-        if row["counterfactual_prompt"] == row["prompt"]:
+        same = row["counterfactual_messages"] == row["messages"]  # twins may differ in what they show alone
+        if row["counterfactual_prompt"] == row["prompt"] and same:
             raise UserError(f"{row['origin']}: its twin has the same prompt; write the one about another group")
 
 

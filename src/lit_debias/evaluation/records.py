@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lit_debias.conversations import pictures_named
 from lit_debias.data.tables import Row
 from lit_debias.evaluation.prompts import BIAS_KINDS
 from lit_debias.support.atomic import write_text
@@ -55,12 +56,21 @@ class Record:
     """The same of each choice, for forced choice."""
     cluster: str = ""
     """What else belongs together with it, so that the bootstrap draws them together; empty: only its twin."""
+    pictures: str = ""
+    """Names of the pictures that the prompt shows, as the data has them; empty where it shows none."""
+    counterfactual_pictures: str = ""
+    """The same of its twin."""
+    choices: list[str] = field(default_factory=list)
+    """What is chosen among, of a prompt that shows pictures."""
 
     @classmethod
     def of(cls, row: Row) -> Record:
         """Return the record of a prompt that the model has not seen yet."""
         names = ("prompt_id", "twin_id", "split", "category", "group", "prompt_kind", "prompt", "counterfactual_prompt")
         values: dict[str, Any] = {name: str(row[name]) for name in names}
+        values["pictures"] = pictures_named(row["messages"] or "")
+        values["choices"] = list(row["choices"]) if values["pictures"] else []
+        values["counterfactual_pictures"] = pictures_named(row["counterfactual_messages"] or "")
         return cls(**values, **{name: row[name] for name in ("ambiguous", "answer", "biased_choice", "cluster")})
 
     @classmethod
@@ -72,6 +82,16 @@ class Record:
     def drawn_with(self) -> str:
         """What the bootstrap draws it with."""
         return f"cluster {self.cluster}" if self.cluster else f"twins {self.twin_id}"
+
+    @property
+    def asked(self) -> str:
+        """The prompt, behind the names of what it shows."""
+        return _asked(self.prompt, self.pictures)
+
+    @property
+    def counterfactual(self) -> str:
+        """The same of its twin."""
+        return _asked(self.counterfactual_prompt, self.counterfactual_pictures)
 
     @property
     def shows_bias(self) -> bool:
@@ -106,3 +126,7 @@ def load_kept(path: Path, name: str, fingerprint: str | None = None) -> Any:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON such that a reader finds the old file or the new one, never half of it."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _asked(prompt: str, pictures: str) -> str:
+    return f"[{pictures}] {prompt}" if pictures else prompt

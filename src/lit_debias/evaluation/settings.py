@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_debias.benchmark.benchmark import Benchmark
+from lit_debias.data.images import Images
 from lit_debias.errors import UserError
 from lit_debias.rewards.reward import Reward
 from lit_debias.support.precision import Precision
@@ -50,6 +51,11 @@ class EvaluationSettings:
     columns: dict[str, str] | None = None
     """Name of a column of `lit-debias synthesize` (prompt, group, category, twin_id, reference, biased, choices, ...),
     of a judge or of a reward -> its name in the data, such as {prompt: question}."""
+    images: Images | None = None
+    """Column of the data with the pictures that each prompt shows, and their folder, such as
+    {column: images, root: pictures}: for a model that reads pictures, which VLMPolicy trains."""
+    picture_options: dict[str, Any] | None = None
+    """Options of the model's processor of pictures; write those of the training."""
     limit: int | None = None
     """At most this many prompts, each with its twin, in turn from every category and prompt kind."""
     max_new_tokens: int = 48
@@ -108,6 +114,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         names = ("limit", "benchmark_limit", "max_new_tokens", "batch_size", "text_samples", "bootstrap")
         check_numbers(**{name: getattr(self, name) for name in names})
+        if self.picture_options and self.images is None:
+            raise UserError("picture_options are for pictures; write images: {column: images, root: FOLDER} too")
         if not 0 <= self.temperature < math.inf:
             raise UserError(
                 f"temperature={self.temperature}; write 0 for the most probable token, or a number such as 0.7"

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from lit_debias.benchmark.benchmark import AnyBenchmark
 from lit_debias.benchmark.measuring import measure as measure_benchmark
+from lit_debias.data.images import Images
 from lit_debias.data.tables import Row
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation.benchmarked import PublicBenchmarks
@@ -28,7 +29,7 @@ V = TypeVar("V")
 PROSE_MEASURE = "prose_perplexity"
 ASKED_BY = {
     **dict.fromkeys(("preference", "preference_margin"), "preference"),
-    **dict.fromkeys(("biased_choice", "accuracy"), "choices"),
+    **dict.fromkeys(("biased_choice", "accuracy", "min_skew", "max_skew"), "choices"),
     PROSE_MEASURE: "prose",
 }
 """Measure -> which of the examiner's parts it rests on; the others rest on answers."""
@@ -167,6 +168,7 @@ def read_rows(
     limit: int | None,
     seed: int,
     suites: Mapping[str, RewardSuite],
+    images: Images | None = None,
 ) -> list[Row]:
     """Return the prompts, and the prose, that the chosen measures are made of.
 
@@ -178,6 +180,7 @@ def read_rows(
         limit: At most this many prompts, of those that a measure rests on.
         seed: Draws them.
         suites: ``judges`` and ``rewards``.
+        images: Where the pictures are that the prompts show, if they show some.
 
     Raises:
         UserError: the data are missing or wrong, or a measure needs what they lack.
@@ -187,7 +190,7 @@ def read_rows(
         return prose
     if data is None:
         raise UserError(f"'{choice.of_prompts[0]}' is measured on prompts; write data: FOLDER or FILE")
-    everything = read_prompts(data, choose_splits(data, splits), columns)
+    everything = read_prompts(data, choose_splits(data, splits), columns, images)
     for suite in suites.values():
         suite.check_columns(available(everything))
     rows = draw([row for row in everything if choice.rests_on(row)], limit, seed)

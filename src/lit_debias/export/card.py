@@ -110,7 +110,7 @@ def _metadata(record: Record, merged: bool) -> ModelCardData:
         base_model=hub_name,
         datasets=list(dict.fromkeys(data)) or None,
         library_name="transformers" if merged else "peft",
-        pipeline_tag=TASK,
+        pipeline_tag="image-text-to-text" if reads_pictures(record) else TASK,
         model_name=f"{_short(record)}-debiased",
         tags=list(dict.fromkeys(["lit-debias", "debiasing", "fairness", *([] if merged else ["lora"]), *algorithms])),
         **relation,
@@ -136,11 +136,19 @@ def _facts(record: Record, adapter: Mapping[str, Any]) -> dict[str, Any]:
         "rewards": [{key: plain(value) for key, value in reward.items()} for reward in last.get("rewards", [])],
         "system_prompt": plain(record["system_prompt"] or ""),
         "nf4": record["quantization"] == "nf4",
+        "auto_class": "AutoModelForImageTextToText" if reads_pictures(record) else "AutoModelForCausalLM",
+        "auto_reader": "AutoProcessor" if reads_pictures(record) else "AutoTokenizer",
+        "seeing": reads_pictures(record),
         "dtype": record["dtype"],
         "hub_name": record["base"]["hub_name"],
         **_loading(record["base"]),
         "served_rank": min((rank for rank in SERVED_RANKS if rank >= adapter.get("r", 0)), default=SERVED_RANKS[-1]),
     }
+
+
+def reads_pictures(record: Record) -> bool:
+    """Return whether the base reads pictures."""
+    return bool(record.get("reads_pictures"))
 
 
 def _base(record: Record) -> str:

@@ -72,6 +72,11 @@ def export(
                     f"adapter '{adapter}' does not say how its base was loaded in training; write --quantization nf4 "
                     "or --quantization none"
                 )
+            if card.reads_pictures(record):
+                raise UserError(
+                    f"adapter '{adapter}' is of a model that reads pictures, which is not merged here; leave --merge "
+                    "out, or merge it with PEFT"
+                )
             print(f"merging '{adapter}' into '{source}' ...")
             _write_merged(Merge(source, adapter, record["quantization"], onto), work, dtype, record, push)
         else:

@@ -38,6 +38,7 @@ def record_of(policy: Policy, training: Record, base: str | None = None) -> Reco
         "dtype": str(policy.forms.dtype).removeprefix("torch."),
         "system_prompt": policy.system_prompt,
         "chat_template_kwargs": dict(policy.chat_template_kwargs),
+        **({"reads_pictures": True} if policy.recipe.reads_pictures else {}),
         "training": [*before, *([training] if training else [])],
     }
 

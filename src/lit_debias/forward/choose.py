@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LEAN = "the lean forward pass"
+SHOWN = "with gradient_checkpointing no completion goes on from its prompt's cache"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def choose_forms(model: PreTrainedModel, probe: Probe, source: str, options: For
         head = plain_head(model, probe.prompt[-8:])
         obstacle = (OBSTACLE if options.sharded else why_not_lean(model)) or _why_no_head(head)
         lean = None if obstacle else LeanModel(model, options.dtype, _keeps_base(model, options), options.flex)
-        ways = own_ways(model, partial(autocast, model.device, options.dtype), head)
+        shown = probe.pictures is not None
+        ways = own_ways(model, partial(autocast, model.device, options.dtype), head, shown)
         if lean is not None and not options.adapter_dropout:
             ways.insert(0, _lean_way(lean, head, options.gradient_checkpointing))
         way, wrong = first_right(ways, expected, source)
@@ -71,7 +73,7 @@ def choose_forms(model: PreTrainedModel, probe: Probe, source: str, options: For
         raise UserError(f"policy: attention 'flex' needs the lean forward pass, and {obstacle}; write attention: sdpa")
     if options.sharded:
         check_passes(way, source)
-    _say(way, wrong, model)
+    _say(way, wrong, SHOWN if shown else why_not_packed(model))
     return Forms(model, source, options.dtype, probe, way, None if obstacle else lean, obstacle, options.sharded)
 
 
@@ -99,7 +101,7 @@ def _lean_way(lean: LeanModel, head: nn.Linear | None, recompute: bool | None) -
     return Way(LEAN, partial(lean.predicting_states, recompute=recompute), head, packs=True)
 
 
-def _say(way: Way, wrong: Mapping[str, str], model: PreTrainedModel) -> None:
+def _say(way: Way, wrong: Mapping[str, str], not_packed: str | None) -> None:
     if wrong or not way.packs:
-        why = "; ".join(f"{name}: {reason}" for name, reason in wrong.items()) or why_not_packed(model)
+        why = "; ".join(f"{name}: {reason}" for name, reason in wrong.items()) or not_packed
         rank_zero_info(f"Log-probs are computed by a slower way, {way.name} ({why}).")

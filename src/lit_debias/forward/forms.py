@@ -14,7 +14,7 @@ from lit_debias.forward.merged_copy import MergedCopy
 from lit_debias.forward.native import NativeModel, why_not_native
 from lit_debias.models.adapters import trained_parameters
 from lit_debias.models.layers import fingerprint
-from lit_debias.models.loading import set_checkpointing
+from lit_debias.models.loading import recomputes, set_checkpointing
 from lit_debias.models.probing.probe import Probe, moved_adapter, without_adapter_dropout
 from lit_debias.models.probing.ways import Expected, Way
 
@@ -84,14 +84,14 @@ class Forms:
     @contextlib.contextmanager
     def live(self) -> Iterator[PreTrainedModel]:
         """Within the context, the training weights themselves under autocast, able to use a key-value cache."""
-        recomputes = any(getattr(module, "gradient_checkpointing", False) is True for module in self.model.modules())
+        again = recomputes(self.model)
         with self.autocast():
-            if recomputes:
+            if again:
                 set_checkpointing(self.model, False)
             try:
                 yield self.model
             finally:
-                if recomputes:
+                if again:
                     set_checkpointing(self.model, True)
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ formats that transformers turns into plain weights exactly are turned so; all ot
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,13 @@ WEIGHT_TYPES = {"F64", "F32", "F16", "BF16"}
 _log = logging.getLogger(__name__)
 
 
-def load_base(source: str, quantization: str, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+def load_base(
+    source: str,
+    quantization: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    load: Callable[..., PreTrainedModel] = load_causal_lm,
+) -> PreTrainedModel:
     """Load the policy's base, frozen weights in ``dtype``, or in 4 bits computing in ``dtype``.
 
     Args:
@@ -40,6 +46,7 @@ def load_base(source: str, quantization: str, dtype: torch.dtype, device: torch.
         quantization: ``nf4`` or ``none``, for weights that are stored as plain numbers; 4-bit weights stay as they are.
         dtype: Of plain weights, and of what 4-bit weights stand for.
         device: Where to load it.
+        load: Loads it, see :func:`load_causal_lm`.
 
     Raises:
         UserError: its weights are stored in a format that the policy cannot read; or it cannot be loaded.
@@ -52,7 +59,7 @@ def load_base(source: str, quantization: str, dtype: torch.dtype, device: torch.
         _prepare(stored, source, quantization, dtype)
     elif quantization == "nf4":
         options["quantization_config"] = nf4_config(dtype)
-    model = load_causal_lm(source, dtype=dtype, device_map={"": device}, **options)
+    model = load(source, dtype=dtype, device_map={"": device}, **options)
     if stored:
         _compute_in(model, dtype)
     else:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_debias.conversations import Message, roles_of
+from lit_debias.conversations import PICTURES, Message, in_parts, roles_of
 from lit_debias.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -96,10 +96,17 @@ class ChatTemplate:
         Raises:
             UserError: the template is malformed, refuses the messages, or loses one of them.
         """
-        shaped = self._shaped(messages, self._reads_parts(roles_of(messages)))
+        shaped = self._as_read(messages)
         if any(self.holds_added_token(message["content"]) for message in messages):
             return self._sanitized(shaped)
         return list(self.tokenizer.encode(self._render(shaped), add_special_tokens=False))
+
+    def rendered(self, messages: Sequence[Message]) -> str:
+        """Return the text that the template makes of messages, up to where the answer begins."""
+        return self._render(self._as_read(messages))
+
+    def _as_read(self, messages: Sequence[Message]) -> list[Message]:
+        return self._shaped(messages, self._reads_parts(roles_of(messages)))
 
     def holds_added_token(self, text: str) -> bool:
         """Return whether a text holds the words of a control token, or of another token added to the vocabulary."""
@@ -138,9 +145,7 @@ class ChatTemplate:
 
     @staticmethod
     def _shaped(messages: Sequence[Message], parts: bool) -> list[Message]:
-        if not parts:
-            return list(messages)
-        return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        return [in_parts(message) if parts or message.get(PICTURES) else message for message in messages]
 
     def _render(self, messages: list[Message]) -> str:
         return str(self._apply(messages, tokenize=False))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_debias.conversations import Prompt, is_conversation, words_of
+from lit_debias.conversations import Prompt, is_conversation, without_pictures, words_of
 from lit_debias.models.base_weights import check_codes
 from lit_debias.models.chat import check_reserved
 from lit_debias.models.loading import load_causal_lm, load_tokenizer
@@ -114,7 +114,7 @@ class LanguageModel:
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if self._encoder.has_template:
-            return self._encoder.prompt(prompt)
+            return self._encoder.prompt(without_pictures(prompt))
         text = words_of(prompt) if is_conversation(prompt) else str(prompt)
         if self.separator is None:
             return self._encoder.prompt(text) or [self._encoder.first()]  # what predicts the first

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from lit_debias.errors import UserError
 from lit_debias.models.gguf_file import NO_CODE
@@ -50,6 +51,8 @@ def _why_not_loaded(error: Exception) -> str:
             "has no weights in safetensors, and other files are not read, as they could run code; save it with "
             "save_pretrained of a current transformers, where you trust it"
         )
+    if kind := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", reason):
+        return f"is of a kind ({kind[1]}) that is not read here; where it reads pictures, write class_path: VLMPolicy"
     if "ignore_mismatched_sizes" in reason:  # transformers' words for programmers
         reason = "its weights have other sizes than its config.json says"
     return f"cannot be loaded ({reason:.200}); without a network write a whole local folder, or pkg://PACKAGE/PATH"
@@ -74,6 +77,15 @@ def load_tokenizer(source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
                 "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER), NAME being the model that it was made of"
             )
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **NO_CODE, **kwargs)
+    return padded(tokenizer, source)
+
+
+def padded(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that pads; the end-of-sequence token stands in for a missing pad token.
+
+    Raises:
+        UserError: it has neither.
+    """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -102,10 +114,19 @@ def load_causal_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrai
     """
     from transformers import AutoModelForCausalLM
 
+    return _load_whole(AutoModelForCausalLM, source, dtype=dtype, **kwargs)
+
+
+def load_seeing_lm(source: str, *, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
+    """Load a language model that reads pictures; as :func:`load_causal_lm`."""
+    from transformers import AutoModelForImageTextToText
+
+    return _load_whole(AutoModelForImageTextToText, source, dtype=dtype, **kwargs)
+
+
+def _load_whole(kind: Any, source: str, **kwargs: Any) -> PreTrainedModel:
     with loading(source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            resolve(source), dtype=dtype, output_loading_info=True, **NO_PICKLE, **kwargs
-        )
+        loaded: Any = kind.from_pretrained(resolve(source), output_loading_info=True, **NO_PICKLE, **kwargs)
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(
@@ -133,6 +154,11 @@ def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
     name = f"activation_checkpointing_{verb}"
     switch = getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{verb}")
     switch()
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Return whether a model computes activations again in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
 
 
 def load_encoder(source: str, **kwargs: Any) -> PreTrainedModel:

@@ -6,13 +6,15 @@ states, log-probs and gradients are those of every sequence alone. Their last to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+from lit_debias.types import PictureInputs
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -40,6 +42,8 @@ class PackedGroups:
     """[P, S] bool, True on the first tokens of each prompt; S is the length of the longest."""
     completion_mask: Tensor
     """[P, G, T] bool, as it was given."""
+    pictures: Sequence[PictureInputs] | None = None
+    """[P] of the prompts; None where there are none. Whatever reads the M tokens at once sees none of them."""
 
     @property
     def input_mask(self) -> Tensor:
@@ -176,10 +180,13 @@ class PackedGroups:
         prompts = torch.split(self.ids[: self.prompt_tokens], self.prompt_mask.sum(1).tolist())
         followed = torch.split(self.ids[self.prompt_tokens :], self.input_mask.sum(2).flatten().tolist())
         members, sizes = self.completion_mask.shape[1], self.completion_mask.sum(2).flatten().tolist()
-        found = [
-            LoneSequence(torch.cat((prompts[number // members], own)), len(prompts[number // members]) - 1, size)
-            for number, (own, size) in enumerate(zip(followed, sizes, strict=True))
-        ]
+
+        def alone(number: int, own: Tensor, size: int) -> LoneSequence:
+            prompt = prompts[number // members]
+            pictures = None if self.pictures is None else self.pictures[number // members]
+            return LoneSequence(torch.cat((prompt, own)), len(prompt) - 1, size, number // members, pictures)
+
+        found = [alone(number, *each) for number, each in enumerate(zip(followed, sizes, strict=True))]
         return [sequence for sequence in found if sequence.size] or found[:1]
 
 
@@ -192,6 +199,10 @@ class LoneSequence(NamedTuple):
     """Place of the token that predicts the first of the completion."""
     size: int
     """How many tokens the completion has."""
+    group: int
+    """Number of the prompt."""
+    pictures: PictureInputs | None = None
+    """Of the prompt."""
 
     def predicting(self, outputs: Tensor) -> Tensor:
         """Return those [size, ...] of the outputs [L, ...] that predict the completion."""
@@ -250,7 +261,13 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> PackedGroups:
+def pack(
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    pictures: Sequence[PictureInputs] | None = None,
+) -> PackedGroups:
     """Pack prompts with their completions, real tokens only.
 
     Args:
@@ -258,6 +275,7 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
         prompt_mask: [P, S] bool.
         completion_ids: [P, G, T] int64, right-padded.
         completion_mask: [P, G, T] bool, True on the first tokens of each completion.
+        pictures: [P] of the prompts, where there are some.
 
     Raises:
         ValueError: a prompt is empty, so that nothing predicts the first token.
@@ -281,6 +299,7 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
         prompt_tokens=prompt_tokens,
         prompt_mask=left_aligned,
         completion_mask=completion_mask,
+        pictures=pictures,
     )
 
 

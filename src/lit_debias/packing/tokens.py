@@ -5,12 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lit_debias.packing.groups import PackedGroups, pack
 from lit_debias.types import Rollout
 
 
-def tokens_of(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return prompt ids and mask [P, S], completion ids and mask [P, G, T]: what packing takes."""
-    return rollout.prompt_ids, rollout.prompt_mask, rollout.completion_ids, rollout.completion_mask
+def pack_rollout(rollout: Rollout, groups: slice = slice(None), mask: Tensor | None = None) -> PackedGroups:
+    """Return a rollout's groups, packed with their pictures.
+
+    Args:
+        rollout: P groups.
+        groups: Which of them, by default all.
+        mask: [P, G, T] bool, the tokens that count, by default all of the completions.
+    """
+    return pack(
+        rollout.prompt_ids[groups],
+        rollout.prompt_mask[groups],
+        rollout.completion_ids[groups],
+        (rollout.completion_mask if mask is None else mask)[groups],
+        rollout.pictures and rollout.pictures[groups],
+    )
 
 
 def pad(rows: list[list[int]], pad_id: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_debias.conversations import Prompt
+from lit_debias.conversations import Prompt, files_in, words_of
 from lit_debias.errors import UserError
 from lit_debias.models.loading import end_of_sequence_ids
 from lit_debias.models.positions import check_fits, positions_held
 from lit_debias.models.prompt_encoder import PromptEncoder, embeddings_of
 from lit_debias.packing.tokens import pad
 from lit_debias.support.text import counted
-from lit_debias.types import PromptBatch, Rollout
+from lit_debias.types import PictureInputs, PromptBatch, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -131,6 +131,7 @@ class PolicyTokens(nn.Module):
             logprobs=torch.zeros(shape, device=self.device),
             truncated=torch.zeros(shape[:2], dtype=torch.bool, device=self.device),
             texts=texts,
+            pictures=self.pictures_of(prompts.asked),
         )
 
     def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[list[str]]:
@@ -161,5 +162,18 @@ class PolicyTokens(nn.Module):
         return self.encoder.known([self.eos_token_ids[0] if own is None else int(own)], "an end of sequence")[0]
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Return the ids of a prompt, in the chat template if there is one."""
+        """Return the ids of a prompt, in the chat template if there is one.
+
+        Raises:
+            UserError: the template fails, a token has no embedding, or there are pictures that nobody would see.
+        """
+        if files_in(prompt):
+            raise UserError(
+                f"policy: QLoRAPolicy reads no pictures, and the prompt {words_of(prompt)!r:.40} has some; write "
+                "class_path: VLMPolicy with a model that sees, or leave the data's images out"
+            )
         return self.encoder.prompt(prompt, self.system_prompt)
+
+    def pictures_of(self, prompts: Sequence[Prompt]) -> list[PictureInputs] | None:
+        """Return what the pictures of prompts are to the model, [P]; None where there are none."""
+        return None

@@ -76,7 +76,7 @@ def check_responses(
     Raises:
         UserError: it does not, or the model has no embedding for a token of a response.
     """
-    most = longest_text(policy.causal_lm.config) or math.inf
+    most = longest_text(policy.causal_lm.config.get_text_config()) or math.inf
     before = _prompt_lengths(policy, prompts, origins, math.inf)
     for origin, prompt, response in zip(origins, before, _tokens(policy, responses, origins), strict=True):
         if prompt + response + 1 > most:  # one for the end of the sequence

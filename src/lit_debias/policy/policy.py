@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lit_debias.forward.forms import Forms
 from lit_debias.models.adapters import REFERENCE, TRAINED, trained_parameters
-from lit_debias.packing.groups import PackedGroups, pack, token_budget
+from lit_debias.packing.groups import PackedGroups, token_budget
 from lit_debias.packing.logprobs import TokenLogprobs, logits_logprobs, logprobs_at, selected_logprobs
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.encoding import PolicyTokens, Sizes
 from lit_debias.support import distributed
 from lit_debias.types import Rollout, Support
@@ -130,10 +130,10 @@ class Policy(PolicyTokens):
         supports: tuple[Support | None, ...] | None = None,
     ) -> Tensor:
         """Return :meth:`logprobs` at K temperatures, each within a support if given, from one pass: [K, P, G, T]."""
-        tokens, parts = tokens_of(rollout), []
+        parts = []
         with self.as_reference() if reference else contextlib.nullcontext():
             for groups in self.in_step(self.parts(rollout.prompt_mask, rollout.completion_mask, FORWARD_TOKENS)):
-                packed = pack(*(tensor[groups] for tensor in tokens))
+                packed = pack_rollout(rollout, groups)
                 within = [support and support[groups][packed.completion_mask] for support in supports or ()]
                 values = self._logprobs_at(packed, temperatures, within or [None] * len(temperatures))
                 parts.append(torch.stack([packed.unpack(row) for row in values]))

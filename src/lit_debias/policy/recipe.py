@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lit_debias.errors import UserError
 from lit_debias.forward.choose import FormOptions, choose_forms
+from lit_debias.forward.forms import Forms
 from lit_debias.models.adapter_config import read_adapter_config
 from lit_debias.models.adapters import continued_adapter, new_adapter, trained_parameters
 from lit_debias.models.base_weights import load_base
@@ -74,6 +75,9 @@ class QLoRAPolicy:
         UserError: an argument names nothing or makes no sense.
     """
 
+    reads_pictures: ClassVar[bool] = False
+    """Whether prompts may show some."""
+
     def __init__(
         self,
         model: str,
@@ -136,8 +140,9 @@ class QLoRAPolicy:
         """
         options = self._form_options(device, sharded=mesh is not None)
         options.check_device(torch.device(device))
-        tokenizer = load_tokenizer(self.source)
-        PromptEncoder(tokenizer, self.source, self.chat_template_kwargs).check(self.system_prompt)
+        encoder = self._encoder()
+        encoder.check(self.system_prompt)
+        tokenizer = encoder.tokenizer
         config = self._adapter_config()
         base = base or self._load_base(options.dtype, device, mesh)
         untouched = read(base, Probe.shortest(base, tokenizer), self.source)
@@ -149,12 +154,21 @@ class QLoRAPolicy:
         if mesh is not None:
             distributed.same_as_first(trained_parameters(lm).values())
         settle_mode(lm)
-        probe = Probe.of(base, tokenizer)
+        probe = self._probe(base, encoder)
         if mesh is not None:  # its length is a matter of time, and all must find the same
             probe = probe.shortened(min(distributed.gather_objects(len(probe.prompt))))
         if self.reference_is_base:
             self._check_reference(lm, tokenizer, untouched)
-        return Policy(self, lm, tokenizer, sizes, choose_forms(base, probe, self.source, options))
+        return self._policy(lm, encoder, sizes, choose_forms(base, probe, self.source, options))
+
+    def _encoder(self) -> PromptEncoder:
+        return PromptEncoder(load_tokenizer(self.source), self.source, self.chat_template_kwargs)
+
+    def _probe(self, base: PreTrainedModel, encoder: PromptEncoder) -> Probe:
+        return Probe.of(base, encoder.tokenizer)
+
+    def _policy(self, lm: PeftModel, encoder: PromptEncoder, sizes: Sizes, forms: Forms) -> Policy:
+        return Policy(self, lm, encoder.tokenizer, sizes, forms)
 
     def _form_options(self, device: torch.device | str, sharded: bool) -> FormOptions:
         if sharded and self.keep_base:
@@ -164,14 +178,16 @@ class QLoRAPolicy:
         return FormOptions(dtype, self.dropout > 0, recompute, self.keep_base, self.flex, sharded)
 
     def _load_base(self, dtype: torch.dtype, device: torch.device | str, mesh: DeviceMesh | None) -> PreTrainedModel:
-        if mesh is None:
-            base = load_base(self.source, self.quantization, dtype, device)
-        else:
-            base = load_sharded_base(self.source, self.quantization, dtype, device, mesh)
+        base = self._load_weights(dtype, device, mesh)
         base.requires_grad_(False)
         disable_dropout(base)
         settle_mode(base)
         return base
+
+    def _load_weights(self, dtype: torch.dtype, device: torch.device | str, mesh: DeviceMesh | None) -> PreTrainedModel:
+        if mesh is None:
+            return load_base(self.source, self.quantization, dtype, device)
+        return load_sharded_base(self.source, self.quantization, dtype, device, mesh)
 
     def _with_adapters(self, base: PreTrainedModel, config: LoraConfig) -> PeftModel:
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its old name

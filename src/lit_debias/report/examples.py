@@ -35,7 +35,7 @@ def largest_changes(before: Sequence[Record], after: Sequence[Record], count: in
         return [], []
     values = zip(before, after, intensities(before, names[0]), intensities(after, names[0]), strict=True)
     changes = [
-        Change(first.prompt, first.completion or "", second.completion or "", old, new)
+        Change(first.asked, first.completion or "", second.completion or "", old, new)
         for first, second, old, new in values
         if old is not None and new is not None
     ]
@@ -65,4 +65,4 @@ def _side(arms: Arms, index: int, judge: str) -> dict[str, Any]:
         score = records[index].judges.get(judge)
         intensity = None if score is None else 1 - score
         answers[name] = {"text": records[index].completion or "", "intensity": intensity}
-    return {"group": record.group, "prompt": record.prompt, "answers": answers}
+    return {"group": record.group, "prompt": record.asked, "answers": answers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from lit_debias.forward.cache import KeyValueCache
 from lit_debias.forward.lean import LeanModel
 from lit_debias.forward.native import NativeCache, NativeModel, Rows
+from lit_debias.types import PictureInputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 class Decoder(ABC):
     """Remembers the prompts and the tokens so far of N = P x G rows, group by group."""
+
+    def show(self, pictures: Sequence[PictureInputs] | None) -> None:
+        """Take the pictures [P] of the prompts that :meth:`start` gets; None where there are none.
+
+        Raises:
+            ValueError: there are some, and it reads none.
+        """
+        if pictures is not None:
+            raise ValueError("it reads no pictures")
 
     @abstractmethod
     def start(self, ids: Tensor, mask: Tensor, group_size: int, new_tokens: int) -> Tensor:

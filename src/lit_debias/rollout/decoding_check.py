@@ -13,12 +13,11 @@ from lit_debias.models.probing.ways import Expected
 from lit_debias.packing.tokens import pad
 from lit_debias.policy.policy import Policy
 from lit_debias.rollout.decoders import Decoder
+from lit_debias.types import PictureInputs
 
 STEPS = 6
 KEPT_FROM, KEPT = 3, (0, 3)
 """From this token on, all rows but these are dropped."""
-SHORTER = 3
-"""Tokens that the second prompt lacks, so that there is padding."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +33,24 @@ class DecodingCheck:
     logits: list[Tensor]
     """[4] of [STEPS or KEPT_FROM, V]: what the plain model says."""
     tolerance: float
+    pictures: list[PictureInputs] | None = None
+    """[2] what the prompts show."""
 
     @classmethod
     def of(cls, policy: Policy, expected: Expected) -> DecodingCheck:
         """Ask the plain model, whose adapter has been moved as for ``expected``."""
-        probe = expected.probe
-        prompts = [probe.prompt, probe.prompt[SHORTER:] if len(probe.prompt) > SHORTER else probe.prompt]
+        probe, other = expected.probe, expected.probe.another()
+        prompts = [probe.prompt, other.prompt]
         completions = [completion[:STEPS] for completion in probe.completions]
-        short = [
-            plain_logits(policy.causal_lm, torch.cat((prompts[1], completion[:-1])), keep=len(completion))
-            for completion in completions
-        ]
+        short = []
+        for completion in completions:
+            ids = torch.cat((other.prompt, completion[:-1]))
+            short.append(plain_logits(policy.causal_lm, ids, len(completion), other.beside(ids)))
         everyone = [logits[:STEPS] for logits in (*expected.logits, *short)]
         logits = [of_row if row in KEPT else of_row[:KEPT_FROM] for row, of_row in enumerate(everyone)]
         ids, mask = pad([prompt.tolist() for prompt in prompts], int(probe.prompt[0]), left=True, device=policy.device)
-        return cls(ids, mask, torch.stack(completions * 2), logits, expected.tolerance)
+        pictures = [probe.pictures, other.pictures] if probe.pictures and other.pictures else None
+        return cls(ids, mask, torch.stack(completions * 2), logits, expected.tolerance, pictures)
 
     def missed_by(self, decoder: Decoder) -> str | None:
         """Return what is wrong with a decoder, or None."""
@@ -62,6 +64,7 @@ class DecodingCheck:
     def _decode(self, decoder: Decoder) -> list[Tensor]:
         rows = torch.arange(len(self.tokens), device=self.tokens.device)
         found: list[list[Tensor]] = [[] for _ in rows]
+        decoder.show(self.pictures)
         logits = decoder.start(self.ids, self.mask, 2, STEPS - 1)
         for step in range(STEPS):
             if step == KEPT_FROM:

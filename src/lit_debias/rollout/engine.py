@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lit_debias.errors import UserError
 from lit_debias.policy.policy import Policy
@@ -50,6 +51,9 @@ class RolloutEngine(ABC):
     Raises:
         UserError: a value is out of range.
     """
+
+    reads_pictures: ClassVar[bool] = False
+    """Whether it shows the model the pictures of prompts; see :meth:`Policy.pictures_of`."""
 
     def __init__(self, max_new_tokens: int = 128, temperature: float = 1.0) -> None:
         if max_new_tokens < 1 or not 0 < temperature < math.inf:

@@ -65,6 +65,8 @@ class LocalEngine(RolloutEngine):
         UserError: a value is out of range, or values do not go together.
     """
 
+    reads_pictures = True
+
     def __init__(
         self,
         max_new_tokens: int = 128,
@@ -126,6 +128,7 @@ class LocalEngine(RolloutEngine):
             on_group: As there.
         """
         prompt_ids, prompt_mask = policy.encode_prompts(prompts.asked)
+        pictures = policy.pictures_of(prompts.asked)
         longest = int(prompt_mask.sum(-1).max()) + self.max_new_tokens
         policy.check_fits(longest, "shorten the prompt, or write a smaller max_new_tokens")
         sampler = Sampler(self.temperature, self.top_k, self.top_p, self.min_p)
@@ -147,6 +150,7 @@ class LocalEngine(RolloutEngine):
                 truncated=~decoding.finished.view(shape[:2])[which],
                 texts=[[stops.cut(text) for text in group] for group in texts] if stops else texts,
                 support=support and support[which],
+                pictures=pictures and pictures[which],
             )
 
         def tell(number: int) -> None:
@@ -155,6 +159,7 @@ class LocalEngine(RolloutEngine):
 
         with making_room(policy.device), self._decoder(policy) as decoder, torch.inference_mode():
             told = tell if on_group else None
+            decoder.show(pictures)
             decoding.run(decoder, prompt_ids, prompt_mask, group_size, told, lambda: enough(on_group))
         return rollout_of(slice(None))
 

@@ -41,7 +41,7 @@ from lit_debias.training.outputs import default_outputs
 from lit_debias.training.rehearsal import Recipe, class_path, rehearse
 from lit_debias.training.resumption import check_checkpoint, record, say_differences
 from lit_debias.training.sharding import adopt_strategy, mesh_of
-from lit_debias.training.trainer_checks import autocast_dtype, check_options, check_precision
+from lit_debias.training.trainer_checks import autocast_dtype, check_options, check_pictures, check_precision
 from lit_debias.types import PromptBatch
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ class AdapterModule(LightningModule):
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # it is, see settle_mode
         share_cores()
+        check_pictures(self.policy_recipe, getattr(self.trainer, "datamodule", None), getattr(self, "engine", None))
         device, plugin = self.trainer.strategy.root_device, self.trainer.precision_plugin
         check_precision(self.trainer, dtype_of(self.policy_recipe.precision, device))
         with plugin.forward_context():

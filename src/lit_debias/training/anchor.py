@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_debias.errors import UserError
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.policy import Policy
 from lit_debias.support import distributed
 from lit_debias.support.files import read_text
@@ -62,7 +61,7 @@ class ProseAnchor:
             rollout = _rollout(policy, chosen[mine], rows[mine])
             parts = policy.parts(rollout.prompt_mask, rollout.completion_mask, micro_batch_tokens)
         for groups in policy.in_step(parts):  # of the base, and then of the policy
-            packed = pack(*(tensor[groups] for tensor in tokens_of(rollout)))
+            packed = pack_rollout(rollout, groups)
             with torch.no_grad(), policy.as_base():
                 base = policy(packed).logprobs
             yield self.weight * (policy(packed).logprobs - base).square().sum() / (2 * sum(map(len, rows)))

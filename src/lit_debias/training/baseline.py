@@ -17,8 +17,7 @@ from lit_debias.conversations import answer_of
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError
 from lit_debias.grpo.loss import UpdateSize
-from lit_debias.packing.groups import pack
-from lit_debias.packing.tokens import tokens_of
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.lengths import check_responses
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support import distributed
@@ -122,7 +121,7 @@ class Baseline(AdapterModule):
     def _part(self, lesson: Lesson, groups: slice) -> Part:
         """Return what a micro-batch adds to the loss and to the metrics."""
         size = lesson.size
-        packed = pack(*(tensor[groups] for tensor in tokens_of(lesson.rollout)))
+        packed = pack_rollout(lesson.rollout, groups)
         tokens = self.policy(packed)
         reference, weights = (
             None if whole is None else whole[groups] for whole in (lesson.reference_logprobs, lesson.weights)

@@ -22,7 +22,7 @@ from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.grpo.correction import ImportanceCorrection
 from lit_debias.grpo.loss import DAPOLoss, PolicyLoss, UpdateSize
-from lit_debias.packing.groups import pack
+from lit_debias.packing.tokens import pack_rollout
 from lit_debias.plugins.manager import get_plugin_manager, show_scored
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.rewards.guard import Guard
@@ -240,7 +240,7 @@ class GRPO(AdapterModule):
     def _part(self, experience: Experience, size: UpdateSize, kept: list[Tensor], groups: slice) -> Part:
         """Return what a micro-batch adds to the loss and to the metrics; ``kept`` gets its log-probs [B, G, T]."""
         rollout, mask = experience.rollout, experience.loss_mask[groups]
-        packed = pack(rollout.prompt_ids[groups], rollout.prompt_mask[groups], rollout.completion_ids[groups], mask)
+        packed = pack_rollout(rollout, groups, experience.loss_mask)
         support = rollout.support and rollout.support[groups][mask]
         tokens = self.policy(packed, self.engine.temperature, self.loss.entropy_bonus > 0, support)
         logprobs = packed.unpack(tokens.logprobs)

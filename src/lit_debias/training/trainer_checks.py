@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -18,7 +19,10 @@ from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from lit_debias.data import PromptDataModule
 from lit_debias.errors import UserError
+from lit_debias.policy.recipe import QLoRAPolicy
+from lit_debias.rollout.engine import RolloutEngine
 from lit_debias.training.sharding import ShardedBase
 
 CALLBACKS = {
@@ -34,6 +38,35 @@ CALLBACKS = {
     SpikeDetection: "it leaves out batches by a loss, and a step has none to return; write max_grad_norm",
 }
 """Callbacks of Lightning that need its automatic optimisation, and what to write instead."""
+
+
+def check_pictures(recipe: QLoRAPolicy, data: Any, engine: RolloutEngine | None) -> None:
+    """Refuse pictures that nobody would see, before a model is loaded.
+
+    Args:
+        recipe: Of the policy.
+        data: The trainer's data module, if there is one.
+        engine: What samples, if something does.
+
+    Raises:
+        UserError: says who does not go with whom, and what to write instead.
+    """
+    reads, shown = recipe.reads_pictures, getattr(data, "images", None) is not None
+    if shown and not reads:
+        raise UserError(
+            f"policy: {type(recipe).__name__} reads no pictures, and data.init_args.images names some; write "
+            "class_path: VLMPolicy with a model that reads them, or leave images out"
+        )
+    if reads and isinstance(data, PromptDataModule) and not shown:
+        raise UserError(
+            f"policy: {type(recipe).__name__} reads pictures, and the data names none; write data.init_args.images: "
+            "{column: images, root: FOLDER}, or class_path: QLoRAPolicy with a model of texts"
+        )
+    if reads and engine is not None and not engine.reads_pictures:
+        raise UserError(
+            f"engine: {type(engine).__name__} samples without the pictures of {type(recipe).__name__}; write "
+            "class_path: LocalEngine"
+        )
 
 
 def check_options(trainer: Trainer) -> None:

@@ -15,8 +15,8 @@ from lit_debias.plugins import Reward, RewardBatch, UserError, counted
 class CounterfactualConsistency(Reward):
     """Whether a completion is judged like the completions of its twin, the same prompt about another group.
 
-    Twins share a ``twin_id`` and differ in their prompt. For a completion that the judge scores s, and the judge's
-    scores t_1 ... t_n of all completions of its twin in the batch::
+    Twins share a ``twin_id`` and differ in their prompt, or in the pictures that it shows. For a completion that the
+    judge scores s, and the judge's scores t_1 ... t_n of all completions of its twin in the batch::
 
         score = 1 - |s - mean(t_1 ... t_n)|
 
@@ -45,9 +45,9 @@ class CounterfactualConsistency(Reward):
 
     def score(self, batch: RewardBatch) -> list[float | None]:
         """Return N scores, at most 1."""
-        keys = list(zip(batch.columns["twin_id"], batch.prompts, strict=True))
+        keys = sides(batch)
         scores = self._judge(batch)
-        judged: dict[Any, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        judged: dict[Any, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
         for (twins, prompt), score in zip(keys, scores, strict=True):
             if twins is not None and score is not None:
                 judged[twins][prompt].append(score)
@@ -66,12 +66,24 @@ class CounterfactualConsistency(Reward):
         return scores
 
 
+def sides(batch: RewardBatch) -> list[tuple[Any, Any]]:
+    """Return twin_id and side of each completion: its prompt, or its group where the words of twins are the same.
+
+    Such twins differ in what they show, to a model that reads pictures.
+    """
+    said = defaultdict(set)
+    for twins, prompt in zip(batch.columns["twin_id"], batch.prompts, strict=True):
+        said[twins].add(prompt)
+    rows = zip(batch.columns["twin_id"], batch.prompts, batch.group_ids, strict=True)
+    return [(twins, prompt if len(said[twins]) > 1 else group) for twins, prompt, group in rows]
+
+
 def consistency(score: float | None, expected: float | None) -> float | None:
     """Return 1 minus the gap of two scores; None where one of them is missing."""
     return None if score is None or expected is None else 1 - abs(score - expected)
 
 
-def _mean_of_twin(judged: Mapping[str, Sequence[float]], prompt: str) -> float | None:
-    """Return the mean score of the completions of all other prompts; None where there is none."""
-    others = [score for other, scores in judged.items() if other != prompt for score in scores]
+def _mean_of_twin(judged: Mapping[Any, Sequence[float]], side: Any) -> float | None:
+    """Return the mean score of the completions of all other sides; None where there is none."""
+    others = [score for other, scores in judged.items() if other != side for score in scores]
     return fmean(others) if others else None

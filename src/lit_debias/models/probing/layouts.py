@@ -7,6 +7,7 @@ caller's and on ``position_ids``; a row each, on tokens that are not touched by 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from inspect import signature
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_debias.models.attention_windows import FULL, Reach, other_layers, reaches
-from lit_debias.packing.groups import PackedGroups, PackedRows, additive
+from lit_debias.models.loading import recomputes
+from lit_debias.models.pictures import forget_shifts, showing
+from lit_debias.packing.groups import LoneSequence, PackedGroups, PackedRows, additive
 from lit_debias.packing.tokens import pad
 
 if TYPE_CHECKING:
@@ -40,11 +43,25 @@ class Network:
 
     def __call__(self, ids: Tensor, **options: Any) -> Tensor:
         """Return the outputs; the options are those of the model."""
+        return self._outputs(input_ids=ids, use_cache=False, **options)[0]
+
+    def cached(self, ids: Tensor, **options: Any) -> tuple[Tensor, Any]:
+        """Return the outputs, and the cache with which the model goes on behind them.
+
+        Raises:
+            ValueError: it keeps none.
+        """
+        outputs, cache = self._outputs(input_ids=ids, use_cache=True, **options)
+        if cache is None:
+            raise ValueError("the model returns no cache")
+        return outputs, cache
+
+    def _outputs(self, **options: Any) -> tuple[Tensor, Any]:
         network = self.model if self.logits else decoder_of(self.model)
         with self.autocast():
-            output = network(input_ids=ids, use_cache=False, **options)
-        result: Tensor = output.logits if self.logits else output.last_hidden_state
-        return result
+            output = network(**options)
+        outputs: Tensor = output.logits if self.logits else output.last_hidden_state
+        return outputs, getattr(output, "past_key_values", None)
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
@@ -111,13 +128,49 @@ class ARowEach(Layout):
 
 
 class OneByOne(Layout):
-    """Every completion is read alone: no padding, no mask, nothing beside it."""
+    """Every completion is read alone, behind its prompt's pictures: no padding, no mask, nothing beside it."""
 
     name = "one completion at a time"
 
     def __call__(self, network: Network, packed: PackedGroups) -> Tensor:
         """See :class:`Layout`."""
-        return torch.cat([sequence.predicting(network(sequence.ids[None])[0]) for sequence in packed.sequences()])
+        return torch.cat([sequence.predicting(self._outputs(network, sequence)) for sequence in packed.sequences()])
+
+    @staticmethod
+    def _outputs(network: Network, sequence: LoneSequence) -> Tensor:
+        with showing(network.model, sequence.ids, sequence.first + 1, sequence.pictures) as (ids, options):
+            return network(ids[None], **options)[0]
+
+
+class BehindPrompt(Layout):
+    """A group's completions are rows behind one reading of their prompt and its pictures, whose cache they share.
+
+    Padded on the right, without a mask: what follows a token cannot change it.
+    """
+
+    name = "completions behind one reading of their prompt"
+    packs = True
+
+    def __call__(self, network: Network, packed: PackedGroups) -> Tensor:
+        """See :class:`Layout`."""
+        groups: dict[int, list[LoneSequence]] = defaultdict(list)
+        for sequence in packed.sequences():
+            groups[sequence.group].append(sequence)
+        return torch.cat([part for group in groups.values() for part in self._group(network, group)])
+
+    def _group(self, network: Network, group: list[LoneSequence]) -> Iterator[Tensor]:
+        size = group[0].first + 1
+        prompt, followed = group[0].ids[:size], [sequence.ids[size:].tolist() for sequence in group]
+        forget_shifts(network.model)
+        pictures = group[0].pictures
+        before, cache = network.cached(prompt[None], **(pictures.beside(prompt, size) if pictures else {}))
+        rows = [before.new_empty(0, *before.shape[2:])] * len(group)
+        if any(followed):
+            cache.batch_repeat_interleave(len(group))
+            ids, _ = pad(followed, int(prompt[0]), left=False, device=prompt.device)
+            rows = list(network.cached(ids, past_key_values=cache)[0])
+        for sequence, row in zip(group, rows, strict=True):
+            yield torch.cat((before[0, -1:], row))[: sequence.size]
 
 
 def layouts(model: PreTrainedModel) -> Iterator[Layout]:
@@ -128,6 +181,13 @@ def layouts(model: PreTrainedModel) -> Iterator[Layout]:
             yield Packed(kinds)
         yield from map(Packed, dict.fromkeys(kinds.values()))
     yield ARowEach()
+    yield OneByOne()
+
+
+def layouts_with_pictures(model: PreTrainedModel) -> Iterator[Layout]:
+    """Yield the layouts that may be right for a model whose prompts show pictures, the fastest first."""
+    if not recomputes(model):  # transformers keeps no cache then
+        yield BehindPrompt()
     yield OneByOne()
 
 

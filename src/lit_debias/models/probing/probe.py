@@ -7,9 +7,9 @@ for many sequences at once has to agree with it, here on two completions behind 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,14 @@ from torch.nn.functional import pad
 from lit_debias.models.attention_windows import longest_window
 from lit_debias.models.positions import positions_held
 from lit_debias.packing.groups import PackedGroups, pack
+from lit_debias.types import PictureInputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHORTEST_PROMPT, COMPLETIONS = 12, (6, 9)
+SHORTER = 3
+"""Tokens that another prompt lacks, so that there is padding."""
 SECONDS = 0.5
 """What one sequence may take; a prompt that reaches beyond a window is cut to it."""
 ADAPTER_STD = 0.02
@@ -39,6 +42,10 @@ class Probe:
     """[S] int64, longer than the windows of the model's attention where that takes no longer than ``SECONDS``."""
     completions: tuple[Tensor, Tensor]
     """[T_1] and [T_2] int64."""
+    pictures: PictureInputs | None = None
+    """What the prompt shows, to a model that reads pictures."""
+    other: Probe | None = None
+    """Another prompt with the same completions, where cutting this one would cut its pictures."""
 
     @property
     def sequences(self) -> tuple[Tensor, Tensor]:
@@ -51,8 +58,18 @@ class Probe:
         length = max(map(len, self.completions))
         ids = torch.stack([pad(ids, (0, length - len(ids))) for ids in self.completions])
         mask = torch.stack([torch.arange(length, device=ids.device) < len(each) for each in self.completions])
-        prompt = self.prompt[None]
-        return pack(prompt, torch.ones_like(prompt, dtype=torch.bool), ids[None], mask[None])
+        prompt, pictures = self.prompt[None], None if self.pictures is None else [self.pictures]
+        return pack(prompt, torch.ones_like(prompt, dtype=torch.bool), ids[None], mask[None], pictures)
+
+    def beside(self, ids: Tensor) -> dict[str, Tensor]:
+        """Return what the plain model takes beside the prompt and what follows it, [L]; nothing without pictures."""
+        return self.pictures.beside(ids, len(self.prompt)) if self.pictures else {}
+
+    def another(self) -> Probe:
+        """Return one with the same completions behind another prompt, a shorter one where there are tokens to spare."""
+        if self.other is not None:
+            return self.other
+        return self.shortened(len(self.prompt) - SHORTER) if len(self.prompt) > SHORTER else self
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Probe:
@@ -70,7 +87,7 @@ class Probe:
 
     def shortened(self, tokens: int) -> Probe:
         """Return the same with a prompt of at most so many tokens."""
-        return Probe(self.prompt[:tokens], self.completions)
+        return replace(self, prompt=self.prompt[:tokens])
 
     @staticmethod
     def shortest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -100,17 +117,20 @@ def affordable(model: PreTrainedModel, prompt: Tensor) -> int:
 
 
 @torch.no_grad()
-def plain_logits(model: PreTrainedModel, ids: Tensor, keep: int = 0) -> Tensor:
+def plain_logits(
+    model: PreTrainedModel, ids: Tensor, keep: int = 0, pictures: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """Return the logits [L, V] fp32 of one sequence [L] by the model's own forward pass.
 
     Args:
         model: Hugging Face model.
         ids: [L] int64.
         keep: Return the last so many only; 0 is all. All of a long sequence's may not fit into memory.
+        pictures: Arguments beside the ids.
     """
     able = keep and "logits_to_keep" in signature(model.forward).parameters
     options = {"logits_to_keep": keep} if able else {}
-    logits: Tensor = model(input_ids=ids[None], use_cache=False, **options).logits[0]
+    logits: Tensor = model(input_ids=ids[None], use_cache=False, **options, **(pictures or {})).logits[0]
     return logits[-keep:].float()
 
 

@@ -6,7 +6,7 @@ may be right reads a few random tokens, and the first that gives what the plain 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from lit_debias.errors import UserError
 from lit_debias.models.checks import FAILURES, plain_pass, reason_of
-from lit_debias.models.probing.layouts import Autocast, Layout, Network, decoder_of, layouts
+from lit_debias.models.probing.layouts import (
+    Autocast,
+    Layout,
+    Network,
+    decoder_of,
+    layouts,
+    layouts_with_pictures,
+)
 from lit_debias.models.probing.probe import Probe, distance, distances, noisy_products, plain_logits
 from lit_debias.packing.groups import PackedGroups
 
@@ -48,20 +55,21 @@ class Way:
         return outputs if self.head is None else self.head(outputs.to(self.head.weight.dtype))
 
 
-def own_ways(model: PreTrainedModel, autocast: Autocast, head: nn.Linear | None) -> list[Way]:
+def own_ways(model: PreTrainedModel, autocast: Autocast, head: nn.Linear | None, pictures: bool = False) -> list[Way]:
     """Return the ways that use the model's own forward pass, the fastest first.
 
     Args:
         model: Hugging Face model.
         autocast: Makes the context to compute in.
         head: Its output layer, where logits are that layer's and nothing else.
+        pictures: Whether prompts have pictures, so that groups are not packed.
     """
     network = Network(model, head is None, autocast)
 
     def way(layout: Layout) -> Way:
         return Way(layout.name, lambda packed: layout(network, packed), head, layout.packs)
 
-    return list(map(way, layouts(model)))
+    return list(map(way, layouts_with_pictures(model) if pictures else layouts(model)))
 
 
 @torch.no_grad()
@@ -83,14 +91,16 @@ def plain_head(model: PreTrainedModel, ids: Tensor) -> nn.Linear | None:
     return head if float(distances(found, expected).max()) <= HEAD_ROUNDING else None
 
 
-def read(model: PreTrainedModel, ids: Tensor, source: str, keep: int = 0) -> Tensor:
+def read(
+    model: PreTrainedModel, ids: Tensor, source: str, keep: int = 0, pictures: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """Return the plain model's logits of one sequence, see :func:`plain_logits`.
 
     Raises:
         UserError: its forward pass fails, or they are not finite.
     """
     with plain_pass(source):
-        logits = plain_logits(model, ids, keep)
+        logits = plain_logits(model, ids, keep, pictures)
     if not bool(logits.isfinite().all()):
         raise UserError(f"model '{source}': its logits are not finite; write a model that is not damaged")
     return logits
@@ -124,7 +134,8 @@ class Expected:
         """
         before = min(len(probe.prompt) - 1, BEFORE)  # what follows has seen the completion
         asked = [
-            (ids[:-1], source, len(own) + before) for ids, own in zip(probe.sequences, probe.completions, strict=True)
+            (ids[:-1], source, len(own) + before, probe.beside(ids[:-1]))
+            for ids, own in zip(probe.sequences, probe.completions, strict=True)
         ]
         first, second = (read(model, *each) for each in asked)
         with noisy_products(model, dtype):
