@@ -134,7 +134,7 @@ def train(name: str, quick: bool) -> dict[str, Any]:
     both = data_of("grammar,written")  # every arm is tested on both
     tests = [f"--data.test_split+={split}" for split in TESTS]
     if not (OUT / name / "test.json").is_file():
-        lit("test", "-c", config, "--data.path", both, "--data.test_split", "[]", *tests)
+        lit("test", "-c", config, "--data.path", both, "--data.val_limit", "null", "--data.test_split", "[]", *tests)
     splits = json.loads((OUT / name / "test.json").read_text())["splits"]
     return {
         "seconds": float((OUT / f"{name}.seconds").read_text()),
