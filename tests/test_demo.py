@@ -52,7 +52,9 @@ def base_measures(results: dict) -> dict:
 @pytest.mark.filterwarnings("ignore:.*An input array is constant")
 def test_the_demo_from_data_to_report(tiny_model, tiny_encoder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the configurations write to runs/demo
-    run("synthesize", "--out", "runs/demo/data", "--size", "2000")
+    run("synthesize", "--out", "runs/demo/data", "--size", "2000", "--sources", "grammar,written")
+    words = ("--text", "response", "--harmless", "fairness", "--ngrams", "1", "--min_texts", "20")
+    run("toxicity", "train", "runs/demo/data/responses/train.parquet", *words, "--out", "runs/demo/words")
     for name in ("demo_reward_model", "demo_judge"):
         quick = ("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
         run("fit", "-c", CONFIGS / f"{name}.yaml", *quick, "--model.encoder", tiny_encoder)
@@ -74,6 +76,8 @@ def test_the_demo_from_data_to_report(tiny_model, tiny_encoder, tmp_path, monkey
     after = json.loads(Path("runs/demo/results.json").read_text())
     assert set(after["arms"]) == {"before", "prompt_only", "after"}
     assert base_measures(after) == base_measures(before)
+    judges = {opinion["judge"].partition(",")[0] for opinion in after["verdict"]["opinions"]}
+    assert judges >= {"judge", "words", "VADER's lexicon"}
     run("report", "runs/demo")
     assert "after" in Path("runs/demo/report.html").read_text()
 
@@ -93,12 +97,13 @@ def test_make_demo_makes_each_part_after_what_it_needs(tmp_path):
     said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     steps = re.findall(r"bin/lit-debias (\w+)(?: -c configs/(\w+)\.yaml)?( --adapter)?", said)
     order = [f"{command} {config}{adapter}".strip() for command, config, adapter in steps]
-    assert len(order) == len(set(order)) == 8
+    assert len(order) == len(set(order)) == 9
     first, last = "synthesize", "report"
     before, after = "evaluate demo_evaluate", "evaluate demo_evaluate --adapter"
     for chain in (
         [first, "fit demo_reward_model", "fit demo_dpo", "fit demo", after, last],
         [first, "fit demo_judge", before, after],
+        [first, "toxicity", before],
     ):
         places = [order.index(step) for step in chain]
         assert places == sorted(places)
