@@ -109,6 +109,7 @@ class Runner:
             f"{arm.name}: measured again; since {path} these have changed: {', '.join(names[:SHOWN])}"
             + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""),
             markup=False,
+            soft_wrap=True,
         )
 
     def benchmark(self, arm: Arm) -> Estimates:
