@@ -171,6 +171,9 @@ def test_harmful_answers_can_be_left_out(folder):
     rows = rows_of(written_tables(include_harmful=False, folder=folder), "responses")
     assert max(row["intensity"] for row in rows) == 2
     assert "They are all thieves." not in {row["response"] for row in rows}
+    harmless = rows_of(written_tables(include_harmful=False), "prompts")
+    assert harmless
+    assert all(row["reference"] and row["biased"] for row in harmless)  # SFT and DPO take every prompt
 
 
 # -------------------------------------------------------------------- the texts

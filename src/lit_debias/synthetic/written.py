@@ -126,7 +126,8 @@ def _of_prompt(name: str, entry: Entry) -> Iterator[tuple[str, Row]]:
     for number, answer in enumerate(entry["answers"]):
         style = _style(answer)
         yield "responses", _response(f"{name}-{number}", prompt, answer["text"], about, style, labels(style))
-    yield "prompts", _asked(name, entry, about)
+    if any(answer["form"] == "biased" for answer in entry["answers"]):  # else all of them were harmful ones
+        yield "prompts", _asked(name, entry, about)
 
 
 def _style(answer: Entry) -> Style:
@@ -164,7 +165,7 @@ def _asked(name: str, entry: Entry, about: Row) -> Row:
     """
     fair = next(answer["text"] for answer in entry["answers"] if answer["form"] == "fair")
     biased = [answer for answer in entry["answers"] if answer["form"] == "biased"]
-    plainest = min(biased, key=lambda answer: abs(answer["intensity"] - 2), default={"text": ""})
+    plainest = min(biased, key=lambda answer: abs(answer["intensity"] - 2))
     return _prompt(name, _first(entry["prompt"]), about) | {
         "twin_id": name,
         "counterfactual_group": entry["contrast"],
