@@ -213,6 +213,13 @@ def test_each_prompt_has_graded_answers_in_a_known_form():
         assert entry["kind"] in ("open", "leading", "control"), name
 
 
+def test_four_fifths_train_and_a_twelfth_validates(tables):
+    items = {split: {row["template_id"] for row in rows} for split, rows in tables["responses"].items()}
+    total = sum(map(len, items.values()))
+    assert len(items["train"]) / total == pytest.approx(0.80, abs=0.02)
+    assert len(items["validation"]) / total == pytest.approx(0.08, abs=0.015)
+
+
 def test_nothing_is_left_of_the_marks(tables):
     texts = [row[key] for row in rows_of(tables, "responses") for key in ("prompt", "response")]
     texts += [row[key] for row in rows_of(tables, "prompts") for key in ("prompt", "counterfactual_prompt")]
