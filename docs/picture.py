@@ -16,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from lit_debias.report import report
 
-WIDTH, GAP = 1180, 24
+WIDTH, GAP = 680, 24
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu")
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run, as for `lit-debias report`")
     parser.add_argument("--out", type=Path, default=Path("docs/images/report.png"))
-    parser.add_argument("--until", default="measures", help="anchor of the heading above which the picture ends")
+    parser.add_argument("--until", default="checks", help="anchor of the heading above which the picture ends")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -146,7 +146,7 @@ def test_the_picture_of_the_readme_ends_above_a_heading(browser, page_file, tmp_
     header = (tmp_path / "report.png").read_bytes()[:24]
     assert header.startswith(b"\x89PNG")
     width, height = (int.from_bytes(header[place : place + 4], "big") for place in (16, 20))
-    assert width == 1180
+    assert width == 680
     assert height == pytest.approx(tab.locator("#measures").bounding_box()["y"] - 24, abs=1)
     with pytest.raises(SystemExit, match="no heading 'nowhere'"):
         draw(tab, page_file, tmp_path / "report.png", "nowhere")
