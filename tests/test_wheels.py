@@ -3,6 +3,7 @@
 Only what these wheels hold is installed; their dependencies are those of the environment that runs the tests.
 """
 
+import html
 import json
 import os
 import subprocess
@@ -118,6 +119,6 @@ def test_one_step_and_its_report(lit_debias, config, tmp_path, tiny_model):
     assert results["verdict"]["measure"] == "bias_intensity/rules"
     assert results["arms"]["after"]["measures"]["prose_perplexity"]["n"] == 24  # the passages lie in the wheel
     lit_debias("report", "run")
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = html.unescape((tmp_path / "run" / "report.html").read_text())
     assert results["verdict"]["sentence"] in page
     assert "Rewards by name" in page
