@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from lit_debias.data.tables import Row
 from lit_debias.errors import UserError
 from lit_debias.evaluation.prompts import DEFAULTS, PROSE
-from lit_debias.support.files import read_text
-from lit_debias.support.text import passages
+from lit_debias.support.passages import read_passages
 
+OWN = Path(__file__).with_name("prose.txt")
 LONGEST = 2000
 """Characters of a passage; more may not fit a small model's context."""
 
@@ -22,11 +21,7 @@ def read_prose(path: str | None) -> list[str]:
     Raises:
         UserError: there is no such file, it is no UTF-8 text, it holds no passage, or one that is too long.
     """
-    if path is None:
-        return passages(files(__package__).joinpath("prose.txt").read_text(encoding="utf-8"))
-    found = passages(read_text(Path(path).expanduser(), "prose"))
-    if not found:
-        raise UserError(f"prose '{path}' is empty; write passages separated by blank lines into it")
+    found = read_passages(OWN if path is None else Path(path), "prose")
     for number, passage in enumerate(found, 1):
         if len(passage) > LONGEST:
             raise UserError(

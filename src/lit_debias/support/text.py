@@ -106,9 +106,3 @@ def as_figure(value: Any) -> float | None:
     except (ValueError, TypeError):
         return None
     return number if math.isfinite(number) else None
-
-
-def passages(text: str) -> list[str]:
-    """Return what blank lines separate, each passage in one line."""
-    lines = [line.strip() for line in text.splitlines()]
-    return [passage for block in "\n".join(lines).split("\n\n") if (passage := " ".join(block.split()))]

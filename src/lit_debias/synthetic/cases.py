@@ -58,8 +58,13 @@ class Case:
 
 
 def part_of_family(family: Family) -> Part:
-    """Return the response frames that go with a family; the halves are the folds 0/2 and 1/2 of ResponseDataModule."""
-    return "held_out" if family.held_out else 1 if stable_hash(family.id) % 2 else 0
+    """Return the response frames that go with a family."""
+    return part_of_name(family.id, family.held_out)
+
+
+def part_of_name(template_id: str, held_out: bool) -> Part:
+    """Return the response frames of a template; its halves are the folds 0/2 and 1/2 of ResponseDataModule."""
+    return "held_out" if held_out else 1 if stable_hash(template_id) % 2 else 0
 
 
 def draw_case(cell: Cell, scenario: Scenario, swapped: bool, rng: Random) -> Case:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from lit_debias.support.hashing import stable_hash
 from lit_debias.synthetic.grammar import Grammar, Part, capitalise, sentences
 from lit_debias.synthetic.responses import CORRUPT, QUOTED, Corruption
 
@@ -49,8 +48,3 @@ def flawed(
     damaged = rng.choice([answer for answer in own if answer["form"] in ("fair", "biased")])
     how = rng.choice(DAMAGES)
     yield capitalise(CORRUPT[how](damaged["text"], rng)), how, damaged
-
-
-def part_of_split(name: str, split: str) -> Part:
-    """Return the grammar's frames that go with a written prompt; the halves are those of ``ResponseDataModule``."""
-    return "held_out" if split.startswith("test") else 1 if stable_hash(name) % 2 else 0

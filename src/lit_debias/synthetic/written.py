@@ -20,7 +20,8 @@ from lit_debias.data.tables import Row
 from lit_debias.support.files import read_jsonl
 from lit_debias.support.hashing import stable_hash
 from lit_debias.synthetic.builder import Tables
-from lit_debias.synthetic.flaws import flawed, part_of_split
+from lit_debias.synthetic.cases import part_of_name
+from lit_debias.synthetic.flaws import flawed
 from lit_debias.synthetic.grammar import Grammar, Part
 from lit_debias.synthetic.responses import HARD_NEGATIVES, Stance, Style, labels
 from lit_debias.synthetic.taxonomy import Taxonomy
@@ -28,8 +29,6 @@ from lit_debias.synthetic.taxonomy import Taxonomy
 CORPUS = Path(__file__).parent / "corpus"
 VERSION = "1"
 """Version of the texts."""
-SPLITS = ("train", "validation", "test_written", "test_contexts", "test_statements")
-"""Splits with written texts. Those of a test hold one kind each."""
 KINDS = ("prompts", "contexts", "statements")
 TRAIN, VALIDATION = 80, 88
 """Percentiles of an item's hash where training and validation end."""
@@ -102,19 +101,19 @@ def entries(folder: Path, kind: str) -> Iterator[tuple[str, Entry]]:
             yield f"{kind}-{path.stem}-{number:04d}", entry
 
 
-def categories(folder: Path = CORPUS) -> set[str]:
-    """Return the categories that the written texts are about."""
-    return {path.stem for kind in KINDS for path in (folder / kind).glob("*.jsonl")}
-
-
 def files() -> list[Path]:
     """Return the files that hold the written texts."""
     return sorted(path for kind in KINDS for path in (CORPUS / kind).glob("*.jsonl"))
 
 
-def counts(folder: Path = CORPUS) -> dict[str, int]:
+def categories() -> set[str]:
+    """Return the categories that the written texts are about."""
+    return {path.stem for path in files()}
+
+
+def counts() -> dict[str, int]:
     """Return kind -> number of written items."""
-    return {kind: sum(1 for _ in entries(folder, kind)) for kind in KINDS}
+    return {kind: sum(1 for _ in entries(CORPUS, kind)) for kind in KINDS}
 
 
 # -------------------------------------------------------------------- prompts with answers
@@ -146,7 +145,7 @@ def _worthless(prompts: Sequence[tuple[str, Entry]], words: Grammar) -> Iterator
     """Yield answers that are worth nothing; those off topic answer another prompt of the same split and half."""
     fair: dict[tuple[str, Part], list[tuple[str, Entry]]] = defaultdict(list)
     places = {name: _split(_first(entry["prompt"]), "test_written") for name, entry in prompts}
-    halves = {name: (split, part_of_split(name, split)) for name, split in places.items()}
+    halves = {name: (split, part_of_name(name, held_out=split.startswith("test"))) for name, split in places.items()}
     for name, entry in prompts:
         fair[halves[name]] += [(entry["category"], a) for a in entry["answers"] if a["form"] == "fair"]
     for name, entry in prompts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -14,10 +13,10 @@ from lit_debias.errors import UserError
 from lit_debias.packing.tokens import pack_rollout
 from lit_debias.policy.policy import Policy
 from lit_debias.support import distributed
-from lit_debias.support.files import read_text
-from lit_debias.support.text import passages
+from lit_debias.support.passages import read_passages
 from lit_debias.types import PromptBatch, Rollout
 
+OWN = Path(__file__).with_name("anchor.txt")
 LONGEST = 256
 """Tokens of a passage; the rest is left out."""
 
@@ -43,7 +42,8 @@ class ProseAnchor:
     def __init__(self, weight: float = 0.1, texts: str | None = None, passages: int = 4) -> None:
         if not 0 < weight < math.inf or passages < 1:
             raise UserError(f"ProseAnchor: weight={weight}, passages={passages}; write positive numbers")
-        self.weight, self.passages, self.texts = weight, passages, _passages(texts)
+        self.weight, self.passages = weight, passages
+        self.texts = read_passages(OWN if texts is None else Path(texts), "texts")
 
     def terms(self, policy: Policy, step: int, micro_batch_tokens: int) -> Iterator[Tensor]:
         """Yield what this rank's passages of an optimiser step add to the loss over all ranks, with gradient.
@@ -71,12 +71,3 @@ def _rollout(policy: Policy, texts: list[str], rows: list[list[int]]) -> Rollout
     """Return passages as completions of a prompt that is the token before every text."""
     first = torch.full((len(rows), 1), policy.encoder.first(), device=policy.device)
     return policy.rollout_of(PromptBatch(texts, {}), (first, torch.ones_like(first).bool()), rows, [[t] for t in texts])
-
-
-def _passages(path: str | None) -> list[str]:
-    if path is None:
-        return passages(files(__package__).joinpath("anchor.txt").read_text(encoding="utf-8"))
-    found = passages(read_text(Path(path).expanduser(), "texts"))
-    if not found:
-        raise UserError(f"texts '{path}' is empty; write passages separated by blank lines into it")
-    return found
