@@ -125,9 +125,9 @@ def test_a_refusal_stops_the_run_and_never_shows_the_key(server, status):
     with pytest.raises(
         UserError, match=f"status {status}; check url, model and the key in \\$OPENAI_API_KEY"
     ) as caught:
-        list(Endpoint("m", server.url, retries=5).write(["a"] * 30))
+        list(Endpoint("m", server.url, retries=5, concurrency=4).write(["a"] * 30))
     assert SECRET not in str(caught.value)
-    assert len(server.requests) < 30
+    assert len(server.requests) <= 4  # those under way; a thread that was refused asks nothing more
 
 
 def test_no_server_is_none():

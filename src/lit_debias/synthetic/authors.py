@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_debias.errors import UserError
@@ -92,16 +93,18 @@ class Endpoint(Author):
 
         key = api_key(self.api_key_env)
         client = OpenAI(base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout)
-        executor = ThreadPoolExecutor(self.concurrency)
+        executor, refused = ThreadPoolExecutor(self.concurrency), Event()
         try:
-            yield from executor.map(partial(self._ask, client), instructions)
+            yield from executor.map(partial(self._ask, client, refused), instructions)
         finally:
             executor.shutdown(cancel_futures=True)
             client.close()
 
-    def _ask(self, client: OpenAI, instruction: str) -> str | None:
+    def _ask(self, client: OpenAI, refused: Event, instruction: str) -> str | None:
         import openai
 
+        if refused.is_set():  # what waited in the queue would be refused as well
+            return None
         try:
             answer = client.chat.completions.create(
                 model=self.model,
@@ -113,6 +116,7 @@ class Endpoint(Author):
         except openai.APIStatusError as error:
             if is_busy(error.status_code):
                 return None
+            refused.set()
             raise refusal("author", self.url, self.model, self.api_key_env, error.status_code) from None
         except (openai.APIError, ValueError, TypeError, AttributeError, IndexError):
             return None  # no connection, or an answer that is none

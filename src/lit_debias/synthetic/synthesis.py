@@ -42,7 +42,7 @@ def synthesize(
         out: Folder to write.
         size: Labelled responses of the grammar, at least; rounded up to whole pairs of counterfactual twins in each
             split. Texts that were written one by one come on top, all of them.
-        seed: Equal seeds give byte-identical tables.
+        seed: Equal seeds give byte-identical tables; another seed also holds out other written texts.
         overwrite: Replace a data set that other arguments made.
         include_harmful: Include responses of intensity 3 and 4 (discriminatory and hostile) and prompts that ask for
             them; leave them out of what you share.
@@ -104,7 +104,7 @@ def _made(
         tables = {table: dict(splits) for table, splits in made.items()}
         parts.append(grammar_part(made, taxonomy))
     if "written" in sources:
-        for table, splits in written.written_tables(include_harmful, words=taxonomy.responses).items():
+        for table, splits in written.written_tables(include_harmful, words=taxonomy.responses, seed=seed).items():
             for split, rows in splits.items():
                 tables[table][split] = tables[table].get(split, []) + rows
         parts.append(corpus_part(written.VERSION, written.counts()))

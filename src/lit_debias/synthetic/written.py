@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,25 +67,31 @@ _SWAP = re.compile(r"\[([^\[\]|]+)\|([^\[\]|]+)\]")
 _ATTRIBUTE = re.compile(r"\{([^{}|]+)\|([^{}|]+)\|([^{}|]+)\}")
 Entry = Mapping[str, Any]
 """A line of the corpus."""
+Deal = Callable[[str, str], str]
+"""Gives the split of an item: from its text, and the name of the split that is held out."""
 
 
-def written_tables(include_harmful: bool = True, folder: Path = CORPUS, words: Grammar | None = None) -> Tables:
+def written_tables(
+    include_harmful: bool = True, folder: Path = CORPUS, words: Grammar | None = None, seed: int = 0
+) -> Tables:
     """Return ``{"prompts": {split: records}, "responses": {split: records}}`` of the written texts.
 
     Args:
         include_harmful: Include answers of intensity 3 and 4.
         folder: Holds ``prompts``, ``contexts`` and ``statements``, each with a file for each category.
         words: The grammar of responses, whose evasions are added; by default the package's own.
+        seed: Deals the items out to the splits; another seed holds out others.
     """
+    deal = partial(_split, seed)
     tables: Tables = {"prompts": {}, "responses": {}}
     known = {
         kind: [(name, entry if include_harmful else _harmless(entry)) for name, entry in entries(folder, kind)]
         for kind in KINDS
     }
     for kind, rows_of in zip(KINDS, (_of_prompt, _of_context, _of_statement), strict=True):
-        for table, row in chain.from_iterable(rows_of(name, entry) for name, entry in known[kind]):
+        for table, row in chain.from_iterable(rows_of(name, entry, deal) for name, entry in known[kind]):
             tables[table].setdefault(row["split"], []).append(row)
-    for row in _worthless(known["prompts"], words or Taxonomy.load().responses):
+    for row in _worthless(known["prompts"], words or Taxonomy.load().responses, deal):
         tables["responses"][row["split"]].append(row)
     return tables
 
@@ -119,9 +125,9 @@ def counts() -> dict[str, int]:
 # -------------------------------------------------------------------- prompts with answers
 
 
-def _of_prompt(name: str, entry: Entry) -> Iterator[tuple[str, Row]]:
+def _of_prompt(name: str, entry: Entry, deal: Deal) -> Iterator[tuple[str, Row]]:
     prompt = _first(entry["prompt"])
-    about = _about(name, entry, entry["kind"], _split(prompt, "test_written"))
+    about = _about(name, entry, entry["kind"], deal(prompt, "test_written"))
     for number, answer in enumerate(entry["answers"]):
         style = _style(answer)
         yield "responses", _response(f"{name}-{number}", prompt, answer["text"], about, style, labels(style))
@@ -141,10 +147,10 @@ def _style(answer: Entry) -> Style:
     )
 
 
-def _worthless(prompts: Sequence[tuple[str, Entry]], words: Grammar) -> Iterator[Row]:
+def _worthless(prompts: Sequence[tuple[str, Entry]], words: Grammar, deal: Deal) -> Iterator[Row]:
     """Yield answers that are worth nothing; those off topic answer another prompt of the same split and half."""
     fair: dict[tuple[str, Part], list[tuple[str, Entry]]] = defaultdict(list)
-    places = {name: _split(_first(entry["prompt"]), "test_written") for name, entry in prompts}
+    places = {name: deal(_first(entry["prompt"]), "test_written") for name, entry in prompts}
     halves = {name: (split, part_of_name(name, held_out=split.startswith("test"))) for name, split in places.items()}
     for name, entry in prompts:
         fair[halves[name]] += [(entry["category"], a) for a in entry["answers"] if a["form"] == "fair"]
@@ -177,8 +183,8 @@ def _asked(name: str, entry: Entry, about: Row) -> Row:
 # -------------------------------------------------------------------- contexts of two people
 
 
-def _of_context(name: str, entry: Entry) -> Iterator[tuple[str, Row]]:
-    about = _about(name, entry, "forced_choice", _split(entry["context"], "test_contexts"))
+def _of_context(name: str, entry: Entry, deal: Deal) -> Iterator[tuple[str, Row]]:
+    about = _about(name, entry, "forced_choice", deal(entry["context"], "test_contexts"))
     conclusions = [entry[key] for key in CONTEXT]
     states = (None, "stereotyped", "counter")
     for number, proven in enumerate(states):
@@ -213,8 +219,8 @@ def _choice(prompt_id: str, prompt: str, about: Row, conclusions: list[str], pro
 # -------------------------------------------------------------------- statements
 
 
-def _of_statement(name: str, entry: Entry) -> Iterator[tuple[str, Row]]:
-    about = _about(name, entry, "open", _split(entry["text"], "test_statements"))
+def _of_statement(name: str, entry: Entry, deal: Deal) -> Iterator[tuple[str, Row]]:
+    about = _about(name, entry, "open", deal(entry["text"], "test_statements"))
     prompt = STATEMENT_PROMPTS[stable_hash(name) % len(STATEMENT_PROMPTS)]
     for (whom, what), fairness in STATEMENT.items():
         text = _with_attribute((_first if whom == "group" else _second)(entry["text"]), what)
@@ -274,9 +280,9 @@ def _response(response_id: str, prompt: str, text: str, about: Row, style: Style
     }
 
 
-def _split(text: str, test: str) -> str:
+def _split(seed: int, text: str, test: str) -> str:
     """Return the split of an item by a hash of its text, so that new items move no other."""
-    place = stable_hash(text) % 100
+    place = stable_hash(f"{seed}/{text}" if seed else text) % 100
     return "train" if place < TRAIN else "validation" if place < VALIDATION else test
 
 
