@@ -1,5 +1,7 @@
 """The lean forward pass against Hugging Face's own: same logits, whatever the model's details."""
 
+from functools import partial
+
 import cuda_graphs
 import pytest
 import torch
@@ -253,8 +255,12 @@ def assert_samples_what_the_plain_engine_does(model_folder, **options):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own compiler imports what it deprecates
-def test_the_compiled_decoder_samples_what_the_other_one_does(model_folder, caplog):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.processes)])
+def test_the_compiled_decoder_samples_what_the_other_one_does(backend, model_folder, caplog, monkeypatch):
+    """Run as it was traced; torch's translation into C++ takes a quarter of a minute, and has its own run."""
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     assert_samples_what_the_plain_engine_does(model_folder, torch_compile=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     said = "Rollouts use the lean decoder (as configured), which is compiled first: that takes a minute or so."

@@ -40,7 +40,10 @@ class NeedsReference(Reward):
 
 @pytest.fixture
 def prompts(tmp_path) -> Path:
-    file = tmp_path / "prompts.jsonl"
+    return write_prompts(tmp_path / "prompts.jsonl")
+
+
+def write_prompts(file: Path) -> Path:
     rows = [{"prompt": f"people from {place} are", "place": place} for place in "abcdefgh"]
     file.write_text("\n".join(json.dumps(row) for row in rows))
     return file

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.processes  # test_tutorial.py is the short form
+
 MODULE = """
 from lit_debias import Reward, RewardBatch, hookimpl
 

@@ -342,6 +342,7 @@ def test_two_processes(two, scenario):
     assert_scored(second)
 
 
+@pytest.mark.processes
 def test_two_processes_stop_at_the_same_step(two):
     (step, here), (other_step, there) = (told["stops"]["stopped"] for told in two)
     assert step == other_step == 4

@@ -1,6 +1,7 @@
 """GRPO as Lightning runs it: steps, logging, checkpoints, resumption, several processes."""
 
 import csv
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from grpo_runs import (  # noqa: F401  (fixtures among them)
     grpo,
     prompts,
     trainer,
+    write_prompts,
 )
 from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -93,33 +95,47 @@ def test_micro_batches_change_nothing(tiny_model, prompts, tmp_path, micro_batch
         torch.testing.assert_close(value, adapters[1][name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize(("inner_epochs", "off_policy"), [(1, False), (2, False), (1, True), (2, True)])
-@pytest.mark.parametrize("interrupted_at", [1, 3, 4, 5])
-def test_resuming_gives_bitwise_the_same_adapter(
-    tiny_model, prompts, tmp_path, inner_epochs, off_policy, interrupted_at
-):
-    def run(folder, max_steps=8, ckpt=None, callbacks=()):
-        module = grpo(
-            tiny_model,
-            inner_epochs=inner_epochs,
-            one_step_off_policy=off_policy,
-            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 8),
-        )
-        keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, save_on_exception=True, save_top_k=-1)
-        t = trainer(folder, max_steps=max_steps, max_epochs=-1, enable_checkpointing=True, callbacks=[keep, *callbacks])
-        data = PromptDataModule(str(prompts), batch_size=3, seed=5)  # 2 batches an epoch, so epochs turn over
-        t.fit(module, data, ckpt_path=ckpt, weights_only=True)
-        return module
+def eight_steps(model, data, folder, inner_epochs, off_policy, ckpt=None, callbacks=()) -> GRPO:
+    module = grpo(
+        model,
+        inner_epochs=inner_epochs,
+        one_step_off_policy=off_policy,
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 8),
+    )
+    t = trainer(folder, max_steps=8, max_epochs=-1, enable_checkpointing=bool(callbacks), callbacks=[*callbacks])
+    prompts = PromptDataModule(str(data), batch_size=3, seed=5)  # 2 batches an epoch, so epochs turn over
+    t.fit(module, prompts, ckpt_path=ckpt, weights_only=True)
+    return module
 
-    undisturbed = adapter_of(run(tmp_path / "whole"))
-    folder = tmp_path / "broken"
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model, tmp_path_factory):
+    """The adapter of eight steps that nothing interrupts, by inner epochs and whether they are off-policy."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    data = write_prompts(folder / "prompts.jsonl")
+    return cache(lambda *options: adapter_of(eight_steps(tiny_model, data, folder, *options)))
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize(
+    ("inner_epochs", "off_policy", "interrupted_at"),
+    [
+        *((1, off_policy, step) for off_policy in (False, True) for step in (1, 4)),  # within an epoch and at its end
+        *((2, off_policy, step) for off_policy in (False, True) for step in (1, 4, 5)),  # and within a rollout's epochs
+    ],
+)
+def test_resuming_gives_bitwise_the_same_adapter(
+    tiny_model, prompts, tmp_path, undisturbed, inner_epochs, off_policy, interrupted_at
+):
+    run = partial(eight_steps, tiny_model, prompts, tmp_path, inner_epochs, off_policy)
+    saving = {"save_last": True, "save_top_k": -1, "every_n_train_steps": interrupted_at, "save_on_exception": True}
+    keep = partial(ModelCheckpoint, tmp_path, **saving)
     with pytest.raises(Interruption):
-        run(folder, callbacks=[InterruptAt(interrupted_at)])
-    saved = folder / "last.ckpt"
+        run(callbacks=[keep(), InterruptAt(interrupted_at)])
+    saved = tmp_path / "last.ckpt"
     assert torch.load(saved, weights_only=True)["global_step"] == interrupted_at
-    resumed = run(folder, ckpt=saved)
-    assert_same(undisturbed, adapter_of(resumed))
+    resumed = run(ckpt=saved, callbacks=[keep()])
+    assert_same(undisturbed(inner_epochs, off_policy), adapter_of(resumed))
     assert resumed.rollout_step == 8 // inner_epochs + off_policy
 
 

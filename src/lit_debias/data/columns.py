@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,17 @@ from lit_debias.errors import UserError
 
 EXACT = 2**53
 """Every whole number up to here is a float64."""
+
+
+_AT_ONCE = 1000
+"""Rows in memory as Python values."""
+
+
+def cells(rows: Dataset, column: str) -> Iterator[Any]:
+    """Yield what a column holds; ``rows[column]`` itself reads row by row, which takes ten times as long."""
+    found = rows[column]
+    for start in range(0, len(rows), _AT_ONCE):
+        yield from found[start : start + _AT_ONCE]
 
 
 def as_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray:

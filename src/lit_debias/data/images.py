@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from lit_debias.conversations import is_conversation, with_pictures
+from lit_debias.data.columns import cells
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.support.picture_files import read_picture
@@ -40,11 +41,12 @@ class Images:
             if name not in rows.column_names:
                 raise UserError(f"data '{path}' has no column '{name}'{did_you_mean(name, rows.column_names)}")
         root, known = self._root(path), set[str]()
+        columns = (cells(rows, name) for name in (ORIGIN, prompt_column, self.column))
         prompts = [
             with_pictures(
                 prompt, _files(cell, root, f"{origin}: '{self.column}'", known), f"{origin}: '{prompt_column}'"
             )
-            for origin, prompt, cell in zip(rows[ORIGIN], rows[prompt_column], rows[self.column], strict=True)
+            for origin, prompt, cell in zip(*columns, strict=True)
         ]
         return rows.remove_columns([prompt_column]).add_column(prompt_column, prompts)
 

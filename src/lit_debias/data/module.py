@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from lightning import LightningDataModule
 
 from lit_debias.conversations import read_prompt
-from lit_debias.data.columns import aligned, renamed
+from lit_debias.data.columns import aligned, cells, renamed
 from lit_debias.data.sampler import PromptSampler, TableLoader
 from lit_debias.data.sources import ORIGIN, Table, default_splits, load_split, split_names
 from lit_debias.data.tables import ADVERSARIAL, text_columns
@@ -265,7 +265,7 @@ def refuse_adversarial(rows: Dataset, option: str) -> None:
     """
     if ADVERSARIAL not in rows.column_names:
         return
-    for origin, label in zip(rows[ORIGIN], rows[ADVERSARIAL], strict=True):
+    for origin, label in zip(cells(rows, ORIGIN), cells(rows, ADVERSARIAL), strict=True):
         if str(label).lower() in ("true", "1", "1.0"):
             anyway = f", or if you mean it, write {option}" if option else ""
             raise UserError(f"{origin}: an adversarial prompt, made to measure with; train on others{anyway}")
@@ -274,7 +274,7 @@ def refuse_adversarial(rows: Dataset, option: str) -> None:
 def check_text(path: str, rows: Dataset, column: str, option: str) -> None:
     """Raise :class:`UserError` where a column of texts is missing or a row of it is empty."""
     require_column(path, rows, column, option)
-    for origin, text in zip(rows[ORIGIN], rows[column], strict=True):
+    for origin, text in zip(cells(rows, ORIGIN), cells(rows, column), strict=True):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{origin}: '{column}' is {text!r:.40}; write a text")
 
@@ -291,14 +291,14 @@ def require_column(path: str, rows: Dataset, column: str, option: str) -> None:
 def check_prompts_of(path: str, rows: Dataset, column: str, option: str) -> None:
     """Raise :class:`UserError` where a column of prompts is missing, or a row is no text and no conversation."""
     require_column(path, rows, column, option)
-    for origin, prompt in zip(rows[ORIGIN], rows[column], strict=True):
+    for origin, prompt in zip(cells(rows, ORIGIN), cells(rows, column), strict=True):
         read_prompt(prompt, f"{origin}: '{column}'")
 
 
 def check_ids(rows: Dataset, column: str, unique: bool) -> None:
     """Raise :class:`UserError` where a row has no id, or, if they are to be unique, two rows have the same."""
     seen: dict[Any, str] = {}
-    for origin, name in zip(rows[ORIGIN], rows[column], strict=True):
+    for origin, name in zip(cells(rows, ORIGIN), cells(rows, column), strict=True):
         if name is None:
             raise UserError(f"{origin}: there is no '{column}', and other rows have one; write one, or leave all out")
         if unique and name in seen:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
+from lit_debias.data.columns import cells
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_text, require_column
 from lit_debias.data.sampler import PromptSampler, TableLoader
 from lit_debias.data.sources import ORIGIN, Table, split_names
@@ -75,10 +76,11 @@ class PreferenceDataModule(TableDataModule):
             check_text(self.path, rows, column, f"data.init_args.columns.{column}")
         require_column(self.path, rows, "user", "data.init_args.columns.user")
         check_ids(rows, "user", unique=False)
-        for origin, user in zip(rows[ORIGIN], rows["user"], strict=True):
+        for origin, user in zip(cells(rows, ORIGIN), cells(rows, "user"), strict=True):
             if not str(user).strip():
                 raise UserError(f"{origin}: 'user' is empty; write whose preference it is")
-        for origin, chosen, rejected in zip(rows[ORIGIN], rows["chosen"], rows["rejected"], strict=True):
+        columns = (cells(rows, name) for name in (ORIGIN, "chosen", "rejected"))
+        for origin, chosen, rejected in zip(*columns, strict=True):
             if chosen == rejected:
                 raise UserError(
                     f"{origin}: 'chosen' and 'rejected' are the same text, {chosen!r:.40}; leave such pairs out"
@@ -90,8 +92,8 @@ class PreferenceDataModule(TableDataModule):
         rows = super()._load(role, in_fit)
         if rows is None:
             return None
-        names = {name: list(map(_text, rows[name])) for name in NAMES if name in rows.column_names}
-        check_groups(rows[ORIGIN], list(map(str, rows["user"])), names.get("group", ()))
+        names = {name: list(map(_text, cells(rows, name))) for name in NAMES if name in rows.column_names}
+        check_groups(list(cells(rows, ORIGIN)), list(map(str, cells(rows, "user"))), names.get("group", ()))
         for column, values in {**names, "pair": [*range(len(rows))]}.items():
             rows = rows.remove_columns([column] if column in rows.column_names else []).add_column(column, values)
         return rows

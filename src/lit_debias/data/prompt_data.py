@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_debias.conversations import read_prompt, words_of
 from lit_debias.data.augmentation import key_of
 from lit_debias.data.changes import Changed, balanced, weighed, with_given_twins, with_twins, without_ties
+from lit_debias.data.columns import cells
 from lit_debias.data.counterfactuals import swaps_of
 from lit_debias.data.images import Images
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_prompts_of
@@ -205,12 +206,12 @@ class PromptDataModule(TableDataModule):
         others = [name for name in split_names(self.path, self.table) if name not in self.read["train"]]
         parts = [self._rename(part) for part in self._read(others).values()]
         parts = [part for part in parts if self.prompt_column in part.column_names]
-        return {key_of(prompt) for part in parts for prompt in part[self.prompt_column]}
+        return {key_of(prompt) for part in parts for prompt in cells(part, self.prompt_column)}
 
     def groups(self, rows: Dataset) -> list[list[int]]:
         """Return one group a row, or a pair of twins, or a row with the twins that were added to it."""
         paired = self.twins or (self.swaps and rows is self.rows.get("train"))
-        names = rows["twin_id"] if paired else range(len(rows))
+        names = cells(rows, "twin_id") if paired else range(len(rows))
         groups: dict[Any, list[int]] = defaultdict(list)
         for row, name in enumerate(names):
             groups[name].append(row)
@@ -252,7 +253,7 @@ def check_twins(path: str, rows: Dataset, prompt_column: str) -> None:
             "data.init_args.columns, or write twins: false"
         )
     twins: dict[Any, dict[str, str]] = defaultdict(dict)
-    for name, origin, prompt in zip(rows["twin_id"], rows[ORIGIN], rows[prompt_column], strict=True):
+    for name, origin, prompt in zip(*(cells(rows, name) for name in ("twin_id", ORIGIN, prompt_column)), strict=True):
         twins[name][origin] = str(prompt)  # a conversation cannot be hashed
     for name, prompts in twins.items():
         if len(prompts) != 2 or len(set(prompts.values())) != 2:

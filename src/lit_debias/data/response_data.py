@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 
+from lit_debias.data.columns import cells
 from lit_debias.data.module import Role, TableDataModule, as_list, check_ids, check_text
 from lit_debias.data.sources import ORIGIN, Table
 from lit_debias.data.tables import LABELS
@@ -76,7 +77,7 @@ class ResponseDataModule(TableDataModule):
         for column in ("prompt", "response"):
             check_text(self.path, rows, column, f"data.init_args.columns.{column}")
         if "prompt_id" not in rows.column_names:
-            rows = rows.add_column("prompt_id", [f"{stable_hash(text):x}" for text in rows["prompt"]])
+            rows = rows.add_column("prompt_id", [f"{stable_hash(text):x}" for text in cells(rows, "prompt")])
         check_ids(rows, "prompt_id", unique=False)
         if "response_id" in rows.column_names:
             check_ids(rows, "response_id", unique=True)
@@ -90,14 +91,14 @@ class ResponseDataModule(TableDataModule):
                 f"data '{self.path}' has none of the labels {', '.join(LABELS)}; name one with data.init_args.columns"
             )
         for name in present:
-            for origin, value in zip(rows[ORIGIN], rows[name], strict=True):
+            for origin, value in zip(cells(rows, ORIGIN), cells(rows, name), strict=True):
                 if value not in (None, "") and not 0 <= _label(value) <= 1:
                     raise UserError(f"{origin}: {name} is {value!r:.40}; write 0 to 1, or nothing")
 
     def _of_fold(self, rows: Dataset, part: int, parts: int) -> Dataset:
         if "template_id" not in rows.column_names:
             raise UserError(f"data '{self.path}' has no column 'template_id'; leave fold out, or map it in columns")
-        kept = [row for row, family in enumerate(rows["template_id"]) if stable_hash(family) % parts == part]
+        kept = [row for row, family in enumerate(cells(rows, "template_id")) if stable_hash(family) % parts == part]
         if not kept:
             raise UserError(f"data '{self.path}' has no template family in the fold {part}/{parts}; write fewer parts")
         return rows.select(kept)
@@ -105,7 +106,7 @@ class ResponseDataModule(TableDataModule):
     def groups(self, rows: Dataset) -> list[list[int]]:
         """Return the responses of each prompt."""
         groups: dict[str, list[int]] = {}
-        for row, prompt_id in enumerate(rows["prompt_id"]):
+        for row, prompt_id in enumerate(cells(rows, "prompt_id")):
             groups.setdefault(prompt_id, []).append(row)
         return list(groups.values())
 

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from datasets import Dataset, concatenate_datasets
 
-from lit_debias.data.columns import aligned, as_numbers, known_types
+from lit_debias.data.columns import aligned, as_numbers, cells, known_types
 from lit_debias.errors import UserError
 from lit_debias.support.files import as_object, jsonl_objects, parse_json, read_text
 
@@ -73,7 +73,7 @@ def split_names(path: str, table: Table) -> list[str]:
     if not _is_one_table(local):
         return sorted(_files_of_splits(local))
     rows = _read(local, ())
-    return sorted({str(name) for name in rows["split"]}) if "split" in rows.column_names else ["train"]
+    return sorted({str(name) for name in cells(rows, "split")}) if "split" in rows.column_names else ["train"]
 
 
 def files_of(path: str, table: Table, splits: Sequence[str]) -> list[Path]:
@@ -130,7 +130,7 @@ def _files_of_splits(folder: Path) -> dict[str, list[Path]]:
 def _rows_of_split(rows: Dataset, split: str) -> Dataset | None:
     if "split" not in rows.column_names:
         return rows if split == "train" else None
-    chosen = [row for row, name in enumerate(rows["split"]) if str(name) == split]
+    chosen = [row for row, name in enumerate(cells(rows, "split")) if str(name) == split]
     return rows.select(chosen) if chosen else None
 
 

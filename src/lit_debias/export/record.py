@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_debias.data.columns import cells
 from lit_debias.errors import UserError
 from lit_debias.models.adapter_config import WEIGHTS
 from lit_debias.models.hub_names import hub_name, public_name
@@ -75,7 +76,7 @@ def data_record(data: Any, responses: Sequence[str] = ()) -> Record:
         "rows": len(rows),
         "made": _how_made(Path(data.path) / "README.md"),
         "changes": list(getattr(data, "changes", ())),
-        "texts": sketch(text for name in columns for cell in rows[name] for text in strings_in(cell)),
+        "texts": sketch(text for name in columns for cell in cells(rows, name) for text in strings_in(cell)),
     }
 
 

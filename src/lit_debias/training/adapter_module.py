@@ -21,6 +21,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_debias.data import PromptDataModule
+from lit_debias.data.columns import cells
 from lit_debias.data.sources import ORIGIN
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.export.folder import write_adapter
@@ -288,7 +289,7 @@ class AdapterModule(LightningModule):
         if not isinstance(data, PromptDataModule):
             return []
         tables = [rows for rows in data.rows.values() if rows is not None]
-        return [data.collate({name: list(rows[name]) for name in rows.column_names}) for rows in tables]
+        return [data.collate({name: list(cells(rows, name)) for name in rows.column_names}) for rows in tables]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over the adapter's parameters, and the schedule if there is one."""
