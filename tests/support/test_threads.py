@@ -263,7 +263,7 @@ def test_numbers_that_make_no_sense_are_refused(options):
 def test_fit_says_it_by_itself(monkeypatch):
     found = {}
     monkeypatch.setattr(training_cli.LightningCLI, "__init__", lambda self, **options: found.update(options))
-    training_cli.TrainingCLI([])
+    training_cli.TrainingCLI(["fit"])
     assert SlowSteps in {type(callback) for callback in found["trainer_defaults"]["callbacks"]}
 
 

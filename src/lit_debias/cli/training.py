@@ -19,7 +19,7 @@ from rich.console import Console
 
 from lit_debias import data  # noqa: F401
 from lit_debias.cli.errors import one_line, user_error
-from lit_debias.cli.help import TRAINER_COMMANDS, mend, opening
+from lit_debias.cli.help import mend, opening
 from lit_debias.cli.leftovers import no_empty_logs
 from lit_debias.cli.parser import Parser, config_files
 from lit_debias.cli.values import check_names
@@ -69,6 +69,7 @@ class TrainingCLI(LightningCLI):
     """``lit-debias fit | validate | test | predict``: any LightningModule and data module, from YAML."""
 
     def __init__(self, args: list[str]) -> None:
+        self.command = args[0]
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -78,17 +79,20 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=42,
             trainer_defaults={"callbacks": [GracefulStop(), SlowSteps()]},  # added to those of the configuration
             parser_class=TrainingParser,
-            parser_kwargs={"prog": "lit-debias", **{command: opening(command) for command in TRAINER_COMMANDS}},
+            parser_kwargs={"prog": "lit-debias", self.command: opening(self.command)},
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             args=args,
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the command that runs, alone: each has all options of a trainer, and takes a while to build."""
+        return {self.command: super().subcommands()[self.command]}
+
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Build the parsers, whose help Lightning takes from docstrings that are not made for it."""
+        """Build the parser, whose help Lightning takes from docstrings that are not made for it."""
         super().setup_parser(*args, **kwargs)
-        for command, parser in self._subcommand_parsers.items():
-            mend(parser, command)
+        mend(self._subcommand_parsers[self.command], self.command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse ``args``, which come from ``sys.argv`` themselves; Lightning warns that both are there."""
