@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,8 @@ from lit_debias.evaluation import evaluate
 from lit_debias.models.adapters import TRAINED
 from lit_debias.rewards.reward import Reward
 
+PROSE = Path(__file__).with_name("prose.txt")
+"""Two short passages in the place of the project's own, which take a quarter of a small evaluation."""
 CALLS: list[int] = []
 """Completions in each call of :class:`Vowels`, since the last :func:`run` began."""
 
@@ -94,20 +97,18 @@ def adapter(tiny_model, tmp_path_factory):
 
 def run(tiny_model, data, out, **kwargs):
     CALLS.clear()
-    defaults = {"splits": ("test_group",), "max_new_tokens": 6, "batch_size": 4, "bootstrap": 20}
+    defaults = {"splits": ("test_group",), "max_new_tokens": 6, "batch_size": 4, "bootstrap": 20, "prose": str(PROSE)}
     exact = {"quantization": "none", "dtype": "float32"}
     return evaluate(str(tiny_model), data, str(out), **{**defaults, **exact, "judges": {"judge": Vowels()}, **kwargs})
 
 
 @pytest.fixture(scope="module")
 def readers(tiny_model, tmp_path_factory):
-    """A second language model with other tokens, a "sentence encoder", and two passages."""
+    """A second language model with other tokens, and a "sentence encoder"."""
     folder = tmp_path_factory.mktemp("readers")
-    prose = folder / "prose.txt"
-    prose.write_text("The lift was out of order.\n\nPeople cook in different ways.\n")
     other = save_tiny_model(folder / "other", chat_template=None)
     encoder = shutil.copytree(tiny_model, folder / "encoder")
-    return {"perplexity_model": str(other), "similarity_model": str(encoder), "prose": str(prose)}
+    return {"perplexity_model": str(other), "similarity_model": str(encoder)}
 
 
 @pytest.fixture
