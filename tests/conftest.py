@@ -33,6 +33,12 @@ def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _short_prose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put two short passages in the place of the project's, which take a quarter of a small evaluation."""
+    monkeypatch.setattr("lit_debias.evaluation.prose.OWN", Path(__file__).parent / "helpers" / "prose.txt")
+
+
+@pytest.fixture(autouse=True)
 def _no_plugins_of_other_tests() -> Iterator[None]:
     yield
     get_plugin_manager.cache_clear()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 from lit_debias.benchmark.asking import Model
 from lit_debias.errors import UserError
 from lit_debias.evaluation.examiner import Examiner
-from lit_debias.evaluation.prose import LONGEST, prose_rows, read_prose
+from lit_debias.evaluation.prose import LONGEST, OWN, prose_rows, read_prose
 from lit_debias.models.language_model import LanguageModel
 from lit_debias.models.sentence_encoder import SentenceEncoder
 from lit_debias.rewards.suite import RewardSuite
@@ -70,7 +70,8 @@ def test_a_model_that_cannot_be_loaded_is_one_line():
 # ---------------------------------------------------------------- prose
 
 
-def test_the_passages_are_short_different_and_about_no_group():
+def test_the_passages_are_short_different_and_about_no_group(monkeypatch):
+    monkeypatch.setattr("lit_debias.evaluation.prose.OWN", OWN)  # not the short ones of other tests
     found = read_prose(None)
     assert len(found) == len(set(found)) == 24
     assert all(60 <= len(passage.split()) <= 90 for passage in found)

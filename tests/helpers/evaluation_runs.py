@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,8 +14,6 @@ from lit_debias.evaluation import evaluate
 from lit_debias.models.adapters import TRAINED
 from lit_debias.rewards.reward import Reward
 
-PROSE = Path(__file__).with_name("prose.txt")
-"""Two short passages in the place of the project's own, which take a quarter of a small evaluation."""
 CALLS: list[int] = []
 """Completions in each call of :class:`Vowels`, since the last :func:`run` began."""
 
@@ -97,7 +94,7 @@ def adapter(tiny_model, tmp_path_factory):
 
 def run(tiny_model, data, out, **kwargs):
     CALLS.clear()
-    defaults = {"splits": ("test_group",), "max_new_tokens": 6, "batch_size": 4, "bootstrap": 20, "prose": str(PROSE)}
+    defaults = {"splits": ("test_group",), "max_new_tokens": 6, "batch_size": 4, "bootstrap": 20}
     exact = {"quantization": "none", "dtype": "float32"}
     return evaluate(str(tiny_model), data, str(out), **{**defaults, **exact, "judges": {"judge": Vowels()}, **kwargs})
 
