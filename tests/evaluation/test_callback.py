@@ -219,7 +219,7 @@ def test_prompts_that_count_in_no_chosen_measure_are_not_asked(tiny_model, data,
         look = EvaluationCallback([name], data=data, judges={"judge": Consonants()})
         look.setup(trainer(tmp_path), grpo(tiny_model), "fit")
         counts[name] = len(look.spot_check.rows)
-    # five prompts: open, leading, control and two forced choices, all with choices; three of them with a twin; two passages
+    # five prompts: open, leading, control and two forced choices, all with choices; three with a twin; two passages
     assert counts == {
         "bias_intensity": 4,
         "preference": 2,
