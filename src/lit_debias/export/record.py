@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_debias.data.columns import cells
 from lit_debias.errors import UserError
 from lit_debias.models.adapter_config import WEIGHTS
 from lit_debias.models.hub_names import hub_name, public_name
@@ -70,6 +69,8 @@ def data_record(data: Any, responses: Sequence[str] = ()) -> Record:
     rows = getattr(data, "rows", {}).get("train")
     if rows is None:
         return {}
+    from lit_debias.data.columns import cells  # export alone needs no library of data
+
     columns = [name for name in (getattr(data, "prompt_column", "prompt"), *responses) if name in rows.column_names]
     return {
         "name": public_name(data.path),
