@@ -21,29 +21,34 @@ RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "architecture
 KNOWN = {one.name: one for one in every_architecture()}
 
 
+def elsewhere(name, expected):
+    """Return a case whose peculiarity test_ways.py or test_attention_windows.py tries too, and sooner."""
+    return pytest.param(name, expected, marks=pytest.mark.processes)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("llama", {"right"}),
         ("opt", {"right"}),
         ("llama, dynamic NTK", RIGHT | REFUSED),  # rotates old keys anew
-        ("mistral", RIGHT),  # a window in every layer
-        ("qwen2, window", RIGHT),  # a window in some layers
-        ("gemma3_text", RIGHT),
+        elsewhere("mistral", RIGHT),  # a window in every layer
+        elsewhere("qwen2, window", RIGHT),  # a window in some layers
+        elsewhere("gemma3_text", RIGHT),
         ("gemma3n_text", RIGHT),  # where the embedding is zero, as that of padding is, its gradient is not a number
-        ("gpt_neo", RIGHT),  # a window in its own attention
-        ("bloom", RIGHT),  # ALiBi, and only plain masks
-        ("mpt", RIGHT),  # ALiBi, in silence
+        elsewhere("gpt_neo", RIGHT),  # a window in its own attention
+        elsewhere("bloom", RIGHT),  # ALiBi, and only plain masks
+        elsewhere("mpt", RIGHT),  # ALiBi, in silence
         ("gpt2", RIGHT),  # linear layers of its own kind
         ("mixtral", RIGHT),  # experts without linear layers
         ("laguna", RIGHT),  # PEFT reads the names of its shared experts otherwise
         ("axk2, all within the top k", RIGHT),  # layers that only choose keys
-        ("phimoe", RIGHT | REFUSED),  # chooses experts at random in train mode
-        ("lfm2", RIGHT),  # convolutions from one completion into the next
+        elsewhere("phimoe", RIGHT | REFUSED),  # chooses experts at random in train mode
+        elsewhere("lfm2", RIGHT),  # convolutions from one completion into the next
         ("falcon_h1", RIGHT),  # a recurrent state, and layers that PEFT must not touch
-        ("mamba, targets", RIGHT),  # nothing but a recurrent state
-        ("cohere", RIGHT | REFUSED),  # scaled logits
-        ("gemma2", RIGHT | REFUSED),  # capped logits
+        elsewhere("mamba, targets", RIGHT),  # nothing but a recurrent state
+        elsewhere("cohere", RIGHT | REFUSED),  # scaled logits
+        elsewhere("gemma2", RIGHT | REFUSED),  # capped logits
         ("bert", REFUSED),  # sees what follows
     ],
 )
