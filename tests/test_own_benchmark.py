@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from editable import install
 from evaluation_runs import adapter, data
 
 from lit_debias import benchmark
 from lit_debias.cli.main import main
 from lit_debias.cli.scaffold import names_of, render
-from lit_debias.plugins.manager import get_plugin_manager
 
 __all__ = ["adapter", "data"]
 ROOT = Path(__file__).parent.parent
@@ -30,18 +30,6 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     return [shlex.split(line[2:]) for block in blocks("console") for line in block.splitlines()]
-
-
-def install(folder: Path, monkeypatch) -> None:
-    """Do what ``pip install -e`` does, as far as this process sees it; tests/test_tutorial.py runs pip itself."""
-    source = folder / "src"
-    points = re.search(r"(\[project\.entry-points\.lit_debias\])\n(.*)\n", (folder / "pyproject.toml").read_text())
-    info = source / f"{MODULE}-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text(f"[lit_debias]\n{points[2].replace(chr(34), '')}\n")
-    monkeypatch.syspath_prepend(str(source))
-    get_plugin_manager.cache_clear()
 
 
 @pytest.fixture

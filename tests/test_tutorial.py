@@ -13,8 +13,11 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import one_process
 import pytest
 import yaml
+from editable import install
+from one_process import answers
 
 from lit_debias.cli.main import main
 from lit_debias.cli.scaffold import names_of, render
@@ -23,18 +26,6 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
 DEMO = ROOT / "configs" / "demo.yaml"
 NAME = "lit-debias-brevity"
-# All commands in one interpreter of the fresh environment: each start of torch takes seconds.
-DRIVER = """
-import contextlib, io, json, sys
-import pytest
-from lit_debias.cli.main import main
-
-for program, *args in json.load(sys.stdin):
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        code = pytest.main(args[2:]) if program == "python" else main(args)
-    print(json.dumps([int(code), output.getvalue()]), file=sys.stderr)
-"""
 
 
 def blocks(language: str) -> list[str]:
@@ -86,8 +77,35 @@ def run(python: Path, *args: str, **options) -> str:
     return done.stderr
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Install and run in this process."""
+
+    def run_here(folder: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
+        install(folder, monkeypatch)
+        return list(answers(commands))
+
+    yield run_here
+    sys.modules.pop(NAME.replace("-", "_"), None)
+
+
+@pytest.fixture
+def newcomers(python):
+    """Install by pip into an environment of its own, and run there."""
+
+    def run_there(folder: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
+        pip = ["-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
+        run(Path(sys.executable), *pip, "--no-index", "--no-deps", "--no-build-isolation", "-e", str(folder))
+        log = run(python, "-W", "ignore", one_process.__file__, input=json.dumps(commands))
+        return [json.loads(line) for line in log.splitlines() if line.startswith("[")]
+
+    return run_there
+
+
 @pytest.mark.timeout(600)
-def test_the_commands_of_the_page(python, tiny_model, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*logging interval:")
+@pytest.mark.parametrize("place", ["here", pytest.param("newcomers", marks=pytest.mark.processes)])
+def test_the_commands_of_the_page(place, tiny_model, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "demo.yaml").write_text(small_demo())
@@ -95,12 +113,9 @@ def test_the_commands_of_the_page(python, tiny_model, tmp_path, monkeypatch):
     prompts = [{"prompt": f"Describe a {word}."} for word in ("nurse", "driver", "cook", "clerk")]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
 
-    (create, _), (install, _), *steps = commands()
+    (create, _), (pip, _), *steps = commands()
     assert main(create[1:]) == 0
-    pip = ["-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
-    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
-    run(Path(sys.executable), *pip, *offline, *install[2:])
-
+    assert pip == ["pip", "install", "-e", NAME]
     tiny = {"model": tiny_model, "quantization": "none", "dtype": "float32", "rank": 2}
     options = [option for name, value in tiny.items() for option in (f"--model.policy.{name}", str(value))]
     options += ["--trainer.max_steps", "1", "--model.engine.max_new_tokens", "6", "--model.group_size", "2"]
@@ -111,17 +126,16 @@ def test_the_commands_of_the_page(python, tiny_model, tmp_path, monkeypatch):
         for args, _ in steps
         if args[0] != "cp"
     ]
-    log = run(python, "-W", "ignore", "-c", DRIVER, input=json.dumps(asked))
-    answers = [json.loads(line) for line in log.splitlines() if line.startswith("[")]
-    assert [code for code, _ in answers] == [0] * len(asked), log
+    found = request.getfixturevalue(place)(tmp_path / NAME, asked)
+    assert [code for code, _ in found] == [0] * len(asked), found
 
-    rows = json.loads(answers[0][1])
+    rows = json.loads(found[0][1])
     [row] = [row for row in rows if row["name"] == "Brevity"]
     assert (row["distribution"], row["version"]) == (NAME, "0.1.0")
-    assert "3 passed" in answers[1][1]
-    assert "all 2 in order" in answers[2][1]
+    assert "3 passed" in found[1][1]
+    assert "all 2 in order" in found[2][1]
     [expected] = [output for args, output in steps if "score" in args]
-    assert [line.rstrip() for line in answers[3][1].splitlines()] == expected
+    assert [line.rstrip() for line in found[3][1].splitlines()] == expected
     logged = sorted(Path("logs").rglob("metrics.csv"))
     assert len(logged) == len([args for args in asked if "fit" in args])
     assert all("rewards/brevity/mean" in file.read_text() for file in logged)
