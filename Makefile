@@ -57,7 +57,8 @@ $(READY): $(INSTALLED)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-# Runs of several processes, on two machines (network namespaces), with a base that is shared out, and runs that are killed.
+# Runs of several processes, on two machines (network namespaces), with a base that is shared out, and runs that are killed;
+# plugins that pip puts into a fresh environment, a decoder that torch compiles, and architectures that others try too.
 test-processes: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m processes
 
