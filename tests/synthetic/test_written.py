@@ -116,6 +116,17 @@ def test_each_prompt_has_one_worthless_answer_of_each_kind(tables):
                 assert split != "train" or half(source) == half(row)  # nothing is carried from one fold to the other
 
 
+def test_another_seed_holds_out_others_and_leaks_nothing(tables):
+    other = written_tables(seed=7)
+    for split in ("test_written", "test_contexts"):
+        here, there = ({row["prompt_id"] for row in found["prompts"][split]} for found in (tables, other))
+        assert len(here & there) < len(there) / 2
+        assert {row["prompt"] for row in other["prompts"][split]}.isdisjoint(
+            row["prompt"] for row in other["responses"]["train"]
+        )
+    assert len(rows_of(other, "responses")) == pytest.approx(len(rows_of(tables, "responses")), rel=0.05)
+
+
 def half(row):
     return stable_hash(row["template_id"]) % 2
 
