@@ -6,9 +6,11 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from prompt_files import ready
 
 from lit_debias.data import PromptDataModule, ResponseDataModule
+from lit_debias.data.columns import cells
 from lit_debias.data.sources import read_file
 from lit_debias.errors import UserError
 
@@ -195,3 +197,8 @@ def test_a_column_serves_each_name_that_asks_for_it_and_keeps_its_own(mapped, co
     file = tmp_path / "x.csv"
     file.write_text("prompt,group\nnorth,Why?\n")
     assert columns_of(file, **mapped) == columns
+
+
+def test_cells_are_the_column_over_many_thousands():
+    numbers = list(range(2345))
+    assert list(cells(Dataset.from_dict({"n": numbers}), "n")) == numbers

@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import chain
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from benchmarks import second_reading
 from tests.helpers.public_data import SHARED
@@ -125,6 +126,13 @@ def test_another_seed_holds_out_others_and_leaks_nothing(tables):
             row["prompt"] for row in other["responses"]["train"]
         )
     assert len(rows_of(other, "responses")) == pytest.approx(len(rows_of(tables, "responses")), rel=0.05)
+
+
+def test_the_seed_of_synthesize_deals_the_written_texts(tmp_path):
+    synthesize(tmp_path / "data", seed=7, sources="written")
+    rows = pq.read_table(tmp_path / "data" / "prompts" / "test_written.parquet", columns=["prompt_id"])
+    expected = [row["prompt_id"] for row in written_tables(seed=7)["prompts"]["test_written"]]
+    assert sorted(rows["prompt_id"].to_pylist()) == sorted(expected)
 
 
 def half(row):
