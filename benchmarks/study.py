@@ -109,45 +109,48 @@ def trainings(subject: str, seeds: Sequence[int]) -> Iterator[Job]:
         for arm, minutes in ARMS.items():
             weights = folder(subject, arm, seed) / "adapter_model.safetensors"
             needs = ("reward_model", f"{subject}_dpo_{seed}") if arm == "dpo_grpo" else ("data", "gemma")
-            yield Job(f"{subject}_{arm}_{seed}", train(subject, arm, seed), weights, minutes * slower(subject), needs)
+            taken = minutes * SUBJECTS[subject].slower
+            yield Job(f"{subject}_{arm}_{seed}", train(subject, arm, seed), weights, taken, needs)
 
 
 def measurements(subject: str, seeds: Sequence[int]) -> Iterator[Job]:
-    """Yield what measures a model before and after."""
+    """Yield what measures a model before and after, and the report."""
+    yield from measured(subject, subject, (), ARMS, seeds, (6.0, 3.0))
     out = OUT / subject
-    asked = (*of(subject), "--out", out)
-    yield Job(f"{subject}_base", lit(*asked), out / "arms" / "before.json", 6.0 * slower(subject), tuple(JUDGES))
-    for arm in ARMS:
-        trained = (*(f"{subject}_{arm}_{seed}" for seed in seeds), f"{subject}_base")
-        command = lit(*asked, *adapters(subject, [arm], seeds))
-        minutes = 3.0 * len(seeds) * slower(subject)
-        yield Job(f"{subject}_measure_{arm}", command, kept(out, arm, seeds), minutes, trained)
-    command = lit(*asked, *adapters(subject, ARMS, seeds))
-    needs = tuple(f"{subject}_measure_{arm}" for arm in ARMS)
-    yield Job(f"{subject}_table", command, out / "results.json", 1.0, needs)
     yield Job(f"{subject}_report", lit("report", out), out / "report.html", 0.5, (f"{subject}_table",))
 
 
 def public(subject: str, seeds: Sequence[int], data: str) -> Iterator[Job]:
     """Yield what asks whole public benchmarks, before and after; next to no prompts of our own are asked again."""
-    out = OUT / f"{subject}_public"
-    few = ("--out", out, "--limit", 2, "--perplexity_model", "null", "--similarity_model", "null")
-    asked = (*of(subject), *few, "--benchmarks", ",".join(PUBLIC), "--benchmark_data", data)
-    base, minutes = f"{subject}_public_base", 8.0 * slower(subject)
-    yield Job(base, lit(*asked), out / "arms" / "before.benchmarks.json", 2 * minutes, tuple(JUDGES))
-    compared = ("dpo", "dpo_grpo")
-    for arm in compared:
+    few = ("--limit", 2, "--perplexity_model", "null", "--similarity_model", "null")
+    asked = (*few, "--benchmarks", ",".join(PUBLIC), "--benchmark_data", data)
+    yield from measured(f"{subject}_public", subject, asked, ("dpo", "dpo_grpo"), seeds, (16.0, 8.0), ".benchmarks")
+
+
+def measured(
+    name: str,
+    subject: str,
+    options: tuple[object, ...],
+    arms: Iterable[str],
+    seeds: Sequence[int],
+    minutes: tuple[float, float],
+    kind: str = "",
+) -> Iterator[Job]:
+    """Yield what measures a model, each of its arms, and all together, into ``OUT/name``.
+
+    ``minutes`` are those of SmolLM2-135M: of the model, and of one adapter. The files that ``lit-debias evaluate``
+    keeps end in ``kind``.
+    """
+    out, slower = OUT / name, SUBJECTS[subject].slower
+    asked = (*of(subject), "--out", out, *options)
+    base = f"{name}_base"
+    yield Job(base, lit(*asked), out / "arms" / f"before{kind}.json", minutes[0] * slower, tuple(JUDGES))
+    for arm in arms:
         trained = (*(f"{subject}_{arm}_{seed}" for seed in seeds), base)
-        command, left = lit(*asked, *adapters(subject, [arm], seeds)), kept(out, arm, seeds, ".benchmarks")
-        yield Job(f"{subject}_public_{arm}", command, left, minutes * len(seeds), trained)
-    command = lit(*asked, *adapters(subject, compared, seeds))
-    needs = tuple(f"{subject}_public_{arm}" for arm in compared)
-    yield Job(f"{subject}_public_table", command, out / "results.json", 1.0, needs)
-
-
-def slower(subject: str) -> float:
-    """Return how many times as long as SmolLM2-135M a model takes."""
-    return SUBJECTS[subject].slower
+        command, left = lit(*asked, *adapters(subject, [arm], seeds)), kept(out, arm, seeds, kind)
+        yield Job(f"{name}_{arm}", command, left, minutes[1] * len(seeds) * slower, trained)
+    command, needs = lit(*asked, *adapters(subject, arms, seeds)), tuple(f"{name}_{arm}" for arm in arms)
+    yield Job(f"{name}_table", command, out / "results.json", 1.0, needs)
 
 
 def of(subject: str) -> tuple[str, ...]:
