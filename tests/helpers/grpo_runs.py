@@ -62,6 +62,13 @@ def grpo(model, **kwargs) -> GRPO:
     return kwargs.pop("cls", GRPO)(policy, rewards, **{**defaults, **kwargs})
 
 
+def baseline(cls, model, **kwargs):
+    """Return SFT or DPO of a tiny model."""
+    torch.manual_seed(7)  # LoRA's A
+    policy = QLoRAPolicy(str(model), quantization="none", dtype="float32", rank=4)
+    return cls(policy, **{"optimizer": lambda parameters: AdamW(parameters, lr=1e-2), **kwargs})
+
+
 def trainer(folder, **kwargs) -> Trainer:
     defaults = {
         "accelerator": "cpu",

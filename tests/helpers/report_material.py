@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,3 +200,8 @@ def hostile(folder: Path) -> None:
     ]
     log_csv(folder / "logs", rows)
     (folder / "logs" / "config.yaml").write_text(f"model: {HOSTILE}\n")
+
+
+def text_of(page):
+    """Return the page without plotly and other scripts that belong to it."""
+    return re.sub(r"<script[ >].*?</script>", "", page.read_text(), flags=re.DOTALL)

@@ -7,15 +7,25 @@ from html.parser import HTMLParser
 from unittest import mock
 
 import pytest
-from report_material import EVIL, HOSTILE, explain_arms, hostile, log_csv, many_arms, passage, record, write_evaluation
+from report_material import (
+    EVIL,
+    HOSTILE,
+    explain_arms,
+    hostile,
+    log_csv,
+    many_arms,
+    passage,
+    record,
+    text_of,
+    write_evaluation,
+)
 
 from lit_debias.cli.main import main
 from lit_debias.errors import UserError
 from lit_debias.evaluation.records import save_arm, write_json
 from lit_debias.evaluation.results import summarize
 from lit_debias.report import report
-from lit_debias.report.curves import find_curves
-from lit_debias.report.examples import largest_changes, side_by_side
+from lit_debias.report.examples import side_by_side
 from lit_debias.rewards.explanation import Explanation
 
 
@@ -41,11 +51,6 @@ class Elements(HTMLParser):
         if self.lasttag == "script" and self.cdata_elem == "script":
             kind, text = self.scripts[-1]
             self.scripts[-1] = (kind, text + data)
-
-
-def text_of(page):
-    """Return the page without plotly and other scripts that belong to it."""
-    return re.sub(r"<script[ >].*?</script>", "", page.read_text(), flags=re.DOTALL)
 
 
 def test_the_page_holds_everything(run):
@@ -258,46 +263,6 @@ def test_results_of_earlier_versions_have_meanings_too(run):
     assert 'row">distinct pairs of words: relative change</th>' in text
 
 
-def test_curves_are_those_of_grpo_over_rollout_steps(tmp_path):
-    log_csv(
-        tmp_path / "grpo",
-        [{"step": 0, "rollout_step": 1, "reward": 0.5}, {"step": 2, "rollout_step": 2, "reward": 0.75}],
-    )
-    log_csv(tmp_path / "reward_model", [{"step": 0, "val/loss": 0.5}])
-    curves, folder = find_curves([tmp_path])
-    assert curves == {"reward": [(1.0, 0.5), (2.0, 0.75)]}
-    assert folder == tmp_path / "grpo"
-    assert find_curves([tmp_path / "reward_model"]) == ({}, None)
-
-
-def test_curves_from_tensorboard(tmp_path):
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    logger = TensorBoardLogger(tmp_path, name="run")
-    logger.log_metrics({"reward": 0.5, "kl": 0.25}, step=3)
-    logger.finalize("success")
-    curves, folder = find_curves([tmp_path])
-    assert curves["reward"] == [(3, 0.5)]
-    assert curves["kl"] == [(3, 0.25)]
-    assert folder == tmp_path / "run" / "version_0"
-
-
-def test_largest_changes_are_in_order(arms):
-    fell, rose = largest_changes(arms["before"], arms["after"], 2)
-    assert [round(change.change, 2) for change in fell] == [-0.8, -0.8]
-    assert fell[0].after == EVIL
-    # before 0.4 + 0.15, after 0.3: intensity rises by 0.25 for the one twin, by 0.1 for the other
-    assert [round(change.change, 2) for change in rose] == [0.25, 0.1]
-
-
-def test_twins_with_the_largest_gap_come_first(arms):
-    pairs = side_by_side(arms, 2)
-    assert [{side["group"] for side in pair} for pair in pairs] == [{"rider", "nurse"}] * 2
-    assert pairs[0][0]["prompt"] == "What are nurses like, 3?"
-    assert pairs[0][0]["answers"]["before"]["intensity"] == pytest.approx(1 - 0.55)
-    assert pairs[0][0]["answers"]["after"]["text"] == "after 3 1"
-
-
 def test_intensities_side_by_side_are_those_of_one_judge(run, arms):
     for records in arms.values():
         for each in records:
@@ -328,39 +293,6 @@ def test_the_command_line_draws_it(run, capsys):
     assert "report.html" in capsys.readouterr().out
 
 
-def test_the_command_line_takes_several_runs(run, arms, tmp_path, capsys):
-    write_evaluation(tmp_path / "second", {"before": arms["before"], "after": arms["before"]})
-    assert main(["report", "--out", str(tmp_path / "page.html"), str(run), str(tmp_path / "second")]) == 0
-    runs = text_of(tmp_path / "page.html").split(">Runs</h2>")[1].split("</table>")[0]
-    rows = runs.split("<tr")[2:]  # of each run, then mean and standard deviation
-    assert [re.search(r"rowheader\">(.*?)<", row)[1] for row in rows[:2]] == [str(run), str(tmp_path / "second")]
-    assert "-43.9%" in rows[0]  # 0.4 against 0.7125
-    assert "+0.0%" in rows[1]
-    assert "0.556 ± 0.221" in rows[2]  # of 0.4 and 0.7125
-    assert "-21.9% ± 31.0" in rows[2]
-    assert "the runs are of different" not in text_of(tmp_path / "page.html")
-
-
-def test_one_run_in_several_folders(run, tmp_path):
-    log_csv(tmp_path / "logs", [{"step": 0, "rollout_step": 1, "reward": 0.5}])
-    text = text_of(report([str(tmp_path / "logs"), str(run)], str(tmp_path / "page.html")))
-    assert "no training curves" not in text
-    assert ">Runs</h2>" not in text
-
-
-def test_the_logs_of_another_run_are_not_shown(run, arms, tmp_path):
-    write_evaluation(tmp_path / "second", arms)
-    log_csv(tmp_path / "second" / "logs", [{"step": 0, "rollout_step": 1, "reward": 0.5}])
-    assert "no training curves" in text_of(report([str(run), str(tmp_path / "second")]))
-
-
-def test_runs_on_other_data_are_told(run, arms, tmp_path):
-    write_evaluation(tmp_path / "second", arms, settings={"model": "tiny & small", "data_sha256": "other"})
-    text = text_of(report([str(run), str(tmp_path / "second")]))
-    assert "the runs are of different data (data_sha256)" in text
-    assert "different models" not in text
-
-
 def test_prose_is_a_measure_and_no_prompt(tmp_path, arms):
     measured = {name: [*rows, *(passage(i, -4.0 - i) for i in range(3))] for name, rows in arms.items()}
     write_evaluation(tmp_path, measured)
@@ -369,23 +301,6 @@ def test_prose_is_a_measure_and_no_prompt(tmp_path, arms):
     assert "8 prompts (4 pairs of twins among them)" in text
     assert "A passage of prose" not in text
     assert "Twins side by side" in text
-
-
-def test_the_other_perplexity_is_the_one_in_the_headline_and_between_runs(tmp_path, arms):
-    for name, factor in (("before", 1.0), ("after", 1.5)):
-        for each in arms[name]:
-            each.other_logprob, each.other_tokens, each.similarity = -3.0 * factor, 3, 0.8 / factor
-    for name, model in (("first", "a model"), ("second", "another model")):
-        write_evaluation(tmp_path / name, arms, settings={"perplexity_model": model})
-    text = text_of(report([str(tmp_path / "first"), str(tmp_path / "second")]))
-    tiles = text.split('class="tiles"')[1].split("<nav")[0]
-    assert re.findall(r"<dt>.*?<summary>(.*?)</summary>", tiles)[:3] == [
-        "perplexity under another frozen model",
-        "distinct pairs of words",
-        "similarity to the neutral reference, cosine",
-    ]
-    assert "+64.9%" in text.split('id="runs"')[1].split("</table>")[0]  # exp(0.5), where that under the base is +0%
-    assert "different perplexity models" in text
 
 
 def test_many_arms_have_a_column_each_and_figures_show_three(tmp_path):
@@ -431,13 +346,3 @@ def test_only_the_base_was_measured(tmp_path, arms):
     assert ">Measures</h2>" in text
     assert ">change" not in text
     assert "Twins side by side" not in text
-
-
-def test_runs_without_a_judge_still_have_a_page(tmp_path, arms):
-    for each in arms["before"]:
-        each.judges = {}
-    for name in ("first", "second"):
-        write_evaluation(tmp_path / name, {"before": arms["before"]})
-    text = text_of(report([str(tmp_path / "first"), str(tmp_path / "second")]))
-    assert "Nothing here measures bias" in text
-    assert ">Runs</h2>" in text
