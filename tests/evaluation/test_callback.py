@@ -13,6 +13,8 @@ from grpo_runs import Vowels, adapter_of, assert_same, grpo, prompts, trainer  #
 from lightning import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from prompt_files import write as write_rows
+from public_data import write_crows
 
 from lit_debias import SFT, EvaluationCallback, LocalEngine, QLoRAPolicy, UserError, evaluate
 from lit_debias.data import PromptDataModule
@@ -303,6 +305,18 @@ def test_a_prompt_that_is_too_long_is_said_before_the_first_step(tiny_model, pro
         fit(module, prompts, tmp_path, EvaluationCallback(["length"], data=str(long)))
 
 
+def test_what_a_run_learns_from_measures_nothing(tiny_model, prompts, tmp_path):
+    with pytest.raises(UserError, match="EvaluationCallback: data: it would be measured on prompts that it learns"):
+        fit(grpo(tiny_model), prompts, tmp_path, EvaluationCallback(["length"], data=str(prompts)))
+    write_crows(tmp_path)
+    with (tmp_path / "crows_pairs" / "crows_pairs_anonymized.csv").open() as file:
+        sentences = [row["sent_more"] for row in csv.DictReader(file)]
+    learned = write_rows(tmp_path / "learned.jsonl", [{"prompt": sentence} for sentence in sentences])
+    look = EvaluationCallback(["crows_pairs"], benchmark_data=str(tmp_path))
+    with pytest.raises(UserError, match="'crows_pairs' would measure nothing, as the policy learns from it"):
+        fit(grpo(tiny_model), learned, tmp_path, look)
+
+
 def test_what_has_no_policy_is_refused(data, tmp_path):
     with pytest.raises(UserError, match="a policy that GRPO, SFT or DPO trains"):
         EvaluationCallback(["length"], data=data).setup(trainer(tmp_path), LightningModule(), "fit")
@@ -310,7 +324,7 @@ def test_what_has_no_policy_is_refused(data, tmp_path):
 
 def test_a_run_from_yaml_measures(config, tmp_path, capsys):
     options = {"measures": ["length", "prose_perplexity"], "every_n_steps": 2, "limit": 2}
-    options["data"] = config["data"]["init_args"]["path"]
+    options["data"] = str(write_rows(tmp_path / "held_out.jsonl", [{"prompt": f"Who came on day {n}?"} for n in "ab"]))
     config["trainer"]["callbacks"] = [{"class_path": "EvaluationCallback", "init_args": options}]
     assert run("fit", "-c", write(tmp_path, config)) == 0
     with open(tmp_path / "logs/x/version_0/metrics.csv", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from lit_debias.benchmark.public import CrowsPairs, StereoSet
 from lit_debias.benchmark.public.pairs import SOURCES, with_blank
 from lit_debias.data import PromptDataModule
 from lit_debias.evaluation.arms import Arm
-from lit_debias.evaluation.contamination import contaminated, trained_on
+from lit_debias.evaluation.contamination import contaminated, learned_prompts, trained_on
 from lit_debias.export.record import data_record
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support.sketch import SIZE, overlap, sketch, strings_in
@@ -135,6 +135,33 @@ def test_what_was_trained_on_is_found_by_its_sentences_and_by_its_name(public, t
     assert contaminated(chance, asked) == {}
     assert contaminated([Arm("before")], asked) == {}
     assert contaminated([Arm("after", str(tmp_path))], asked) == {}  # another tool wrote it
+
+
+def test_prompts_that_an_adapter_learned_from_are_found(tmp_path):
+    prompts = [f"Who was late on day {n}? Answer in one sentence." for n in "abcdefghijklmnopqrs"]
+    learned = adapter_of(tmp_path / "a", name="mine.jsonl", texts=sketch(prompts[:3]))
+    assert learned_prompts(learned, prompts) == "4 of 20 sentences that were looked up are in 'mine.jsonl'"
+    assert learned_prompts(adapter_of(tmp_path / "b", name="m", texts=sketch(prompts[:1])), prompts[:1]) is not None
+    few = adapter_of(tmp_path / "c", name="m", texts=sketch([prompts[0].split("?")[0] + "?"]))
+    assert learned_prompts(few, prompts) is None  # one sentence may be there by chance
+    shared = adapter_of(tmp_path / "d", name="m", texts=sketch(["Who was late on day a? Answer in one sentence."]))
+    assert learned_prompts(shared, [f"{n} is a new day. {prompts[0]}" for n in map("day{}".format, range(60))]) is None
+    assert learned_prompts([Arm("before")], prompts) is None
+
+
+def test_an_evaluation_says_that_it_asks_what_was_trained_on(tiny_model, data, tmp_path):
+    module = DPO(QLoRAPolicy(str(tiny_model), quantization="none", dtype="float32", rank=4))
+    learned = PromptDataModule(data, train_split="test_group", val_splits=None, batch_size=2)
+    trainer(tmp_path, max_steps=1).fit(module, learned)
+    module.save_adapter(tmp_path / "adapter")
+    options = {"adapter": str(tmp_path / "adapter"), "system_prompt": None, "judges": None, "limit": 6}
+    same = run(tiny_model, data, tmp_path / "same", **options)
+    [note] = [note for note in same["notes"] if "was trained on prompts" in note]
+    assert note.startswith("after was trained on prompts that it is asked here: ")
+    assert "sentences that were looked up are in" in note
+    others = write(tmp_path / "others.jsonl", [{"prompt": f"Who will come on day {n}?"} for n in "abcd"])
+    held_out = run(tiny_model, str(others), tmp_path / "held_out", **options, splits=None)
+    assert not [note for note in held_out["notes"] if "was trained on" in note]
 
 
 def test_the_diagonal_is_no_measurement(tiny_model, data, public, tmp_path, capsys):

@@ -90,7 +90,7 @@ def run(model: str, folder: Path, devices: str, name: str) -> None:
     torch.manual_seed(7)
     module = build(name, model)
     prompts = str(folder / "prompts.jsonl")
-    look = EvaluationCallback(["preference_margin", "length"], 1, prompts, bootstrap=20)
+    look = EvaluationCallback(["preference_margin", "length"], 1, str(folder / "held_out.jsonl"), bootstrap=20)
     trainer = Trainer(
         accelerator="cpu",
         devices=int(devices),

@@ -27,7 +27,9 @@ def found(tiny_model, tmp_path_factory):
         {"prompt": f"people from {p} are", "reference": "judged " * n, "biased": "kind"}
         for n, p in enumerate("abcdefgh", 1)
     ]
-    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    held_out = [row | {"prompt": row["prompt"].replace("people", "cooks")} for row in rows]
+    for name, written in {"prompts": rows, "held_out": held_out}.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in written))
     path = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("PL_GLOBAL_SEED", None)  # another test's, with which Lightning's launcher would seed again

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from lit_debias.evaluation.benchmarked import add_figures
-from lit_debias.evaluation.contamination import contaminated, notes_of, trained_on
+from lit_debias.evaluation.contamination import contaminated, learned_prompts, notes_of, trained_on
 from lit_debias.evaluation.needs import not_measured, notes
 from lit_debias.evaluation.opinions import add_opinions
 from lit_debias.evaluation.prepare import Plan
@@ -69,6 +69,8 @@ def results_of(plan: Plan, measured: Measured) -> dict[str, Any]:
     summary = summarize(measured.records, settings.bootstrap, settings.seed)
     learned = {name: trained_on(arms) for name, arms in plan.arms.items()}
     known = {name: contaminated(arms, plan.benchmarks.samples) for name, arms in plan.arms.items()}
+    asked = [row["prompt"] for row in plan.rows]
+    prompts = {name: learned_prompts(arms, asked) for name, arms in plan.arms.items()}
     results = {
         **summary,
         "trained_on": {name: names for name, names in learned.items() if names},
@@ -83,7 +85,7 @@ def results_of(plan: Plan, measured: Measured) -> dict[str, Any]:
             "bootstrap": settings.bootstrap,
         },
         "fingerprints": measured.fingerprints,
-        "notes": measured.notes + notes(plan.asked, plan.all_rows) + plan.benchmarks.notes + notes_of(known),
+        "notes": measured.notes + notes(plan.asked, plan.all_rows) + plan.benchmarks.notes + notes_of(known, prompts),
         **provenance(),
     }
     readers = {"perplexity_other": settings.perplexity_model, "similarity": settings.similarity_model}

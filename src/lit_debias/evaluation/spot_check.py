@@ -12,13 +12,23 @@ from lit_debias.data.images import Images
 from lit_debias.data.tables import Row
 from lit_debias.errors import UserError, did_you_mean
 from lit_debias.evaluation.benchmarked import PublicBenchmarks
+from lit_debias.evaluation.contamination import refuse_learned
 from lit_debias.evaluation.examiner import PARTS, Examiner, has_preference
 from lit_debias.evaluation.measures import MEASURES, Estimates, measure, word_budgets
 from lit_debias.evaluation.needs import Asked, obstacle
-from lit_debias.evaluation.prompts import BIAS_KINDS, GENERATED_KINDS, available, choose_splits, draw, read_prompts
+from lit_debias.evaluation.prompts import (
+    BIAS_KINDS,
+    GENERATED_KINDS,
+    PROSE,
+    available,
+    choose_splits,
+    draw,
+    read_prompts,
+)
 from lit_debias.evaluation.prose import prose_rows, read_prose
 from lit_debias.evaluation.readable import check_all
 from lit_debias.evaluation.results import bootstrap_of
+from lit_debias.export.record import Record
 from lit_debias.models.probing.probe import without_adapter_dropout
 from lit_debias.plugins.benchmarks import benchmark_classes
 from lit_debias.policy.policy import Policy
@@ -139,6 +149,11 @@ class SpotCheck:
         """Raise :class:`UserError` where a loaded policy cannot read what it will be asked."""
         if self.rows:
             check_all(policy, self.rows, self.examiner)
+
+    def check_unseen(self, data: Record, adapter: str | None) -> None:
+        """Raise :class:`UserError` where a run would learn from what it will be asked; see :func:`refuse_learned`."""
+        prompts = [row["prompt"] for row in self.rows if row["prompt_kind"] != PROSE]
+        refuse_learned(prompts, self.benchmarks.samples, data, adapter)
 
     def figures(self, policy: Policy) -> Estimates:
         """Return every figure of the prompts and benchmarks, of a policy as it is now, without dropout."""
