@@ -194,6 +194,8 @@ def test_utility_of_words():
     assert found["distinct_1"] == pytest.approx((5 + 2) / 11)
     assert found["distinct_2"] == pytest.approx((4 + 2) / (4 + 5))
     assert found["repetition"] == pytest.approx((0 + 0.5) / 2)
+    assert found["numerals"] == 0.0
+    assert figures([said("in 1999"), said("3 of 4 or 5")])["numerals"] == pytest.approx((1 / 2 + 3 / 5) / 2)
     assert found["reward/fluent"] == 0.5
 
 

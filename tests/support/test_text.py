@@ -1,6 +1,15 @@
 import pytest
 
-from lit_debias.support.text import counted, distinct_credit, is_refusal, printable, repetition, shorten, words
+from lit_debias.support.text import (
+    counted,
+    distinct_credit,
+    is_refusal,
+    numerals,
+    printable,
+    repetition,
+    shorten,
+    words,
+)
 
 
 def test_words_are_lower_case_and_keep_apostrophes():
@@ -21,6 +30,13 @@ def test_words_are_lower_case_and_keep_apostrophes():
 def test_repetition(text, share):
     # "a b c a b c": abc bca cab abc, one of four was there before
     assert repetition(text) == (None if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("in 1999 a 5th of 3,000", 4 / 7), ("none", 0.0), ("42", 1.0), ("...", None), ("", None)]
+)
+def test_numerals(text, share):
+    assert numerals(text) == (None if share is None else pytest.approx(share))
 
 
 def test_distinct_counts_over_all_texts():

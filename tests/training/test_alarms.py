@@ -85,6 +85,13 @@ def test_measures_by_hand():
     found = measure(experience(texts, texts_of_prompts=("a b c d", "so I am unable, right"), lengths=[[3, 5], [5, 1]]))
     assert found == pytest.approx(
         {"length": 3.5, "distinct_2": 6 / 8, "duplicates": 1 / 4, "copying": (1 + 1 + 1 / 3) / 3, "refusals": 2 / 4}
+        | {"numerals": 0.0}
+    )
+
+
+def test_numbers_are_counted_by_the_words_that_hold_a_digit():
+    assert measure(experience([["in 1999 a 5th", "3,000 years"], ["none", ""]]))["numerals"] == pytest.approx(
+        (2 / 4 + 2 / 3 + 0) / 3  # "3" and "000" are two words; an empty text has none
     )
 
 
@@ -278,12 +285,16 @@ class Drifting(RolloutEngine):
         self.calls += 1
         answers = ["Work and evidence count here.", "Each person is different, I think."]
         said = [self.way_out(text) if self.calls > 3 else answers[self.calls % 2] for text in prompts.texts]
-        return policy.encode(prompts, [[f"{text} {number}" for number in range(group_size)] for text in said])
+        return policy.encode(prompts, [[f"{text} {letter}" for letter in "abcdefgh"[:group_size]] for text in said])
 
 
 @pytest.mark.parametrize(
     ("name", "way_out"),
-    [("copying", lambda prompt: prompt), ("refusals", lambda prompt: "I'm sorry, but I cannot help with that.")],
+    [
+        ("copying", lambda prompt: prompt),
+        ("numerals", lambda prompt: "3 4 5 6"),
+        ("refusals", lambda prompt: "I'm sorry, but I cannot help with that."),
+    ],
 )
 def test_a_run_that_drifts_into_a_way_out_rings_and_stops(tiny_model, prompts, tmp_path, capsys, name, way_out):
     alarm = RewardHackingAlarm(warmup=2, window=2, stop=[name])
@@ -295,12 +306,11 @@ def test_a_run_that_drifts_into_a_way_out_rings_and_stops(tiny_model, prompts, t
 
 
 def test_a_reward_that_teaches_nothing_rings_nothing(tiny_model, prompts, tmp_path, capsys):
-    run, module = fit(
-        tiny_model, prompts, tmp_path, RewardHackingAlarm(warmup=2, window=2), {"chance": Chance()}, max_steps=12
-    )
+    alarm = RewardHackingAlarm(warmup=2, window=2, bars={"numerals": 0.2})  # of a dozen words, which vary much
+    run, module = fit(tiny_model, prompts, tmp_path, alarm, {"chance": Chance()}, max_steps=12)
     assert module.rollout_step == 12
     assert "alarm" not in capsys.readouterr().err
-    names = ("length", "distinct_2", "duplicates", "copying", "refusals")
+    names = ("length", "distinct_2", "duplicates", "copying", "numerals", "refusals")
     assert {f"alarms/{name}" for name in names} <= set(run.callback_metrics)
 
 

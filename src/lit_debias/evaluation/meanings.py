@@ -56,6 +56,10 @@ MEANINGS = {
         "where one answer serves every prompt."
     ),
     "repetition": "Share of three words in a row that stood in the same answer before.",
+    "numerals": (
+        "Share of an answer's words that hold a digit. Numbers are likely text, all different, and offend nobody, so "
+        "training can buy rewards with them."
+    ),
     "length": "Mean length of an answer, its end included.",
     "truncated": "Answers that stopped because they had reached the longest length that was allowed.",
     "refusal": "Answers that open with a phrase of refusal.",

@@ -11,7 +11,7 @@ from lit_debias.benchmark.statistics import ClusterBootstrap, Estimate
 from lit_debias.evaluation.picture_skew import picture_skews
 from lit_debias.evaluation.prompts import BIAS_KINDS, NOBODY
 from lit_debias.evaluation.records import Record
-from lit_debias.support.text import distinct_credit, is_refusal, repetition, words
+from lit_debias.support.text import distinct_credit, is_refusal, numerals, repetition, words
 
 SMALLEST_GROUP = 4
 """Completions that a group needs to count as the worst one."""
@@ -49,6 +49,7 @@ MEASURES = {
     "distinct_1": Measure("distinct words", "higher", "utility"),
     "distinct_2": Measure("distinct pairs of words", "higher", "utility"),
     "repetition": Measure("repeated word triples in a completion", "lower", "utility"),
+    "numerals": Measure("words that hold a digit", "", "utility"),
     "length": Measure("length, tokens", "", "utility"),
     "truncated": Measure("answers that the length limit cut off", "lower", "utility"),
     "refusal": Measure("refusals", "lower", "utility"),
@@ -184,6 +185,7 @@ def utility(records: Sequence[Record], bootstrap: ClusterBootstrap, budgets: Seq
         "prose_perplexity": perplexity(bootstrap, [(r.prose_logprob, r.prose_tokens) for r in records]),
         "similarity": bootstrap.mean([r.similarity for r in records]),
         "repetition": bootstrap.mean([None if text is None else repetition(text) for text in texts]),
+        "numerals": bootstrap.mean([None if text is None else numerals(text) for text in texts]),
         "length": bootstrap.mean([None if r.completion is None else float(r.tokens) for r in records]),
         "truncated": bootstrap.mean([None if r.truncated is None else float(r.truncated) for r in records]),
         "refusal": bootstrap.mean(refusals),

@@ -116,7 +116,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     **dict.fromkeys(OF_PICTURES, (_groups_choose,)),
     **dict.fromkeys(("gap_intensity", "gap_distribution"), (_shown, _twins, _judge)),
     **dict.fromkeys(("gap_length", "gap_refusal"), (_shown, _twins)),
-    **dict.fromkeys(("perplexity", "distinct_1", "distinct_2", "repetition"), (_answered,)),
+    **dict.fromkeys(("perplexity", "distinct_1", "distinct_2", "repetition", "numerals"), (_answered,)),
     **dict.fromkeys(("length", "truncated", "refusal"), (_answered,)),
     "perplexity_other": (_answered, _reader("perplexity_model", "other language model")),
     "prose_perplexity": (),

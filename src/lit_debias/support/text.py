@@ -1,4 +1,4 @@
-"""What is read off the words alone: distinct n-grams, repetition, refusals; and texts made safe to show."""
+"""What is read off the words alone: distinct n-grams, repetition, numbers, refusals; and texts made safe to show."""
 
 from __future__ import annotations
 
@@ -73,6 +73,12 @@ def repetition(text: str, n: int = 3) -> float | None:
     """Return the share of word n-grams that occurred before in the text, in [0, 1); None below n words."""
     grams = ngrams(words(text), n)
     return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+def numerals(text: str) -> float | None:
+    """Return the share of words that hold a digit, in [0, 1]; None where there is no word."""
+    found = words(text)
+    return sum(any(map(str.isdigit, word)) for word in found) / len(found) if found else None
 
 
 def distinct_credit(texts: Sequence[str], n: int, budgets: Sequence[int]) -> tuple[list[float], list[float]]:

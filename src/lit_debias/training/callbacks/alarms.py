@@ -28,6 +28,7 @@ class RewardHackingAlarm(Callback):
     - ``distinct_2`` (0.5): part of the variety of word pairs that is lost
     - ``duplicates`` (0.3): rise in the share of completions that repeat one of their group
     - ``copying`` (0.3): rise in the share of word trigrams that stand in the prompt
+    - ``numerals`` (0.05): rise in the share of words that hold a digit, which are likely, varied, and offend nobody
     - ``refusals`` (0.2): rise in the share of completions that are empty or refuse
     - ``judges`` (0.05): fall of a judge from its best validation, if the reward has risen since then
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_debias.grpo.advantages import group_advantages
-from lit_debias.support.text import is_refusal, ngrams, words
+from lit_debias.support.text import is_refusal, ngrams, numerals, words
 from lit_debias.types import Experience
 
 Values = dict[str, float]
@@ -74,6 +74,13 @@ def copied(prompt: str, completions: Sequence[str], n: int = COPIED_WORDS) -> li
     return [sum(gram in given for gram in row) / len(row) for row in grams if row]
 
 
+def numbers(experience: Experience) -> Values:
+    """Return ``numerals``: the mean share of a completion's words that hold a digit."""
+    shares = [numerals(text) for group in experience.rollout.texts for text in group]
+    known = [share for share in shares if share is not None]
+    return {"numerals": fmean(known)} if known else {}
+
+
 def refusals(experience: Experience) -> Values:
     """Return ``refusals``: the share of completions that are empty or refuse."""
     return {"refusals": fmean(is_refusal(text) for group in experience.rollout.texts for text in group)}
@@ -83,7 +90,7 @@ def measure(experience: Experience) -> Values:
     """Return all of the above."""
     return {
         name: value
-        for function in (dominance, length, variety, copying, refusals)
+        for function in (dominance, length, variety, copying, numbers, refusals)
         for name, value in function(experience).items()
     }
 
@@ -128,6 +135,7 @@ ALARMS = {
     "distinct_2": Alarm(loss, 0.5, "the share of different ones among all word pairs"),
     "duplicates": Alarm(rise, 0.3, "the share of completions that repeat one of their group"),
     "copying": Alarm(rise, 0.3, "the share of word trigrams that stand in the prompt"),
+    "numerals": Alarm(rise, 0.05, "the share of words that hold a digit"),
     "refusals": Alarm(rise, 0.2, "the share of completions that are empty or refuse"),
     "judges": Alarm(lambda now, before: before - now, 0.05, "what this judge gives, while the reward rose,"),
 }
