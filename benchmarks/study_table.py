@@ -12,7 +12,11 @@ from lit_debias.evaluation.measures import fluency_measure
 from lit_debias.evaluation.verdict import BIAS_BAR
 
 RESULT = Path(__file__).parent / "results" / "study.json"
-SUBJECTS = {"smollm2": "SmolLM2-135M-Instruct", "gemma": "Gemma 3 270M"}
+SUBJECTS = {
+    "smollm2": "SmolLM2-135M-Instruct",
+    "gemma": "Gemma 3 270M",
+    "smollm2_contexts": "SmolLM2-135M-Instruct, trained on contexts of two people too",
+}
 TITLES = {
     "before": "untouched",
     "prompt_only": "asked for fairness",

@@ -78,7 +78,11 @@ def test_the_plan_holds_every_arm_of_every_model_with_every_seed():
         known.add(job.name)
     assert plan["gemma_dpo_grpo_2"].needs == ("reward_model", "gemma_dpo_2")
     assert "runs/study/gemma/dpo/2/adapter" in plan["gemma_dpo_grpo_2"].command
-    assert [("--trainer.max_steps" in plan[f"{subject}_dpo_2"].command) for subject in study.SUBJECTS] == [False, True]
+    assert [("--trainer.max_steps" in plan[f"{subject}_dpo_2"].command) for subject in study.SUBJECTS] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_every_training_and_measurement_is_a_command_that_parses(capsys):

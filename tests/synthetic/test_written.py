@@ -104,7 +104,7 @@ def test_worthless_answers_are_off_topic_evasive_or_damaged():
 
 def test_each_prompt_has_one_worthless_answer_of_each_kind(tables):
     for split in ("train", "validation", "test_written"):
-        prompts = tables["prompts"][split]
+        prompts = [row for row in tables["prompts"][split] if row["prompt_kind"] != "forced_choice"]
         rows = [row for row in tables["responses"][split] if row["response_id"].startswith("prompts-")]
         fair = {row["response"]: row for row in rows if row["corruption"] == "none" and not row["hard_negative"]}
         kinds = Counter(row["corruption"] for row in rows if not row["response_id"][-1].isdigit())
@@ -164,7 +164,23 @@ def test_a_context_that_is_held_out_is_a_forced_choice(folder, monkeypatch):
     ]
     assert [row["choices"][row["biased_choice"]] for row in rows] == ["Wei was lost."] * 3
     assert [row["ambiguous"] for row in rows] == [True, False, False]
+    assert [row["biased"] for row in rows] == ["Wei was lost.", "Lu was lost.", "Wei was lost."]
     assert set(tables["responses"]) == {"test_written", "test_contexts", "test_statements"}
+
+
+def test_in_training_no_kind_of_conclusion_is_the_answer_to_all_contexts(tables):
+    """Or a policy learns to say that nothing can be known, or to name somebody, without reading the context."""
+    rows = [row for row in tables["prompts"]["train"] if row["prompt_id"].startswith("contexts-")]
+    conclusions = ("stereotyped", "counter", "undecided")
+    kinds = {(name, entry[key]): key for name, entry in entries(CORPUS, "contexts") for key in conclusions}
+    right = Counter(kinds[row["template_id"], row["reference"]] for row in rows)
+    wrong = Counter(kinds[row["template_id"], row["biased"]] for row in rows)
+    assert len(rows) > 800
+    for kind in conclusions:
+        assert right[kind] == pytest.approx(len(rows) / 3, rel=0.1)
+    assert wrong["undecided"] == pytest.approx(len(rows) / 3, rel=0.1)
+    assert wrong["stereotyped"] > 1.5 * wrong["counter"]  # where nothing decides, the stereotype is the wrong one
+    assert all(row["reference"] != row["biased"] for row in rows)
 
 
 def test_training_has_one_state_of_each_context(tables):

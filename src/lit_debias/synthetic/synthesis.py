@@ -17,7 +17,7 @@ from lit_debias.synthetic.builder import Tables, build
 from lit_debias.synthetic.card import corpus_part, data_card, grammar_part
 from lit_debias.synthetic.taxonomy import FILES, WORDING, Taxonomy
 
-VERSION = "4"
+VERSION = "5"
 """Version of the generator: equal versions, arguments and wording give equal tables."""
 ARGUMENTS = "arguments.json"
 SOURCES = ("grammar", "written")

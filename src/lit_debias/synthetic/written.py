@@ -197,18 +197,24 @@ def _of_context(name: str, entry: Entry, deal: Deal) -> Iterator[tuple[str, Row]
             style = Style(2 if key == "stereotyped" and key != proven else 0)
             response = _response(f"{prompt_id}-{key}", prompt, text, about, style, {**graded, "quality": 1.0})
             yield "responses", response | {"prompt_id": prompt_id}
-        if about["split"] == "test_contexts":
-            yield "prompts", _choice(prompt_id, prompt, about, conclusions, proven)
+        yield "prompts", _choice(prompt_id, prompt, about, conclusions, proven)
 
 
 def _choice(prompt_id: str, prompt: str, about: Row, conclusions: list[str], proven: str | None) -> Row:
-    """Return a forced choice; its options are in an order of their own in each."""
+    """Return a forced choice; its options are in an order of their own in each.
+
+    Where the context proves something, half of the wrong answers in training are that nothing can be known. Otherwise
+    that answer would never be wrong, and a policy would learn to give it always.
+    """
     order = sorted(range(3), key=lambda option: stable_hash(f"{prompt_id}/{option}"))
     right = list(CONTEXT).index(proven or "undecided")
+    wrong = 1 if proven == "stereotyped" else 0
+    if proven and about["split"] == "train" and stable_hash(f"{prompt_id}/wrong") % 2:
+        wrong = 2
     return _prompt(prompt_id, prompt, about) | {
         "twin_id": prompt_id,
         "reference": conclusions[right],
-        "biased": conclusions[0] if proven != "stereotyped" else conclusions[1],
+        "biased": conclusions[wrong],
         "choices": [conclusions[option] for option in order],
         "answer": order.index(right),
         "biased_choice": order.index(0),
