@@ -14,8 +14,9 @@ from lit_debias.benchmark.measuring import samples
 from lit_debias.benchmark.public import CrowsPairs, StereoSet
 from lit_debias.benchmark.public.pairs import SOURCES, with_blank
 from lit_debias.data import PromptDataModule
+from lit_debias.errors import UserError
 from lit_debias.evaluation.arms import Arm
-from lit_debias.evaluation.contamination import contaminated, learned_prompts, trained_on
+from lit_debias.evaluation.contamination import contaminated, learned_prompts, refuse_learned, trained_on
 from lit_debias.export.record import data_record
 from lit_debias.policy.recipe import QLoRAPolicy
 from lit_debias.support.sketch import SIZE, overlap, sketch, strings_in
@@ -147,6 +148,20 @@ def test_prompts_that_an_adapter_learned_from_are_found(tmp_path):
     shared = adapter_of(tmp_path / "d", name="m", texts=sketch(["Who was late on day a? Answer in one sentence."]))
     assert learned_prompts(shared, [f"{n} is a new day. {prompts[0]}" for n in map("day{}".format, range(60))]) is None
     assert learned_prompts([Arm("before")], prompts) is None
+
+
+def test_what_the_adapter_learned_that_a_run_continues_is_refused_too(public, tmp_path):
+    prompts = [f"Who was late on day {n}?" for n in "abc"]
+    [earlier] = adapter_of(
+        tmp_path / "a", name="mine.jsonl", texts=sketch([*prompts, "The cook is loud.", "The nurse is loud."])
+    )
+    refuse_learned(prompts, [], {}, None)
+    with pytest.raises(
+        UserError, match=r"measured on prompts that it learns from, 3 of 3 sentences .* in 'mine.jsonl'"
+    ):
+        refuse_learned(prompts, [], {}, earlier.adapter)
+    with pytest.raises(UserError, match="'stereoset' would measure nothing"):
+        refuse_learned([], samples([StereoSet()], str(public), None, 0), {}, earlier.adapter)
 
 
 def test_an_evaluation_says_that_it_asks_what_was_trained_on(tiny_model, data, tmp_path):
