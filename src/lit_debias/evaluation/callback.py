@@ -20,7 +20,6 @@ from lit_debias.evaluation.fingerprint import check_judges
 from lit_debias.evaluation.measures import Estimates
 from lit_debias.evaluation.settings import check_numbers
 from lit_debias.evaluation.spot_check import Choice, SpotCheck, read_rows
-from lit_debias.export.record import data_record
 from lit_debias.plugins.benchmarks import benchmarks_of
 from lit_debias.policy.policy import Policy
 from lit_debias.rewards.reward import Reward
@@ -152,12 +151,11 @@ class EvaluationCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the policy can read what it is asked and does not learn from it, and load judges of one's own."""
         with _named():
-            _on_first_rank(lambda: self._load(trainer, pl_module))
+            _on_first_rank(lambda: self._load(pl_module))
 
-    def _load(self, trainer: Trainer, module: LightningModule) -> None:
+    def _load(self, module: LightningModule) -> None:
         assert isinstance(module, AdapterModule)
-        data = data_record(getattr(trainer, "datamodule", None), getattr(module, "columns", ()))
-        self.spot_check.check_unseen(data, module.policy_recipe.adapter)
+        self.spot_check.check_unseen(module.training_record()["data"], module.policy_recipe.adapter)
         self.spot_check.check(policy_of(module))
         if self.judges:
             device = module.reward_device if isinstance(module, GRPO) else None

@@ -40,7 +40,7 @@ def contaminated(replicas: Sequence[Arm], samples: Iterable[Sample]) -> dict[str
 
 def learned_prompts(replicas: Sequence[Arm], prompts: Sequence[str]) -> str | None:
     """Return in words that an arm was trained on the prompts that it is asked; None where it was not."""
-    return _prompts_among(prompts, list(_data_of(replicas)))
+    return _prompts_among(prompts, _data_of(replicas))
 
 
 def refuse_learned(prompts: Sequence[str], samples: Iterable[Sample], data: Record, adapter: str | None) -> None:
@@ -49,7 +49,7 @@ def refuse_learned(prompts: Sequence[str], samples: Iterable[Sample], data: Reco
     Args:
         prompts: What it is asked.
         samples: The benchmarks that it is asked.
-        data: What :func:`~lit_debias.export.record.data_record` says that it learns from.
+        data: What it learns from, as its training record says.
         adapter: The folder of the adapter that it continues.
 
     Raises:
@@ -93,7 +93,7 @@ def _reason(sample: Sample, data: Sequence[Record]) -> str | None:
     return None
 
 
-def _prompts_among(prompts: Sequence[str], data: Sequence[Record]) -> str | None:
+def _prompts_among(prompts: Sequence[str], data: Iterable[Record]) -> str | None:
     return next(filter(None, (_among(prompts, one, LEAST_SHARE_OF_PROMPTS) for one in data)), None)
 
 
