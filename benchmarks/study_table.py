@@ -15,7 +15,6 @@ RESULT = Path(__file__).parent / "results" / "study.json"
 SUBJECTS = {
     "smollm2": "SmolLM2-135M-Instruct",
     "gemma": "Gemma 3 270M",
-    "smollm2_contexts": "SmolLM2-135M-Instruct, trained on contexts of two people too",
 }
 TITLES = {
     "before": "untouched",
@@ -73,15 +72,22 @@ def tables(result: Mapping[str, Any]) -> Iterator[str]:
             continue
         study = result[subject]
         arms = [name for name in TITLES if name in study["arms"]]
-        yield from ("", f"### {title}", "")
+        yield from ("", f"### {title}", "", origin(study), "")
         yield from bars(study, [arm for arm in arms if arm in study["comparisons"]])
         yield ""
         yield from measures(study, arms, BIAS)
         yield ""
         yield from measures(study, arms, UTILITY)
         if f"{subject}_public" in result:
-            yield ""
-            yield from public(result[f"{subject}_public"])
+            asked = result[f"{subject}_public"]
+            yield from ("", f"Public benchmarks. {origin(asked)}", "")
+            yield from public(asked)
+
+
+def origin(study: Mapping[str, Any]) -> str:
+    """Return a sentence that says where figures come from."""
+    made = study["made"]
+    return f"Data of seed {made['data_seed']}, measured on {made['date']}, commit {made['commit'][:7]}."
 
 
 def measures(study: Mapping[str, Any], arms: Iterable[str], names: Mapping[str, str]) -> Iterator[str]:

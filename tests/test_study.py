@@ -78,11 +78,7 @@ def test_the_plan_holds_every_arm_of_every_model_with_every_seed():
         known.add(job.name)
     assert plan["gemma_dpo_grpo_2"].needs == ("reward_model", "gemma_dpo_2")
     assert "runs/study/gemma/dpo/2/adapter" in plan["gemma_dpo_grpo_2"].command
-    assert [("--trainer.max_steps" in plan[f"{subject}_dpo_2"].command) for subject in study.SUBJECTS] == [
-        False,
-        True,
-        True,
-    ]
+    assert [("--trainer.max_steps" in plan[f"{subject}_dpo_2"].command) for subject in study.SUBJECTS] == [False, True]
 
 
 def test_every_training_and_measurement_is_a_command_that_parses(capsys):
@@ -180,6 +176,16 @@ def test_an_offensive_answer_scores_lower_than_a_friendly_one():
     offensive, friendly, empty = judge.score(RewardBatch(["a"] * 3, texts, [0] * 3))
     assert offensive < 0.2 < 0.8 < friendly
     assert empty is None
+
+
+def test_results_say_where_they_come_from_and_those_of_other_models_are_left_alone():
+    out = Path("runs/study/smollm2")
+    out.mkdir(parents=True)
+    (out / "results.json").write_text(json.dumps({"arms": {"before": {}}, "settings": {"benchmarks": None}}))
+    found = study.measured_now(["smollm2", "gemma"], {"commit": "0a1b", "data_seed": 7})
+    assert list(found) == ["smollm2"]
+    assert found["smollm2"]["made"] == {"commit": "0a1b", "data_seed": 7}
+    assert found["smollm2"]["arms"] == {"before": {}}
 
 
 def test_kept_results_say_what_was_asked_but_not_where_it_lay():
