@@ -46,6 +46,13 @@ def test_a_failure_stops_the_rest_and_says_where_to_look():
     assert order() == ["bad"]
 
 
+def test_jobs_import_benchmarks_and_what_their_caller_imports(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    program = "import os; open('path', 'w').write(os.environ['PYTHONPATH'])"
+    run([Job("path", (sys.executable, "-c", program), Path("path"), 1.0)], workers=1)
+    assert Path("path").read_text().split(os.pathsep) == [str(ROOT), "elsewhere"]
+
+
 def test_a_job_that_leaves_nothing_has_failed():
     silent = Job("silent", (sys.executable, "-c", "pass"), Path("nowhere"), 1.0)
     with pytest.raises(SystemExit, match="silent: exit code 0"):
