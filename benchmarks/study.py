@@ -257,7 +257,7 @@ def missing(all_jobs: Iterable[Job]) -> list[Job]:
 
 
 def main() -> None:
-    """Say how long it takes, do it, and write ``study.json``, in which models that are not named stay as they are."""
+    """Say how long it takes, do it, and write ``study.json``, in which what was not measured now stays as it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="models to de-bias")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the training")
@@ -273,8 +273,10 @@ def main() -> None:
         return
     run(todo, args.workers)
     made = {**provenance(PACKAGES, describe_device()), "data_seed": DATA_SEED}
-    before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    RESULT.write_text(json.dumps(before | measured_now(args.subjects, made)) + "\n")
+    content = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for name in (job.name.removesuffix("_table") for job in todo if job.name.endswith("_table")):
+        content[name] = {"made": made, **condensed(json.loads((OUT / name / "results.json").read_text()))}
+    RESULT.write_text(json.dumps(content) + "\n")
     CONSOLE.print(f"written: {RESULT}; {OUT}/*/report.html")
 
 
@@ -286,15 +288,6 @@ def show(todo: Sequence[Job], workers: int) -> None:
     CONSOLE.print(table)
     total = sum(job.minutes for job in todo)
     CONSOLE.print(f"about {total / workers:.0f} minutes with {workers} workers, if each has a core of its own")
-
-
-def measured_now(subjects: Iterable[str], made: Mapping[str, object]) -> dict[str, dict]:
-    """Return what the results of models say, as ``study.json`` keeps it; ``made`` is where they come from."""
-    names = (name for subject in subjects for name in (subject, f"{subject}_public"))
-    found = {name: OUT / name / "results.json" for name in names}
-    return {
-        name: {"made": made, **condensed(json.loads(path.read_text()))} for name, path in found.items() if path.exists()
-    }
 
 
 def condensed(results: dict) -> dict:

@@ -185,14 +185,27 @@ def test_an_offensive_answer_scores_lower_than_a_friendly_one():
     assert empty is None
 
 
-def test_results_say_where_they_come_from_and_those_of_other_models_are_left_alone():
-    out = Path("runs/study/smollm2")
-    out.mkdir(parents=True)
-    (out / "results.json").write_text(json.dumps({"arms": {"before": {}}, "settings": {"benchmarks": None}}))
-    found = study.measured_now(["smollm2", "gemma"], {"commit": "0a1b", "data_seed": 7})
-    assert list(found) == ["smollm2"]
-    assert found["smollm2"]["made"] == {"commit": "0a1b", "data_seed": 7}
+def test_results_say_where_they_come_from_and_those_that_were_not_measured_now_stay(monkeypatch):
+    earlier = {"smollm2": {"made": "then"}, "smollm2_public": {"made": "then"}, "gemma": {"made": "then"}}
+    study.RESULT.parent.mkdir(parents=True)
+    study.RESULT.write_text(json.dumps(earlier))
+
+    def measure(todo, workers):
+        for name in ("smollm2", "smollm2_public"):  # the latter was left by an earlier call
+            Path(f"runs/study/{name}").mkdir(parents=True)
+            results = {"arms": {"before": {}}, "settings": {"benchmarks": None}}
+            Path(f"runs/study/{name}/results.json").write_text(json.dumps(results))
+
+    monkeypatch.setattr(study, "run", measure)
+    monkeypatch.setattr(study, "provenance", lambda *_: {"commit": "0a1b"})
+    monkeypatch.setattr(sys, "argv", ["study", "--subjects", "smollm2"])
+    study.main()
+    found = json.loads(study.RESULT.read_text())
+    assert found["smollm2"]["made"] == {"commit": "0a1b", "data_seed": study.DATA_SEED}
     assert found["smollm2"]["arms"] == {"before": {}}
+    assert {name: found[name] for name in ("smollm2_public", "gemma")} == {
+        name: {"made": "then"} for name in ("smollm2_public", "gemma")
+    }
 
 
 def test_kept_results_say_what_was_asked_but_not_where_it_lay():
